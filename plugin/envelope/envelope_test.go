@@ -265,3 +265,50 @@ func BenchmarkDecodeAndVerify(b *testing.B) {
 		}
 	}
 }
+
+// TestWorkedExample holds docs/envelope.md against the code: its message, canonical form, signed bytes and signature.
+func TestWorkedExample(t *testing.T) {
+	text, err := os.ReadFile("../../docs/envelope.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, section, _ := strings.Cut(string(text), "## Worked example")
+	var blocks []string
+	for i, part := range strings.Split(section, "```") {
+		if i%2 == 1 {
+			_, block, _ := strings.Cut(part, "\n")
+			blocks = append(blocks, strings.TrimSuffix(block, "\n"))
+		}
+	}
+	published, canonical, dump, signature := blocks[0], blocks[1], blocks[2], blocks[3]
+
+	e, err := NewDecoder().Decode([]byte(published))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := string(e.Canonical()); got != canonical {
+		t.Errorf("canonical form %q, the page says %q", got, canonical)
+	}
+	if got := fmt.Sprintf("%x", e.MAC); got != signature {
+		t.Errorf("signature %s, the page says %s", got, signature)
+	}
+	if !e.SignedBy(NewKey([]byte("supersecretkey123"))) {
+		t.Error("the page's message does not verify")
+	}
+	if !strings.Contains(section, fmt.Sprintf("these %d bytes (one line)", len(published))) {
+		t.Errorf("the page does not say that the message has %d bytes", len(published))
+	}
+	var dumped []byte
+	for line := range strings.Lines(dump) {
+		for _, field := range strings.Fields(line[6:53]) {
+			var b byte
+			if _, err := fmt.Sscanf(field, "%02x", &b); err != nil {
+				t.Fatal(err)
+			}
+			dumped = append(dumped, b)
+		}
+	}
+	if want := "sensor_001" + "1727712000" + "550e8400-e29b-41d4-a716-446655440000" + canonical; string(dumped) != want {
+		t.Errorf("the page dumps %q, signed is %q", dumped, want)
+	}
+}
