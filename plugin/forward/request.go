@@ -1,0 +1,387 @@
+package forward
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/url"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/valyala/fasthttp"
+)
+
+// The CloudEvents attributes that are the same for every message. The specification advises a reverse DNS name as the
+// prefix of a type; this project has no domain to reverse, so its own name stands in.
+const (
+	eventSpec = "1.0"
+	eventType = "mosquitto-bouncer.message.v1"
+	// maxSubject bounds ce-subject, in bytes as sent; beyond it the optional attribute is left out rather than risk
+	// the server's limit on headers.
+	maxSubject = 1024
+)
+
+const (
+	maxAnswer = 64 << 10
+	// maxIdleConn is below the keep-alive of the usual servers (Node.js and uvicorn: 5 s), so that we hang up first
+	// and no request meets a connection that the server is just closing.
+	maxIdleConn = 4 * time.Second
+	// maxConn makes a busy connection give way to one that goes where the name now points.
+	maxConn         = 5 * time.Minute
+	readBufferSize  = 16 << 10 // also bounds the headers of a response
+	writeBufferSize = 4 << 10  // a usual message fits, headers and all
+)
+
+// client is the HTTP side, shared by the couriers.
+type client struct {
+	http      *fasthttp.HostClient
+	target    target
+	timeout   time.Duration
+	userAgent string
+	bearer    string // "Bearer TOKEN" or ""
+
+	ctx    context.Context // done after hangUp
+	cancel context.CancelFunc
+
+	mu     sync.Mutex
+	conns  map[*conn]struct{} // open ones, in use or idle
+	closed bool
+}
+
+func newClient(cfg Config) (*client, error) {
+	t, err := parseTarget(cfg.URL)
+	if err != nil {
+		return nil, err
+	}
+	c := &client{target: t, timeout: cfg.Timeout, userAgent: "mosquitto-bouncer", conns: make(map[*conn]struct{})}
+	if cfg.Version != "" {
+		c.userAgent += "/" + cfg.Version
+	}
+	if !visible(c.userAgent) {
+		return nil, fmt.Errorf("version %q cannot be part of an HTTP header", cfg.Version)
+	}
+	if len(cfg.BearerToken) > 0 {
+		if c.bearer = "Bearer " + string(cfg.BearerToken); !visible(string(cfg.BearerToken)) {
+			return nil, errors.New("the bearer token holds a character that cannot be part of an HTTP header: " +
+				"only printable ASCII without spaces or line ends is allowed")
+		}
+	}
+	idle := cfg.idle
+	if idle == 0 {
+		idle = maxIdleConn
+	}
+	tlsConfig := cfg.TLS.Clone() // nil stays nil
+	if tlsConfig == nil {
+		tlsConfig = &tls.Config{}
+	}
+	tlsConfig.MinVersion = max(tlsConfig.MinVersion, tls.VersionTLS12)
+	tlsConfig.NextProtos = []string{"http/1.1"}
+	if tlsConfig.ClientSessionCache == nil {
+		// A device that reports once a minute finds the connection closed each time; resuming saves the handshake's
+		// public-key operations.
+		tlsConfig.ClientSessionCache = tls.NewLRUClientSessionCache(0)
+	}
+	c.ctx, c.cancel = context.WithCancel(context.Background())
+	c.http = &fasthttp.HostClient{
+		Addr:        fasthttp.AddMissingPort(t.host, t.scheme == "https"),
+		IsTLS:       t.scheme == "https",
+		TLSConfig:   tlsConfig,
+		DialTimeout: c.dial,
+
+		// Twice as many as requests: a connection that is being closed still counts, and fasthttp fails a request
+		// rather than let it wait.
+		MaxConns:            2 * cfg.Concurrency,
+		MaxIdleConnDuration: idle,
+		MaxConnDuration:     maxConn,
+		ConnPoolStrategy:    fasthttp.LIFO, // the surplus of a burst idles out
+
+		ReadTimeout:         cfg.Timeout,
+		WriteTimeout:        cfg.Timeout,
+		ReadBufferSize:      readBufferSize,
+		WriteBufferSize:     writeBufferSize,
+		MaxResponseBodySize: maxAnswer,
+
+		// One repetition, at once, on a connection the server has closed meanwhile; our own back-off does the rest.
+		MaxIdemponentCallAttempts: 2,
+		RetryIfErr:                c.retryStale,
+
+		NoDefaultUserAgentHeader: true,
+		DisablePathNormalizing:   true, // target has escaped it
+		SecureErrorLogMessage:    true, // no piece of a response in an error
+	}
+	return c, nil
+}
+
+// retryStale tells fasthttp to repeat a POST when the server closed the connection before the response: the
+// Idempotency-Key makes that safe. The idle connections then are most likely closed as well.
+func (c *client) retryStale(_ *fasthttp.Request, _ int, err error) (resetTimeout, retry bool) {
+	if errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) {
+		c.http.CloseIdleConnections()
+		return false, c.ctx.Err() == nil
+	}
+	return false, false
+}
+
+// dial connects by IPv4 or IPv6, whichever answers first. Unlike fasthttp's dialler it can be interrupted, and it
+// resolves the name each time.
+func (c *client) dial(addr string, timeout time.Duration) (net.Conn, error) {
+	if timeout <= 0 {
+		timeout = c.timeout
+	}
+	d := net.Dialer{Timeout: timeout}
+	nc, err := d.DialContext(c.ctx, "tcp", addr)
+	if err != nil {
+		return nil, err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		nc.Close()
+		return nil, net.ErrClosed
+	}
+	conn := &conn{Conn: nc, client: c}
+	c.conns[conn] = struct{}{}
+	return conn, nil
+}
+
+// hangUp interrupts every request, also one that is just dialling, and makes every later one fail. Nothing is left
+// behind but a goroutine of fasthttp's, which ends at the end of its sleep of at most maxIdleConn.
+func (c *client) hangUp() {
+	c.cancel()
+	c.mu.Lock()
+	c.closed = true
+	open := make([]*conn, 0, len(c.conns))
+	for conn := range c.conns {
+		open = append(open, conn)
+	}
+	c.mu.Unlock()
+	for _, conn := range open {
+		conn.Close()
+	}
+	c.http.CloseIdleConnections()
+}
+
+// conn is a connection that its client knows while it is open.
+type conn struct {
+	net.Conn
+	client *client
+}
+
+func (c *conn) Close() error {
+	c.client.mu.Lock()
+	delete(c.client.conns, c)
+	c.client.mu.Unlock()
+	return c.Conn.Close()
+}
+
+// httpCourier is the courier over HTTP: a request and a response that are used again and again.
+type httpCourier struct {
+	*client
+	req  fasthttp.Request
+	resp fasthttp.Response
+	buf  []byte
+}
+
+func (c *client) courier() *httpCourier {
+	h := &httpCourier{client: c}
+	h.req.Header.SetMethod(fasthttp.MethodPost)
+	h.req.Header.SetUserAgent(c.userAgent)
+	h.req.Header.SetContentType("application/json")
+	// Without the field any content coding would be acceptable (RFC 9110, section 12.5.3).
+	h.req.Header.Set("Accept-Encoding", "identity")
+	h.req.Header.Set("Ce-Specversion", eventSpec)
+	h.req.Header.Set("Ce-Type", eventType)
+	if c.bearer != "" {
+		h.req.Header.Set("Authorization", c.bearer)
+	}
+	return h
+}
+
+// prepare fills in what differs from message to message:
+//
+//	POST {path}
+//	Ce-Id: 550e8400-e29b-41d4-a716-446655440000
+//	Ce-Source: /devices/sensor_001
+//	Ce-Subject: device/sensor_001/data
+//	Ce-Time: 2024-09-30T16:00:00Z
+//	Idempotency-Key: "sensor_001:550e8400-e29b-41d4-a716-446655440000"
+//
+// Source and id together name the event, as CloudEvents demands. The Idempotency-Key joins the same two, so that it is
+// the same at every attempt, also after a restart. It is in quotes because draft-ietf-httpapi-idempotency-key-header
+// makes it a structured field of type String: a backend that parses it must refuse a bare word, and one that takes
+// the field's value as an opaque key does not mind the quotes.
+func (h *httpCourier) prepare(m *Message) {
+	id := strings.ToLower(m.MessageID)
+
+	h.buf = h.target.append(h.buf[:0], m.DeviceID)
+	h.req.SetRequestURIBytes(h.buf)
+
+	h.buf = appendEscaped(h.buf[:0], id)
+	h.req.Header.SetBytesV("Ce-Id", h.buf)
+
+	h.buf = appendEscaped(append(h.buf[:0], "/devices/"...), m.DeviceID)
+	h.req.Header.SetBytesV("Ce-Source", h.buf)
+
+	if h.buf = appendEscaped(h.buf[:0], m.Topic); len(h.buf) > 0 && len(h.buf) <= maxSubject {
+		h.req.Header.SetBytesV("Ce-Subject", h.buf)
+	} else {
+		h.req.Header.Del("Ce-Subject")
+	}
+
+	h.buf = time.Unix(m.Timestamp, 0).UTC().AppendFormat(h.buf[:0], time.RFC3339)
+	h.req.Header.SetBytesV("Ce-Time", h.buf)
+
+	h.buf = appendEscaped(append(h.buf[:0], '"'), m.DeviceID)
+	h.buf = append(appendEscaped(append(h.buf, ':'), id), '"')
+	h.req.Header.SetBytesV("Idempotency-Key", h.buf)
+
+	h.req.SetBodyRaw(m.Payload)
+}
+
+func (h *httpCourier) send(m *Message) (r reply) {
+	h.prepare(m)
+	start := time.Now()
+	// DoTimeout runs in this goroutine; the time-out becomes the deadlines of dialling, writing and reading.
+	r.err = h.http.DoTimeout(&h.req, &h.resp, h.timeout)
+	r.latency = time.Since(start)
+	h.req.SetBodyRaw(nil)
+	defer h.resp.Reset()
+
+	// 200 is also what StatusCode says when there was no status line, which is never the case without an error; with
+	// one, a 200 counts for nothing anyway.
+	r.status = h.resp.StatusCode()
+	if errors.Is(r.err, fasthttp.ErrBodyTooLarge) {
+		r.err = nil
+		r.unusable = fmt.Sprintf("longer than %d bytes", maxAnswer)
+	}
+	if r.err != nil && r.status == fasthttp.StatusOK {
+		r.status = 0
+	}
+	switch r.outcome() {
+	case retry:
+		r.retryAfter = parseRetryAfter(string(h.resp.Header.Peek(fasthttp.HeaderRetryAfter)), time.Now())
+	case delivered:
+		h.answer(&r)
+	}
+	return r
+}
+
+// answer copies what is to be handed on out of the response.
+func (h *httpCourier) answer(r *reply) {
+	body := h.resp.Body()
+	if len(body) == 0 || r.unusable != "" {
+		return
+	}
+	if coding := string(h.resp.Header.ContentEncoding()); coding != "" && coding != "identity" {
+		r.unusable = fmt.Sprintf("content coding %.20q", coding)
+		return
+	}
+	h.resp.Header.SetNoDefaultContentType(true)
+	r.body = append([]byte(nil), body...)
+	r.contentType = string(h.resp.Header.ContentType())
+}
+
+// placeholder stands for the device's id in Config.URL.
+const placeholder = "{device_id}"
+
+// target is Config.URL, cut at the placeholders.
+type target struct {
+	scheme, host string
+	path, query  []string // what lies between the placeholders; query is nil if there is none
+}
+
+func parseTarget(raw string) (t target, err error) {
+	// Stands in for the placeholder while net/url checks and escapes the rest.
+	const stand = "bouncer-device-id-placeholder"
+	if raw == "" {
+		return t, errors.New(`url is missing: set it to e.g. "http://localhost:5000/device/{device_id}/data"`)
+	}
+	if !visible(raw) {
+		return t, fmt.Errorf("url %q: only printable ASCII without spaces is allowed; escape the rest with %%", raw)
+	}
+	u, err := url.Parse(strings.ReplaceAll(raw, placeholder, stand))
+	if err != nil {
+		if e, ok := errors.AsType[*url.Error](err); ok {
+			err = e.Err // without the URL, which may hold a password
+		}
+		return t, fmt.Errorf("url: %w", err)
+	}
+	if u.User != nil {
+		return t, errors.New("url must not hold a user name or password: use the bearer token")
+	}
+	switch {
+	case u.Scheme != "http" && u.Scheme != "https":
+		err = errors.New("it must begin with http:// or https://")
+	case u.Hostname() == "":
+		err = errors.New("it has no host")
+	case strings.Contains(u.Host, stand) || strings.Contains(u.Host, ","):
+		err = errors.New("the host must be one fixed name or address")
+	case u.Fragment != "" || strings.HasSuffix(raw, "#"):
+		err = errors.New("a fragment (#) is never sent: remove it")
+	case strings.ContainsAny(u.Path+u.RawQuery, "{}"):
+		err = errors.New("{device_id} is the only placeholder there is")
+	}
+	if err != nil {
+		return t, fmt.Errorf("url %q: %w", raw, err)
+	}
+	t = target{scheme: u.Scheme, host: u.Host, path: strings.Split(u.EscapedPath(), stand)}
+	if u.RawQuery != "" {
+		t.query = strings.Split(u.RawQuery, stand)
+	}
+	return t, nil
+}
+
+// append appends the URL for a device.
+func (t *target) append(dst []byte, device string) []byte {
+	dst = append(append(append(dst, t.scheme...), "://"...), t.host...)
+	for i, part := range t.path {
+		if i > 0 {
+			switch device {
+			case ".", "..": // else a step in the path
+				dst = append(dst, strings.ReplaceAll(device, ".", "%2E")...)
+			default:
+				dst = append(dst, url.PathEscape(device)...)
+			}
+		}
+		dst = append(dst, part...)
+	}
+	for i, part := range t.query {
+		if i == 0 {
+			dst = append(dst, '?')
+		} else {
+			dst = append(dst, url.QueryEscape(device)...)
+		}
+		dst = append(dst, part...)
+	}
+	return dst
+}
+
+// appendEscaped appends the value of a header field. What could end it, or the quotes around it, is percent-encoded as
+// the HTTP binding of CloudEvents says (section 3.1.3.2): space, quote, percent and everything not printable ASCII;
+// the backslash too, for the sake of quoted strings.
+func appendEscaped(dst []byte, s string) []byte {
+	const hex = "0123456789ABCDEF"
+	for i := range len(s) {
+		if b := s[i]; b <= ' ' || b >= 0x7f || b == '"' || b == '%' || b == '\\' {
+			dst = append(dst, '%', hex[b>>4], hex[b&15])
+		} else {
+			dst = append(dst, b)
+		}
+	}
+	return dst
+}
+
+// visible reports whether s is printable ASCII without spaces.
+func visible(s string) bool {
+	for i := range len(s) {
+		if s[i] <= ' ' || s[i] >= 0x7f {
+			return false
+		}
+	}
+	return true
+}
