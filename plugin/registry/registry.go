@@ -1,0 +1,247 @@
+// Package registry knows the devices and their shared secrets: a [Registry] answers from memory and follows the SQLite
+// database they are kept in, a [Store] changes that database.
+//
+// The database is the one table of the Python gateway, used as it is, and what [Open] and [OpenStore] add to it by
+// versioned migrations: a table of disabled devices, and a bounded log of changes fed by triggers, whoever writes.
+// Both stand beside the devices table and not in it, so that an INSERT of another program fits however it is written,
+// and an INSERT OR REPLACE renews a disabled device's secret without enabling it.
+//
+// A database made here keeps SQLite's rollback journal; the journal mode of an existing one is left alone. With WAL,
+// even a reader must write the -shm file, and whoever opens the database first makes it and the -wal: the broker's user
+// and root would depend on each other's files, and read permission alone would not be enough. A rollback journal exists
+// during a transaction only. What WAL would buy, writing while others read, is not needed: a reader holds its lock for
+// the microseconds of a poll, the milliseconds of a change, or at the longest the seconds it takes to load a million
+// devices.
+package registry
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"math"
+	"sync/atomic"
+	"time"
+)
+
+const (
+	pollInterval = 250 * time.Millisecond
+	openBusy     = 5 * time.Second        // how long Open waits for a writer
+	pollBusy     = 250 * time.Millisecond // how long a poll waits for a writer
+	closeLimit   = 5 * time.Second
+	lockedPolls  = 3 // polls in a row that find the database locked before it is called a fault
+)
+
+// A Registry holds every registered device in memory and follows the database: what changes there is in force within a
+// second, or once it is loaded where everything has to be read again (after more than ten thousand changes at once, for
+// a replaced file, and for every change of a database that may not be migrated). While the database is missing, locked or unusable, the last good state stays in force. Its methods
+// are safe for concurrent use.
+type Registry struct {
+	current atomic.Pointer[snapshot]
+	log     *slog.Logger
+	stop    context.CancelFunc
+	done    chan struct{} // closed when the goroutine has ended
+
+	// The fields below belong to Open, and then to the goroutine.
+	source  *source
+	removed map[string]uint32 // serials of devices that were removed
+	serials uint32            // serials given so far
+	skipped string            // the rows last reported as skipped
+	fault   fault             // as last reported
+	waits   int               // polls in a row that found the database locked
+}
+
+// A fault is why the database cannot be followed just now; "" for none.
+type fault string
+
+const (
+	missing  fault = "missing"
+	locked   fault = "locked"
+	unusable fault = "unusable"
+)
+
+// Open loads the devices of the database at path, which must exist, and follows it from then on in a goroutine that
+// Close ends. It waits up to five seconds for another program's transaction. A database that may not be written is used
+// as it is.
+func Open(path string, log *slog.Logger) (*Registry, error) {
+	return open(&source{path: path, mode: "rw", busy: openBusy, log: log}, log)
+}
+
+func open(from *source, log *slog.Logger) (*Registry, error) {
+	ctx, stop := context.WithCancel(context.Background())
+	r := &Registry{
+		log:     log,
+		stop:    stop,
+		done:    make(chan struct{}),
+		source:  from,
+		removed: make(map[string]uint32),
+	}
+	r.current.Store(newSnapshot())
+	if err := r.refresh(ctx); err != nil {
+		stop()
+		_ = from.close()
+		if errors.Is(err, fs.ErrNotExist) {
+			err = fmt.Errorf("%w; create it with \"bouncerctl init\" and register devices with \"bouncerctl device add\"", err)
+		}
+		return nil, fmt.Errorf("device database: %w", err)
+	}
+	from.busy = pollBusy
+	if _, err := from.conn.ExecContext(ctx, fmt.Sprintf("PRAGMA busy_timeout = %d", pollBusy.Milliseconds())); err != nil {
+		stop()
+		_ = from.close()
+		return nil, fmt.Errorf("device database: %s: %w", from.path, err)
+	}
+	go r.follow(ctx)
+	return r, nil
+}
+
+// Lookup returns the device with this id, or nil where there is none. It takes no lock and allocates nothing; the id is
+// not kept.
+func (r *Registry) Lookup(id []byte) *Device {
+	return r.current.Load().lookup(id)
+}
+
+// Len returns the number of registered devices, disabled ones included.
+func (r *Registry) Len() int {
+	return r.current.Load().len
+}
+
+// Close stops following the database. It returns within five seconds, with an error where the file system did not
+// answer by then. Lookup goes on answering with the last state. Close may be called more than once.
+func (r *Registry) Close() error {
+	r.stop()
+	limit := time.NewTimer(closeLimit)
+	defer limit.Stop()
+	select {
+	case <-r.done:
+		return nil
+	case <-limit.C:
+		return fmt.Errorf("device database: %s: still being read after %v; left behind", r.source.path, closeLimit)
+	}
+}
+
+func (r *Registry) follow(ctx context.Context) {
+	defer close(r.done)
+	defer func() { _ = r.source.close() }()
+	ticker := time.NewTicker(pollInterval)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+			r.poll(ctx)
+		}
+	}
+}
+
+// poll refreshes once and reports when that begins or ceases to fail. It does not panic.
+func (r *Registry) poll(ctx context.Context) {
+	defer func() {
+		if p := recover(); p != nil {
+			r.report(fmt.Errorf("panic: %v", p))
+		}
+	}()
+	if err := r.refresh(ctx); ctx.Err() == nil {
+		r.report(err)
+	}
+}
+
+// refresh brings the snapshot up to date with the database. On an error it is left as it is.
+func (r *Registry) refresh(ctx context.Context) error {
+	before := r.current.Load()
+	d, err := r.source.changes(ctx, before)
+	if err != nil || d == nil {
+		return err
+	}
+	r.reportSkipped(d)
+	if len(d.put) == 0 && len(d.drop) == 0 {
+		return nil
+	}
+	added, err := r.number(before, d)
+	if err != nil {
+		return err
+	}
+	after := before.with(d.put, d.drop)
+	r.current.Store(after)
+	r.log.Info("devices changed", "added", added, "changed", len(d.put)-added, "removed", len(d.drop), "devices", after.len)
+	return nil
+}
+
+// number gives the devices of a delta their serials, and returns how many are new to the snapshot. A device that comes
+// back after a removal has the serial it had, so that what others keep by serial outlives the removal.
+func (r *Registry) number(before *snapshot, d *delta) (added int, err error) {
+	for _, device := range d.put {
+		if known := before.lookup([]byte(device.ID)); known != nil {
+			device.Serial = known.Serial
+			continue
+		}
+		added++
+		if serial, ok := r.removed[device.ID]; ok {
+			device.Serial = serial
+			delete(r.removed, device.ID)
+			continue
+		}
+		if r.serials == math.MaxUint32 {
+			return 0, errors.New("more than 4294967295 different device ids since the start; restart the broker")
+		}
+		device.Serial = r.serials
+		r.serials++
+	}
+	for _, device := range d.drop {
+		r.removed[device.ID] = device.Serial
+	}
+	return added, nil
+}
+
+// report logs the outcome of a poll where it differs from the last one. A short lock is no fault: every writer holds
+// one.
+func (r *Registry) report(err error) {
+	now := faultOf(err)
+	if now == locked {
+		if r.waits++; r.waits < lockedPolls {
+			return
+		}
+	} else {
+		r.waits = 0
+	}
+	if now == r.fault {
+		return
+	}
+	r.fault = now
+	if now == "" {
+		r.log.Info("device database followed again", "database", r.source.path, "devices", r.Len())
+		return
+	}
+	r.log.Warn("device database not followed; its last good state stays in force",
+		"database", r.source.path, "fault", string(now), "devices", r.Len(), "error", err)
+}
+
+func faultOf(err error) fault {
+	switch {
+	case err == nil:
+		return ""
+	case errors.Is(err, fs.ErrNotExist):
+		return missing
+	case isBusy(err):
+		return locked
+	default:
+		return unusable
+	}
+}
+
+// reportSkipped logs the rows of a delta that are no devices; those of a full load only where they differ from the last.
+func (r *Registry) reportSkipped(d *delta) {
+	found := fmt.Sprint(d.skipped, d.sample)
+	if d.full {
+		if found == r.skipped {
+			return
+		}
+		r.skipped = found
+	}
+	if d.skipped > 0 {
+		r.log.Warn("skipped rows that are no devices; correct or remove them",
+			"database", r.source.path, "rows", d.skipped, "first", fmt.Sprint(d.sample))
+	}
+}

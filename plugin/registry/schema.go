@@ -1,0 +1,174 @@
+package registry
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+)
+
+// devicesTable is the table of the Python gateway.
+const devicesTable = `
+CREATE TABLE IF NOT EXISTS devices (
+	device_id     TEXT PRIMARY KEY,
+	shared_secret TEXT NOT NULL,
+	created_at    INTEGER NOT NULL
+)`
+
+// additions is what this package needs beside the devices table. It may be applied again, where a program dropped and
+// remade the devices table, and its triggers with it; the change log begins anew then, for what was missed meanwhile.
+//
+// A change is its device's id and a random nonce, by which a reader finds out that the log is not the one it knew (a
+// backup restored in place). The log keeps the latest 10,000 changes and prunes every 1,000; a reader that is further
+// behind reads all devices again. It is never empty.
+//
+// INSERT OR REPLACE fires the INSERT trigger, and the DELETE trigger for the row replaced only with recursive_triggers;
+// both name the same id, so either is enough. A disabled device stays so until it is enabled, whatever becomes of its row:
+// a DELETE and an INSERT must not undo a revocation.
+const additions = `
+CREATE TABLE IF NOT EXISTS disabled_devices (
+	device_id   TEXT PRIMARY KEY NOT NULL,
+	disabled_at INTEGER NOT NULL
+) WITHOUT ROWID;
+
+CREATE TABLE IF NOT EXISTS device_changes (
+	seq       INTEGER PRIMARY KEY AUTOINCREMENT,
+	device_id TEXT,
+	nonce     INTEGER NOT NULL DEFAULT (random())
+);
+
+CREATE TRIGGER IF NOT EXISTS devices_insert AFTER INSERT ON devices BEGIN
+	INSERT INTO device_changes (device_id) VALUES (NEW.device_id);
+END;
+CREATE TRIGGER IF NOT EXISTS devices_update AFTER UPDATE OF device_id, shared_secret ON devices BEGIN
+	INSERT INTO device_changes (device_id) VALUES (NEW.device_id);
+	INSERT INTO device_changes (device_id) SELECT OLD.device_id WHERE OLD.device_id IS NOT NEW.device_id;
+END;
+CREATE TRIGGER IF NOT EXISTS devices_delete AFTER DELETE ON devices BEGIN
+	INSERT INTO device_changes (device_id) VALUES (OLD.device_id);
+END;
+CREATE TRIGGER IF NOT EXISTS disabled_devices_insert AFTER INSERT ON disabled_devices BEGIN
+	INSERT INTO device_changes (device_id) VALUES (NEW.device_id);
+END;
+CREATE TRIGGER IF NOT EXISTS disabled_devices_update AFTER UPDATE OF device_id ON disabled_devices BEGIN
+	INSERT INTO device_changes (device_id) VALUES (NEW.device_id);
+	INSERT INTO device_changes (device_id) VALUES (OLD.device_id);
+END;
+CREATE TRIGGER IF NOT EXISTS disabled_devices_delete AFTER DELETE ON disabled_devices BEGIN
+	INSERT INTO device_changes (device_id) VALUES (OLD.device_id);
+END;
+CREATE TRIGGER IF NOT EXISTS device_changes_prune AFTER INSERT ON device_changes WHEN NEW.seq % 1000 = 0 BEGIN
+	DELETE FROM device_changes WHERE seq <= NEW.seq - 10000;
+END;
+
+DELETE FROM device_changes;
+INSERT INTO device_changes (device_id) VALUES (NULL);`
+
+var (
+	errNoTable = errors.New("no devices table; create it with \"bouncerctl init\" and register devices with \"bouncerctl device add\"")
+	errNewer   = errors.New("made by a newer version of this program")
+)
+
+// migrations returns the statements that lead from each PRAGMA user_version to the next, from 0 on.
+func migrations() []string { return []string{additions} }
+
+// A schema is what a database was found to hold.
+type schema struct {
+	version  int  // PRAGMA user_version
+	devices  bool // has the devices table
+	disabled bool // has the table of disabled devices
+	logged   bool // its changes are logged without exception
+	foreign  bool // has tables that are not of this package
+}
+
+// current tells whether there is nothing to migrate or to repair.
+func (s schema) current(version int) bool { return s.version == version && s.disabled && s.logged }
+
+// check refuses a database that cannot be used.
+func (s schema) check(known int) error {
+	if s.version > known {
+		return fmt.Errorf("%w: database version %d, newest known %d; upgrade this program, or use another database",
+			errNewer, s.version, known)
+	}
+	if !s.devices {
+		return errNoTable
+	}
+	return nil
+}
+
+func describe(ctx context.Context, conn *sql.Conn) (schema, error) {
+	var s schema
+	if err := conn.QueryRowContext(ctx, "PRAGMA user_version").Scan(&s.version); err != nil {
+		return schema{}, err
+	}
+	var triggers int
+	var changes bool
+	err := conn.QueryRowContext(ctx, `SELECT
+		ifnull(sum(type = 'table' AND name = 'devices'), 0),
+		ifnull(sum(type = 'table' AND name = 'disabled_devices'), 0),
+		ifnull(sum(type = 'table' AND name = 'device_changes'), 0),
+		ifnull(sum(type = 'trigger' AND name IN ('devices_insert', 'devices_update', 'devices_delete',
+			'disabled_devices_insert', 'disabled_devices_update', 'disabled_devices_delete', 'device_changes_prune')), 0),
+		ifnull(sum(type = 'table' AND name NOT IN ('devices', 'disabled_devices', 'device_changes')
+			AND name NOT LIKE 'sqlite\_%' ESCAPE '\'), 0) > 0
+		FROM sqlite_schema`).Scan(&s.devices, &s.disabled, &changes, &triggers, &s.foreign)
+	if err != nil {
+		return schema{}, err
+	}
+	s.logged = changes && triggers == 7
+	return s, nil
+}
+
+// migrate brings a database up to the version the migrations lead to, each in a transaction of its own, and repairs one
+// that has lost a part.
+func migrate(ctx context.Context, conn *sql.Conn, migrations []string) error {
+	for done := false; !done; {
+		err := transaction(ctx, conn, "BEGIN IMMEDIATE", func() error {
+			found, err := describe(ctx, conn)
+			if err != nil {
+				return err
+			}
+			if err := found.check(len(migrations)); err != nil {
+				return err
+			}
+			if found.version == len(migrations) {
+				done = true
+				if found.current(len(migrations)) {
+					return nil
+				}
+				_, err = conn.ExecContext(ctx, additions)
+				return err
+			}
+			if _, err := conn.ExecContext(ctx, migrations[found.version]); err != nil {
+				return fmt.Errorf("migration to version %d: %w", found.version+1, err)
+			}
+			_, err = conn.ExecContext(ctx, fmt.Sprintf("PRAGMA user_version = %d", found.version+1))
+			return err
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// transaction runs do between begin and COMMIT, or ROLLBACK where it fails.
+func transaction(ctx context.Context, conn *sql.Conn, begin string, do func() error) (err error) {
+	if _, err := conn.ExecContext(ctx, begin); err != nil {
+		return err
+	}
+	committed := false
+	defer func() {
+		if !committed { // a panic, too, must not leave the database locked
+			_, _ = conn.ExecContext(context.WithoutCancel(ctx), "ROLLBACK")
+		}
+	}()
+	if err := do(); err != nil {
+		return err
+	}
+	if _, err := conn.ExecContext(ctx, "COMMIT"); err != nil {
+		return err
+	}
+	committed = true
+	return nil
+}

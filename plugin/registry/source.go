@@ -1,0 +1,310 @@
+package registry
+
+import (
+	"bytes"
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net/url"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/mattn/go-sqlite3"
+)
+
+// A source reads the device database over one connection of its own. For one goroutine.
+type source struct {
+	path string
+	mode string        // SQLite's: "rw", which falls back to reading where the file may not be written, or "ro"
+	busy time.Duration // how long a new connection waits for a writer
+	log  *slog.Logger
+
+	db   *sql.DB
+	conn *sql.Conn   // nil: none
+	file fs.FileInfo // what conn was opened on
+
+	loaded     bool  // the two below are valid; for the life of conn
+	version    int64 // PRAGMA data_version at the last reading
+	at         position
+	unmigrated bool // reported that it could not be migrated
+}
+
+// A position is an entry of the change log; the zero value is none.
+type position struct{ seq, nonce int64 }
+
+// A delta leads from one snapshot to the next.
+type delta struct {
+	full    bool      // all rows were read
+	put     []*Device // new or changed; without serials
+	drop    []*Device // of the snapshot
+	skipped int       // rows that are no devices
+	sample  []string  // the first of them
+}
+
+// changes returns what leads from the snapshot to what the database holds now, or nil where the database did not change
+// since the last call. An error leaves the next call to find everything this one would have found.
+func (s *source) changes(ctx context.Context, from *snapshot) (*delta, error) {
+	file, err := os.Stat(s.path)
+	if err != nil {
+		return nil, err
+	}
+	if s.conn != nil && !os.SameFile(file, s.file) {
+		s.log.Info("device database was replaced", "database", s.path)
+		_ = s.close()
+	}
+	// The file is looked at before it is opened: one that is replaced in between is opened once more, not missed.
+	if s.conn == nil {
+		if err := s.connect(ctx, file); err != nil {
+			return nil, fmt.Errorf("%s: %w", s.path, err)
+		}
+	}
+	d, err := s.read(ctx, from)
+	if err != nil {
+		if !isBusy(err) {
+			_ = s.close()
+		}
+		return nil, fmt.Errorf("%s: %w", s.path, err)
+	}
+	return d, nil
+}
+
+func (s *source) connect(ctx context.Context, file fs.FileInfo) error {
+	db, err := connect(s.path, url.Values{
+		"mode":          {s.mode},
+		"_busy_timeout": {fmt.Sprint(s.busy.Milliseconds())},
+	})
+	if err != nil {
+		return err
+	}
+	conn, err := db.Conn(ctx)
+	if err != nil {
+		_ = db.Close()
+		return err
+	}
+	s.db, s.conn, s.file = db, conn, file
+	return nil
+}
+
+// connect prepares for connections to an SQLite database. A transaction that was committed has reached the disk.
+func connect(path string, options url.Values) (*sql.DB, error) {
+	path, err := filepath.Abs(path)
+	if err != nil {
+		return nil, err
+	}
+	options.Set("_synchronous", "FULL")
+	dsn := url.URL{Scheme: "file", Path: path, RawQuery: options.Encode()}
+	return sql.Open("sqlite3", dsn.String())
+}
+
+func (s *source) close() error {
+	if s.conn == nil {
+		return nil
+	}
+	err := errors.Join(s.conn.Close(), s.db.Close())
+	s.db, s.conn, s.file, s.loaded, s.at = nil, nil, nil, false, position{}
+	return err
+}
+
+func (s *source) read(ctx context.Context, from *snapshot) (*delta, error) {
+	// The version is read first: a commit between this and the reading makes the next poll look again, for nothing.
+	var version int64
+	if err := s.conn.QueryRowContext(ctx, "PRAGMA data_version").Scan(&version); err != nil {
+		return nil, err
+	}
+	if s.loaded && version == s.version {
+		return nil, nil
+	}
+	if err := s.migrate(ctx); err != nil {
+		return nil, err
+	}
+	var d *delta
+	var head position
+	err := transaction(ctx, s.conn, "BEGIN", func() error {
+		tables, err := describe(ctx, s.conn)
+		if err != nil {
+			return err
+		}
+		if err := tables.check(len(migrations())); err != nil {
+			return err
+		}
+		if tables.logged && tables.disabled {
+			if head, err = s.head(ctx); err != nil {
+				return err
+			}
+			if d, err = s.readChanges(ctx, from, head); err != nil || d != nil {
+				return err
+			}
+		}
+		d, err = s.readAll(ctx, from, tables)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	s.loaded, s.version, s.at = true, version, head
+	return d, nil
+}
+
+// migrate adds to the database what it lacks, where it may be written.
+func (s *source) migrate(ctx context.Context) error {
+	known := migrations()
+	found, err := describe(ctx, s.conn)
+	if err != nil {
+		return err
+	}
+	if err := found.check(len(known)); err != nil {
+		return err
+	}
+	if found.current(len(known)) {
+		s.unmigrated = false
+		return nil
+	}
+	err = migrate(ctx, s.conn, known)
+	if ctx.Err() != nil {
+		return err
+	}
+	if err != nil && !s.unmigrated {
+		s.log.Warn("device database could not be migrated, so it is read whole whenever it changes; \"bouncerctl device add\" migrates it",
+			"database", s.path, "error", err)
+	}
+	s.unmigrated = err != nil
+	return nil
+}
+
+// head returns the last entry of the change log.
+func (s *source) head(ctx context.Context) (position, error) {
+	var p position
+	err := s.conn.QueryRowContext(ctx, "SELECT seq, nonce FROM device_changes ORDER BY seq DESC LIMIT 1").Scan(&p.seq, &p.nonce)
+	if errors.Is(err, sql.ErrNoRows) {
+		return position{}, nil
+	}
+	return p, err
+}
+
+// readChanges reads the devices named in the change log since the last reading. It returns nil where the log does not
+// reach back to that, or is another one.
+func (s *source) readChanges(ctx context.Context, from *snapshot, head position) (*delta, error) {
+	if s.at == (position{}) {
+		return nil, nil
+	}
+	if head == s.at {
+		return &delta{}, nil
+	}
+	var nonce int64
+	err := s.conn.QueryRowContext(ctx, "SELECT nonce FROM device_changes WHERE seq = ?", s.at.seq).Scan(&nonce)
+	if errors.Is(err, sql.ErrNoRows) || err == nil && nonce != s.at.nonce {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	d := new(delta)
+	err = s.rows(ctx, func(id, secret []byte, exists, disabled bool) {
+		if exists {
+			d.row(from, id, secret, disabled)
+		}
+		if known := from.lookup(id); known != nil && (!exists || len(secret) == 0) {
+			d.drop = append(d.drop, known)
+		}
+	}, `SELECT c.device_id, CASE typeof(d.shared_secret) WHEN 'text' THEN d.shared_secret END,
+			d.device_id IS NOT NULL, x.device_id IS NOT NULL
+		FROM (SELECT DISTINCT device_id FROM device_changes WHERE seq > ? AND typeof(device_id) = 'text') AS c
+		LEFT JOIN devices AS d ON d.device_id = c.device_id
+		LEFT JOIN disabled_devices AS x ON x.device_id = c.device_id`, s.at.seq)
+	return d, err
+}
+
+// readAll reads every device.
+func (s *source) readAll(ctx context.Context, from *snapshot, tables schema) (*delta, error) {
+	query := `SELECT CASE typeof(d.device_id) WHEN 'text' THEN d.device_id END,
+			CASE typeof(d.shared_secret) WHEN 'text' THEN d.shared_secret END,
+			TRUE, x.device_id IS NOT NULL
+		FROM devices AS d LEFT JOIN disabled_devices AS x ON x.device_id = d.device_id`
+	if !tables.disabled {
+		query = `SELECT CASE typeof(device_id) WHEN 'text' THEN device_id END,
+				CASE typeof(shared_secret) WHEN 'text' THEN shared_secret END,
+				TRUE, FALSE
+			FROM devices`
+	}
+	d := &delta{full: true}
+	found := make([]bool, from.serials)
+	err := s.rows(ctx, func(id, secret []byte, _, disabled bool) {
+		if known := d.row(from, id, secret, disabled); known != nil {
+			found[known.Serial] = true
+		}
+	}, query)
+	if err != nil {
+		return nil, err
+	}
+	for known := range from.all() {
+		if !found[known.Serial] {
+			d.drop = append(d.drop, known)
+		}
+	}
+	return d, nil
+}
+
+// rows calls do for each row of a query: the id and the secret, nil where they are not text, whether there is such a
+// row in devices, and whether the device is disabled. The slices are valid during the call only.
+func (s *source) rows(ctx context.Context, do func(id, secret []byte, exists, disabled bool), query string, args ...any) error {
+	rows, err := s.conn.QueryContext(ctx, query, args...)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = rows.Close() }()
+	var id, secret sql.RawBytes
+	var exists, disabled bool
+	for rows.Next() {
+		if err := rows.Scan(&id, &secret, &exists, &disabled); err != nil {
+			return err
+		}
+		do(id, secret, exists, disabled)
+	}
+	return rows.Err()
+}
+
+// row takes up one row of the devices table. It returns the device the snapshot has by that id, if any; a row that is no
+// device has none.
+func (d *delta) row(from *snapshot, id, secret []byte, disabled bool) *Device {
+	if !validID(id) {
+		d.skip(id, "not a device id")
+		return nil
+	}
+	if len(secret) == 0 {
+		d.skip(id, "no secret")
+		return nil
+	}
+	known := from.lookup(id)
+	if known == nil || known.Disabled != disabled || !bytes.Equal(known.Secrets[0], secret) {
+		d.put = append(d.put, newDevice(id, secret, disabled))
+	}
+	return known
+}
+
+func (d *delta) skip(id []byte, why string) {
+	const samples = 5
+	d.skipped++
+	if len(d.sample) < samples {
+		d.sample = append(d.sample, fmt.Sprintf("%q: %s", id[:min(len(id), maxID)], why))
+	}
+}
+
+// newDevice makes a device in three allocations, of which a million are to fit in memory.
+func newDevice(id, secret []byte, disabled bool) *Device {
+	d := new(struct {
+		Device
+		secrets [1]Secret
+	})
+	d.secrets[0] = bytes.Clone(secret)
+	d.Device = Device{ID: string(id), Secrets: d.secrets[:], Disabled: disabled}
+	return &d.Device
+}
+
+func isBusy(err error) bool {
+	var e sqlite3.Error
+	return errors.As(err, &e) && (e.Code == sqlite3.ErrBusy || e.Code == sqlite3.ErrLocked)
+}
