@@ -1,0 +1,369 @@
+package main
+
+import (
+	"embed"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"text/template"
+	"time"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/spf13/cobra"
+
+	"mosquitto-bouncer/plugin/config"
+	"mosquitto-bouncer/plugin/pki"
+	"mosquitto-bouncer/plugin/registry"
+)
+
+//go:embed templates
+var templateFiles embed.FS
+
+var templates = template.Must(template.New("").
+	Funcs(template.FuncMap{"sh": shellQuote}).
+	ParseFS(templateFiles, "templates/*.tmpl"))
+
+const (
+	pluginFile    = "mosquitto_bouncer.so"
+	defaultURL    = "http://localhost:5000/device/{device_id}/data"
+	caCommonName  = "mosquitto-bouncer CA"
+	defaultListen = 8883
+)
+
+// What init makes in its directory.
+const (
+	bouncerTOML   = "bouncer.toml"
+	mosquittoConf = "mosquitto.conf"
+	pkiDir        = "pki"
+	caCert        = "pki/ca.crt"
+	caKey         = "pki/ca.key"
+	serverCert    = "pki/server.crt"
+	serverKey     = "pki/server.key"
+	database      = "devices.db"
+	stateDir      = "state"
+	brokerDir     = "broker"
+)
+
+type initOptions struct {
+	dir     string
+	hosts   []string
+	port    int
+	plugin  string
+	backend string
+}
+
+func newInit() *cobra.Command {
+	var o initOptions
+	c := &cobra.Command{
+		Use:   "init --dir DIR",
+		Short: "Make a CA, a server certificate, a registry and the configuration",
+		Long: `Make all that a broker with the plugin needs in one directory, so that
+"mosquitto -c DIR/mosquitto.conf" runs: the configuration of the broker and of
+the plugin, a CA, a server certificate, and an empty registry of devices.
+
+Nothing is ever overwritten. Keys get mode 0600, other files 0640. Run as root,
+it gives the files to the user mosquitto, whom the broker becomes; all but the
+CA's key, which the broker does not need.`,
+		Example: `  bouncerctl init --dir /srv/bouncer --host broker.example.org --host 192.0.2.7`,
+		Args:    noArguments,
+		RunE: func(c *cobra.Command, _ []string) error {
+			if o.dir == "" {
+				return usage(c, "--dir is missing")
+			}
+			if o.port < 1 || o.port > 65535 {
+				return usage(c, "--port %d is not 1 to 65535", o.port)
+			}
+			if len(o.hosts) == 0 {
+				o.hosts = defaultHosts()
+			}
+			if _, _, err := pki.SplitNames(o.hosts); err != nil {
+				return usage(c, "--host: %v", err)
+			}
+			if strings.ContainsAny(o.backend, "\"\\") || strings.ContainsFunc(o.backend, unicode.IsControl) {
+				return usage(c, "--backend %q is not a URL", o.backend)
+			}
+			return o.run(c.OutOrStdout())
+		},
+	}
+	c.Flags().StringVar(&o.dir, "dir", "", "the `directory`, made if need be")
+	c.Flags().StringArrayVar(&o.hosts, "host", nil, "a `name` or IP address under which devices reach the broker, for its\ncertificate; repeatable (default localhost, 127.0.0.1, ::1 and\nthis host's name)")
+	c.Flags().IntVar(&o.port, "port", defaultListen, "the broker's TLS `port`")
+	c.Flags().StringVar(&o.plugin, "plugin", "", "the "+pluginFile+" `file`\n(default: the one installed with bouncerctl)")
+	c.Flags().StringVar(&o.backend, "backend", defaultURL, "the `URL` that payloads are posted to\n")
+	return c
+}
+
+func (o *initOptions) run(stdout io.Writer) error {
+	dir, err := filepath.Abs(o.dir)
+	if err != nil {
+		return err
+	}
+	plugin, err := findPlugin(o.plugin)
+	if err != nil {
+		return err
+	}
+	for _, path := range []string{dir, plugin} {
+		if err := fitsConf(path); err != nil {
+			return err
+		}
+	}
+	if err := refuseExisting(dir); err != nil {
+		return err
+	}
+	owner, err := brokerAccount()
+	if err != nil {
+		return err
+	}
+	var c creation
+	if err := o.create(&c, dir, plugin, owner); err != nil {
+		return errors.Join(err, c.undo())
+	}
+	o.report(stdout, dir, plugin, owner)
+	return nil
+}
+
+// create makes the files; the caller undoes them if it fails.
+func (o *initOptions) create(c *creation, dir, plugin string, owner *account) error {
+	now := time.Now()
+	ca, err := pki.NewCA(caCommonName, now, pki.CALifetime)
+	if err != nil {
+		return err
+	}
+	caKeyPEM, err := ca.KeyPEM()
+	if err != nil {
+		return err
+	}
+	serverCertPEM, serverKeyPEM, err := ca.IssueServer(o.hosts, now, pki.LeafLifetime)
+	if err != nil {
+		return err
+	}
+	at := func(name string) string { return filepath.Join(dir, name) }
+	conf, err := render("mosquitto.conf.tmpl", mosquittoValues{
+		Self:        at(mosquittoConf),
+		Port:        o.port,
+		PKI:         at(pkiDir),
+		Plugin:      plugin,
+		Config:      at(bouncerTOML),
+		Persistence: at(brokerDir) + "/",
+	})
+	if err != nil {
+		return err
+	}
+	settings, err := render("bouncer.toml.tmpl", bouncerValues{
+		Relative: true,
+		StateDir: stateDir,
+		Database: database,
+		URL:      o.backend,
+	})
+	if err != nil {
+		return err
+	}
+
+	// The directory of the CA's key stays ours: who may write to a directory
+	// may replace what is in it.
+	var ours *account
+	if owner != nil {
+		ours = &account{0, owner.gid}
+	}
+	if err := c.parents(dir, 0o755); err != nil {
+		return err
+	}
+	for _, d := range []struct {
+		path  string
+		owner *account
+	}{
+		{dir, owner},
+		{at(pkiDir), ours},
+		{at(stateDir), owner},
+		{at(brokerDir), owner},
+	} {
+		if err := c.existingDirectory(d.path, 0o750, d.owner); err != nil {
+			return err
+		}
+	}
+	for _, f := range []struct {
+		name    string
+		content []byte
+		mode    fs.FileMode
+		owner   *account
+	}{
+		{caKey, caKeyPEM, 0o600, nil},
+		{caCert, ca.CertPEM(), 0o640, owner},
+		{serverKey, serverKeyPEM, 0o600, owner},
+		{serverCert, serverCertPEM, 0o640, owner},
+		{bouncerTOML, settings, 0o640, owner},
+		{mosquittoConf, conf, 0o640, owner},
+		{database, nil, 0o640, owner}, // to SQLite an empty file is an empty database
+	} {
+		if err := c.file(at(f.name), f.content, f.mode, f.owner); err != nil {
+			return err
+		}
+	}
+	store, err := registry.OpenStore(at(database))
+	if err != nil {
+		return err
+	}
+	if err := store.Close(); err != nil {
+		return err
+	}
+	// What the broker would refuse must not be left behind.
+	_, err = config.Load(at(bouncerTOML))
+	return err
+}
+
+// report says what there is now and what comes next.
+func (o *initOptions) report(w io.Writer, dir, plugin string, owner *account) {
+	at := func(name string) string { return shellQuote(filepath.Join(dir, name)) }
+	fmt.Fprintf(w, `Made in %s:
+  mosquitto.conf         the broker: TLS on port %d, the plugin
+  bouncer.toml           the plugin's settings
+  devices.db             the registry of devices
+  pki/server.crt, .key   for %s
+  pki/ca.crt             what the devices trust
+  pki/ca.key             signs devices; whoever has it can be any of them
+  state/, broker/        what the plugin and the broker remember
+
+Next:
+  1. The backend is %s;
+     if that is not it, change [backend] url in %s
+  2. Register a device:
+     bouncerctl device add sensor_001 --config %s
+  3. Start the broker:
+     mosquitto -c %s
+`, dir, o.port, strings.Join(o.hosts, ", "), o.backend, at(bouncerTOML), at(bouncerTOML), at(mosquittoConf))
+
+	if os.Geteuid() != 0 {
+		return
+	}
+	if owner == nil {
+		fmt.Fprintf(w, "\nThere is no user %s yet, whom a broker started as root becomes. Once there is:\n  chown -R %s: %s && chown root: %s\n",
+			brokerUser, brokerUser, shellQuote(dir), at(caKey))
+		return
+	}
+	for _, path := range []string{dir, plugin} {
+		if barrier := owner.barrier(path); barrier != "" {
+			fmt.Fprintf(w, "\nThe user %s, whom a broker started as root becomes, cannot get at %s because of\nthe mode or owner of %s. Change them, or use another directory.\n",
+				brokerUser, path, barrier)
+		}
+	}
+}
+
+// mosquittoValues fill mosquitto.conf.tmpl.
+type mosquittoValues struct {
+	Self, PKI, Plugin, Config, Persistence string
+	Port                                   int
+}
+
+// bouncerValues fill bouncer.toml.tmpl.
+type bouncerValues struct {
+	Relative                bool
+	StateDir, Database, URL string
+}
+
+func render(name string, values any) ([]byte, error) {
+	var b strings.Builder
+	if err := templates.ExecuteTemplate(&b, name, values); err != nil {
+		return nil, err
+	}
+	return []byte(b.String()), nil
+}
+
+// defaultHosts are the names of a broker on this machine.
+func defaultHosts() []string {
+	hosts := []string{"localhost", "127.0.0.1", "::1"}
+	name, err := os.Hostname()
+	if err != nil || slices.Contains(hosts, name) {
+		return hosts
+	}
+	if _, _, err := pki.SplitNames([]string{name}); err != nil {
+		return hosts // a host name that DNS does not allow is of no use
+	}
+	return append(hosts, name)
+}
+
+// findPlugin returns the absolute path of the plugin: the one named, or the one
+// that is installed with this program.
+func findPlugin(named string) (string, error) {
+	if named != "" {
+		path, err := filepath.Abs(named)
+		if err != nil {
+			return "", err
+		}
+		if info, err := os.Stat(path); err != nil || !info.Mode().IsRegular() {
+			return "", fmt.Errorf("there is no plugin file %s; name an existing one with --plugin", path)
+		}
+		return path, nil
+	}
+	var places []string
+	if program, err := os.Executable(); err == nil {
+		if resolved, err := filepath.EvalSymlinks(program); err == nil {
+			program = resolved
+		}
+		bin := filepath.Dir(program)
+		places = append(places, filepath.Join(bin, pluginFile), filepath.Join(bin, "..", "lib", pluginFile))
+	}
+	if triplet := debianTriplets[runtime.GOARCH]; triplet != "" {
+		places = append(places, filepath.Join("/usr/lib", triplet, pluginFile))
+	}
+	for _, path := range places {
+		if info, err := os.Stat(path); err == nil && info.Mode().IsRegular() {
+			return path, nil
+		}
+	}
+	return "", fmt.Errorf("%s is not in %s; name it with --plugin", pluginFile, strings.Join(places, ", "))
+}
+
+// debianTriplets are where Debian keeps libraries, by Go's architecture.
+var debianTriplets = map[string]string{
+	"386":     "i386-linux-gnu",
+	"amd64":   "x86_64-linux-gnu",
+	"arm":     "arm-linux-gnueabihf",
+	"arm64":   "aarch64-linux-gnu",
+	"ppc64le": "powerpc64le-linux-gnu",
+	"riscv64": "riscv64-linux-gnu",
+	"s390x":   "s390x-linux-gnu",
+}
+
+// fitsConf refuses a path that mosquitto.conf cannot express: its values are
+// the rest of the line, without quotes.
+func fitsConf(path string) error {
+	if !utf8.ValidString(path) || strings.ContainsFunc(path, unicode.IsControl) || path != strings.TrimSpace(path) {
+		return fmt.Errorf("mosquitto.conf cannot hold the path %q; use one without control characters and blanks at its end", path)
+	}
+	return nil
+}
+
+// refuseExisting names what init would have to overwrite.
+func refuseExisting(dir string) error {
+	var existing []string
+	for _, name := range []string{mosquittoConf, bouncerTOML, database, caCert, caKey, serverCert, serverKey} {
+		_, err := os.Lstat(filepath.Join(dir, name))
+		if err == nil {
+			existing = append(existing, name)
+		} else if !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	if len(existing) == 0 {
+		return nil
+	}
+	return fmt.Errorf("%s already has %s; use another directory, or move them away", dir, strings.Join(existing, ", "))
+}
+
+// shellQuote writes s so that a POSIX shell takes it for one word.
+func shellQuote(s string) string {
+	special := func(r rune) bool {
+		return (r >= utf8.RuneSelf || !unicode.IsLetter(r) && !unicode.IsDigit(r)) && !strings.ContainsRune("/._-:@%,=", r)
+	}
+	if s != "" && !strings.ContainsFunc(s, special) {
+		return s
+	}
+	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
+}

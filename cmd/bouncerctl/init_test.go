@@ -1,0 +1,415 @@
+package main
+
+import (
+	"bytes"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"flag"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"mosquitto-bouncer/plugin/config"
+	"mosquitto-bouncer/plugin/pki"
+)
+
+var update = flag.Bool("update", false, "write the example files anew")
+
+// TestExamples: the example files of the distribution are what init writes, for
+// the paths of a package.
+func TestExamples(t *testing.T) {
+	for file, example := range map[string]struct {
+		template string
+		values   any
+	}{
+		"../../mosquitto.conf.example": {"mosquitto.conf.tmpl", mosquittoValues{
+			Self:        "mosquitto.conf",
+			Port:        8883,
+			PKI:         "/etc/mosquitto-bouncer/pki",
+			Plugin:      "/usr/lib/x86_64-linux-gnu/mosquitto_bouncer.so",
+			Config:      "/etc/mosquitto-bouncer/bouncer.toml",
+			Persistence: "/var/lib/mosquitto/",
+		}},
+		"../../bouncer.toml.example": {"bouncer.toml.tmpl", bouncerValues{
+			StateDir: "/var/lib/mosquitto-bouncer",
+			Database: "/var/lib/mosquitto-bouncer/devices.db",
+			URL:      defaultURL,
+		}},
+	} {
+		want, err := render(example.template, example.values)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if *update {
+			if err := os.WriteFile(file, want, 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		got, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(got, want) {
+			t.Errorf("%s differs from the template %s; run go test ./cmd/bouncerctl -run TestExamples -update", file, example.template)
+		}
+	}
+}
+
+// TestExampleSettings: the settings that the example shows are the defaults.
+func TestExampleSettings(t *testing.T) {
+	got, err := config.Load("../../bouncer.toml.example")
+	if err != nil {
+		t.Fatal(err)
+	}
+	empty := filepath.Join(t.TempDir(), "empty.toml")
+	writeFile(t, empty, "")
+	want, err := config.Load(empty)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("got %+v\nwant %+v", got, want)
+	}
+}
+
+// TestConfLines: a blank at the end of an option belongs to its value, a tab
+// does not end its name, and no option may be given twice.
+func TestConfLines(t *testing.T) {
+	content, err := os.ReadFile("../../mosquitto.conf.example")
+	if err != nil {
+		t.Fatal(err)
+	}
+	options := map[string]string{}
+	for line := range strings.Lines(string(content)) {
+		line = strings.TrimSuffix(line, "\n")
+		if strings.HasPrefix(line, "#") || line == "" {
+			continue
+		}
+		name, value, _ := strings.Cut(line, " ")
+		if value == "" || value != strings.TrimSpace(value) || strings.ContainsAny(line, "\t\"#") {
+			t.Errorf("line %q", line)
+		}
+		if _, twice := options[name]; twice && name != "log_type" {
+			t.Errorf("option %s is given twice", name)
+		}
+		options[name] = value
+	}
+	for name, want := range map[string]string{
+		"per_listener_settings":    "false",
+		"allow_anonymous":          "false",
+		"set_tcp_nodelay":          "true",
+		"listener":                 "8883",
+		"tls_version":              "tlsv1.2",
+		"require_certificate":      "true",
+		"use_identity_as_username": "true",
+		"plugin":                   "/usr/lib/x86_64-linux-gnu/mosquitto_bouncer.so",
+		"plugin_opt_config_file":   "/etc/mosquitto-bouncer/bouncer.toml",
+	} {
+		if options[name] != want {
+			t.Errorf("%s is %q, want %q", name, options[name], want)
+		}
+	}
+}
+
+func TestInit(t *testing.T) {
+	plugin := fakePlugin(t)
+	dir := filepath.Join(t.TempDir(), "not yet", "there")
+	output := succeed(t, "init", "--dir", dir, "--plugin", plugin, "--port", "18883",
+		"--host", "broker.example", "--host", "192.0.2.7", "--backend", "https://backend.example/{device_id}")
+	quoted := "'" + dir + "/%s'"
+	for _, want := range []string{
+		"Made in " + dir + ":\n",
+		"TLS on port 18883",
+		"for broker.example, 192.0.2.7\n",
+		"The backend is https://backend.example/{device_id};",
+		fmt.Sprintf("bouncerctl device add sensor_001 --config "+quoted+"\n", "bouncer.toml"),
+		fmt.Sprintf("mosquitto -c "+quoted+"\n", "mosquitto.conf"),
+	} {
+		if !strings.Contains(output, want) {
+			t.Errorf("%q is not in:\n%s", want, output)
+		}
+	}
+
+	root := os.Geteuid() == 0
+	broker, err := brokerAccount()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]struct {
+		mode   fs.FileMode
+		broker bool
+	}{
+		".":              {fs.ModeDir | 0o750, true},
+		"mosquitto.conf": {0o640, true},
+		"bouncer.toml":   {0o640, true},
+		"devices.db":     {0o640, true},
+		"state":          {fs.ModeDir | 0o750, true},
+		"broker":         {fs.ModeDir | 0o750, true},
+		"pki":            {fs.ModeDir | 0o750, false},
+		"pki/ca.crt":     {0o640, true},
+		"pki/ca.key":     {0o600, false},
+		"pki/server.crt": {0o640, true},
+		"pki/server.key": {0o600, true},
+	} {
+		info, err := os.Stat(filepath.Join(dir, name))
+		if err != nil {
+			t.Error(err)
+			continue
+		}
+		if info.Mode() != want.mode {
+			t.Errorf("%s has mode %s, want %s", name, info.Mode(), want.mode)
+		}
+		owner := os.Geteuid()
+		if root && broker != nil && want.broker {
+			owner = broker.uid
+		}
+		if uid := int(info.Sys().(*syscall.Stat_t).Uid); uid != owner {
+			t.Errorf("%s belongs to uid %d, want %d", name, uid, owner)
+		}
+	}
+
+	cfg, err := config.Load(filepath.Join(dir, "bouncer.toml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if cfg.Database != filepath.Join(dir, "devices.db") || cfg.StateDir != filepath.Join(dir, "state") || cfg.Backend.URL != "https://backend.example/{device_id}" {
+		t.Errorf("settings %+v", cfg)
+	}
+	conf := readFile(t, filepath.Join(dir, "mosquitto.conf"))
+	for _, line := range []string{
+		"listener 18883",
+		"persistence_location " + dir + "/broker/",
+		"cafile " + dir + "/pki/ca.crt",
+		"certfile " + dir + "/pki/server.crt",
+		"keyfile " + dir + "/pki/server.key",
+		"plugin " + plugin,
+		"plugin_opt_config_file " + dir + "/bouncer.toml",
+	} {
+		if !strings.Contains(conf, "\n"+line+"\n") {
+			t.Errorf("no line %q in mosquitto.conf", line)
+		}
+	}
+
+	if _, err := pki.LoadCA([]byte(readFile(t, filepath.Join(dir, "pki/ca.crt"))), []byte(readFile(t, filepath.Join(dir, "pki/ca.key")))); err != nil {
+		t.Error(err)
+	}
+	cert := serverCertificate(t, dir)
+	if strings.Join(cert.DNSNames, " ") != "broker.example" || len(cert.IPAddresses) != 1 || !cert.IPAddresses[0].Equal(net.IPv4(192, 0, 2, 7)) {
+		t.Errorf("the server's names are %q and %s", cert.DNSNames, cert.IPAddresses)
+	}
+	if days := time.Until(cert.NotAfter).Hours() / 24; days < 824 || days > 825 {
+		t.Errorf("the server's certificate is good for %.0f days", days)
+	}
+	if got := succeed(t, "device", "list", "--config", filepath.Join(dir, "bouncer.toml")); got != "ID   REGISTERED   STATE\n" {
+		t.Errorf("devices:\n%s", got)
+	}
+}
+
+// TestInitDefaultNames: without --host the certificate is for this machine.
+func TestInitDefaultNames(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "d")
+	succeed(t, "init", "--dir", dir, "--plugin", fakePlugin(t))
+	cert := serverCertificate(t, dir)
+	names := []string{"localhost", "127.0.0.1", "::1"}
+	if host, err := os.Hostname(); err == nil {
+		names = append(names, host)
+	}
+	for _, name := range names {
+		if err := cert.VerifyHostname(name); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func TestInitNeverOverwrites(t *testing.T) {
+	plugin := fakePlugin(t)
+	dir := t.TempDir()
+	writeFile(t, filepath.Join(dir, "bouncer.toml"), "mine")
+	if err := os.Mkdir(filepath.Join(dir, "pki"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("nowhere", filepath.Join(dir, "pki/ca.key")); err != nil {
+		t.Fatal(err)
+	}
+	before := listing(t, dir)
+	fail(t, 1, dir+" already has bouncer.toml, pki/ca.key; use another directory, or move them away",
+		"init", "--dir", dir, "--plugin", plugin)
+	if after := listing(t, dir); after != before {
+		t.Errorf("before:\n%s\nafter:\n%s", before, after)
+	}
+
+	// A second init of the same directory.
+	dir = filepath.Join(t.TempDir(), "d")
+	succeed(t, "init", "--dir", dir, "--plugin", plugin)
+	before = listing(t, dir)
+	fail(t, 1, dir+" already has mosquitto.conf, bouncer.toml, devices.db, pki/ca.crt, pki/ca.key, pki/server.crt, pki/server.key; use another directory, or move them away",
+		"init", "--dir", dir, "--plugin", plugin)
+	if after := listing(t, dir); after != before {
+		t.Errorf("before:\n%s\nafter:\n%s", before, after)
+	}
+}
+
+// TestInitLeavesNothing: what fails half-way leaves no trace.
+func TestInitLeavesNothing(t *testing.T) {
+	plugin := fakePlugin(t)
+	parent := t.TempDir()
+	dir := filepath.Join(parent, "a", "b")
+	const problem = `2048 bytes; use a shorter URL`
+	got := bouncerctl(t, "", "init", "--dir", dir, "--plugin", plugin, "--backend", "http://h/"+strings.Repeat("a", 2048))
+	if got.code != 1 || !strings.HasPrefix(got.stderr, "bouncerctl: "+dir+"/bouncer.toml:") || !strings.Contains(got.stderr, problem) || got.stdout != "" {
+		t.Errorf("got %+v", got)
+	}
+	if after := listing(t, parent); after != "" {
+		t.Errorf("left behind:\n%s", after)
+	}
+
+	// A file where a directory is needed.
+	dir = t.TempDir()
+	writeFile(t, filepath.Join(dir, "state"), "mine")
+	before := listing(t, dir)
+	fail(t, 1, "mkdir "+dir+"/state: file exists", "init", "--dir", dir, "--plugin", plugin)
+	if after := listing(t, dir); after != before {
+		t.Errorf("before:\n%s\nafter:\n%s", before, after)
+	}
+}
+
+func TestInitPlugin(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "d")
+	missing := filepath.Join(t.TempDir(), "missing.so")
+	fail(t, 1, "there is no plugin file "+missing+"; name an existing one with --plugin", "init", "--dir", dir, "--plugin", missing)
+	fail(t, 1, `mosquitto.conf cannot hold the path "`+dir+`\n"; use one without control characters and blanks at its end`,
+		"init", "--dir", dir+"\n", "--plugin", fakePlugin(t))
+
+	// The plugin beside the program is found.
+	beside := filepath.Join(filepath.Dir(program), pluginFile)
+	writeFile(t, beside, "")
+	defer os.Remove(beside)
+	succeed(t, "init", "--dir", dir)
+	if conf := readFile(t, filepath.Join(dir, "mosquitto.conf")); !strings.Contains(conf, "\nplugin "+beside+"\n") {
+		t.Errorf("%s is not in:\n%s", beside, conf)
+	}
+}
+
+// TestBarrier: what keeps the broker's user from its files is found.
+func TestBarrier(t *testing.T) {
+	dir, err := filepath.EvalSymlinks(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	inner := filepath.Join(dir, "inner")
+	file := filepath.Join(inner, "file")
+	if err := os.Mkdir(inner, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	writeFile(t, file, "")
+	us := &account{os.Getuid(), os.Getgid()}
+	group := &account{os.Getuid() + 1, os.Getgid()}
+	for p := filepath.Dir(dir); group.barrier(p) != ""; p = filepath.Dir(p) {
+		// t.TempDir makes its parents as the umask says.
+		if err := os.Chmod(p, 0o755); err != nil {
+			t.Skipf("cannot open %s: %v", p, err)
+		}
+	}
+	for _, test := range []struct {
+		who       *account
+		dir, file fs.FileMode
+		want      string
+	}{
+		{us, 0o700, 0o600, ""},
+		{us, 0o077, 0o600, inner},
+		{us, 0o700, 0o077, file},
+		{group, 0o710, 0o640, ""},
+		{group, 0o701, 0o640, inner},
+		{group, 0o710, 0o604, file},
+		{nil, 0o000, 0o000, ""},
+	} {
+		if err := errors.Join(os.Chmod(file, test.file), os.Chmod(inner, test.dir)); err != nil {
+			t.Fatal(err)
+		}
+		got := test.who.barrier(file)
+		if err := os.Chmod(inner, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if got != test.want {
+			t.Errorf("%+v, directory %04o, file %04o: %q, want %q", test.who, test.dir, test.file, got, test.want)
+		}
+	}
+}
+
+func TestShellQuote(t *testing.T) {
+	for s, want := range map[string]string{
+		"":           "''",
+		"a/B-1_.:@%": "a/B-1_.:@%",
+		"a b":        "'a b'",
+		"it's":       `'it'\''s'`,
+		"$(x)":       "'$(x)'",
+		"ä":          "'ä'",
+		"~":          "'~'",
+	} {
+		if got := shellQuote(s); got != want {
+			t.Errorf("%q: %s, want %s", s, got, want)
+		}
+	}
+}
+
+// fakePlugin is a file that init takes for the plugin, which it does not load.
+func fakePlugin(t *testing.T) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), pluginFile)
+	writeFile(t, path, "")
+	return path
+}
+
+func serverCertificate(t *testing.T, dir string) *x509.Certificate {
+	t.Helper()
+	pair, err := tls.LoadX509KeyPair(filepath.Join(dir, "pki/server.crt"), filepath.Join(dir, "pki/server.key"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pair.Leaf
+}
+
+// listing is everything below dir with modes, sizes and times.
+func listing(t *testing.T, dir string) string {
+	t.Helper()
+	var b strings.Builder
+	err := filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
+		if err != nil || path == dir {
+			return err
+		}
+		info, err := e.Info()
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(&b, "%s %s %d %s\n", path, info.Mode(), info.Size(), info.ModTime())
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b.String()
+}
+
+func writeFile(t *testing.T, path, content string) {
+	t.Helper()
+	if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func readFile(t *testing.T, path string) string {
+	t.Helper()
+	content, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(content)
+}

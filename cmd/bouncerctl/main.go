@@ -1,0 +1,107 @@
+// Bouncerctl is the operator's command line of mosquitto-bouncer: it prepares a
+// broker and manages the devices, while the broker runs or before.
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/spf13/cobra"
+)
+
+// version is the plugin's.
+const version = "0.1.0"
+
+// Exit codes.
+const (
+	exitFailure = 1
+	exitUsage   = 2
+)
+
+func main() {
+	os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
+}
+
+func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	root := newRoot()
+	root.SetArgs(args)
+	root.SetIn(stdin)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	err := root.Execute()
+	if err == nil {
+		return 0
+	}
+	fmt.Fprintf(stderr, "bouncerctl: %v\n", err)
+	if _, usage := errors.AsType[*usageError](err); usage {
+		return exitUsage
+	}
+	return exitFailure
+}
+
+func newRoot() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "bouncerctl",
+		Short: "Prepare and manage a broker with mosquitto-bouncer",
+		Long: `Bouncerctl prepares a Mosquitto broker with mosquitto-bouncer and manages its
+devices. What it changes is in force within a second; the broker need not be
+restarted.
+
+It exits with 0 when done, 1 when it failed, 2 when called wrongly.`,
+		Example: `  bouncerctl init --dir /srv/bouncer --host broker.example.org
+  bouncerctl device add sensor_001 --config /srv/bouncer/bouncer.toml`,
+		Version:       version,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+	}
+	needsCommand(root)
+	root.SetVersionTemplate("bouncerctl {{.Version}}\n")
+	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error { return usage(c, "%v", err) })
+	root.AddCommand(newInit(), newDevice())
+	return root
+}
+
+// usageError is a wrong call rather than a failure.
+type usageError struct{ text string }
+
+func (e *usageError) Error() string { return e.text }
+
+func usage(c *cobra.Command, format string, args ...any) error {
+	return &usageError{fmt.Sprintf(format, args...) + fmt.Sprintf("; see %s --help", c.CommandPath())}
+}
+
+// needsCommand makes c refuse a call that names none of its commands.
+func needsCommand(c *cobra.Command) {
+	c.SuggestionsMinimumDistance = 2
+	c.Args = func(c *cobra.Command, args []string) error {
+		if len(args) == 0 {
+			return usage(c, "no command given")
+		}
+		if near := c.SuggestionsFor(args[0]); len(near) > 0 {
+			return usage(c, "unknown command %q, did you mean %q?", args[0], near[0])
+		}
+		return usage(c, "unknown command %q", args[0])
+	}
+	c.RunE = func(*cobra.Command, []string) error { return nil } // not reached: Args refuses every call
+}
+
+// noArguments refuses arguments beside the flags.
+func noArguments(c *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return usage(c, "unexpected argument %q", args[0])
+	}
+	return nil
+}
+
+// oneID wants a device id and nothing else.
+func oneID(c *cobra.Command, args []string) error {
+	switch len(args) {
+	case 0:
+		return usage(c, "no device id given")
+	case 1:
+		return nil
+	}
+	return usage(c, "unexpected argument %q, one device at a time", args[1])
+}

@@ -1,0 +1,132 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"mosquitto-bouncer/plugin"
+)
+
+// program is the real binary, built once.
+var program string
+
+func TestMain(m *testing.M) {
+	os.Exit(func() int {
+		dir, err := os.MkdirTemp("", "bouncerctl-test-")
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		defer os.RemoveAll(dir)
+		program = filepath.Join(dir, "bouncerctl")
+		if output, err := exec.Command("go", "build", "-o", program, ".").CombinedOutput(); err != nil {
+			fmt.Fprintf(os.Stderr, "go build: %v\n%s", err, output)
+			return 1
+		}
+		return m.Run()
+	}())
+}
+
+// result is what a run of the program came to.
+type result struct {
+	code           int
+	stdout, stderr string
+}
+
+func bouncerctl(t *testing.T, stdin string, args ...string) result {
+	t.Helper()
+	var stdout, stderr bytes.Buffer
+	cmd := exec.Command(program, args...)
+	cmd.Stdin = strings.NewReader(stdin)
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	err := cmd.Run()
+	if _, exited := errors.AsType[*exec.ExitError](err); err != nil && !exited {
+		t.Fatal(err)
+	}
+	return result{cmd.ProcessState.ExitCode(), stdout.String(), stderr.String()}
+}
+
+// succeed runs the program and returns its output.
+func succeed(t *testing.T, args ...string) string {
+	t.Helper()
+	got := bouncerctl(t, "", args...)
+	if got.code != 0 || got.stderr != "" {
+		t.Fatalf("bouncerctl %q: exit code %d, %s", args, got.code, got.stderr)
+	}
+	return got.stdout
+}
+
+// fail runs the program, which must say want on standard error and nothing
+// else.
+func fail(t *testing.T, code int, want string, args ...string) {
+	t.Helper()
+	failReading(t, "", code, want, args...)
+}
+
+func failReading(t *testing.T, stdin string, code int, want string, args ...string) {
+	t.Helper()
+	got := bouncerctl(t, stdin, args...)
+	if (got != result{code, "", "bouncerctl: " + want + "\n"}) {
+		t.Errorf("bouncerctl %q: exit code %d, output %q,\n got %swant bouncerctl: %s", args, got.code, got.stdout, got.stderr, want)
+	}
+}
+
+func TestVersion(t *testing.T) {
+	if version != plugin.Version {
+		t.Errorf("bouncerctl is %s, the plugin %s", version, plugin.Version)
+	}
+	if got := succeed(t, "--version"); got != "bouncerctl "+version+"\n" {
+		t.Errorf("got %q", got)
+	}
+}
+
+func TestUsage(t *testing.T) {
+	for _, test := range []struct {
+		want string
+		args []string
+	}{
+		{`no command given; see bouncerctl --help`, nil},
+		{`unknown command "devcie", did you mean "device"?; see bouncerctl --help`, []string{"devcie"}},
+		{`unknown command "frobnicate"; see bouncerctl --help`, []string{"frobnicate"}},
+		{`unknown flag: --loud; see bouncerctl --help`, []string{"--loud"}},
+		{`no command given; see bouncerctl device --help`, []string{"device"}},
+		{`unknown command "ad", did you mean "add"?; see bouncerctl device --help`, []string{"device", "ad"}},
+		{`no device id given; see bouncerctl device add --help`, []string{"device", "add"}},
+		{`no device id given; see bouncerctl device remove --help`, []string{"device", "remove"}},
+		{`unexpected argument "b", one device at a time; see bouncerctl device disable --help`, []string{"device", "disable", "a", "b"}},
+		{`unexpected argument "a"; see bouncerctl device list --help`, []string{"device", "list", "a"}},
+		{`"a/b" is not a device id (1 to 64 of A-Z a-z 0-9 . _ : -); see bouncerctl device add --help`, []string{"device", "add", "a/b"}},
+		{`"" is not a device id (1 to 64 of A-Z a-z 0-9 . _ : -); see bouncerctl device add --help`, []string{"device", "add", ""}},
+		{`the device id ".." would name a directory, in the backend's URL too; use another; see bouncerctl device add --help`, []string{"device", "add", ".."}},
+		{`--dir is missing; see bouncerctl init --help`, []string{"init"}},
+		{`unexpected argument "x"; see bouncerctl init --help`, []string{"init", "--dir", "d", "x"}},
+		{`--port 65536 is not 1 to 65535; see bouncerctl init --help`, []string{"init", "--dir", "d", "--port", "65536"}},
+		{`invalid argument "x" for "--port" flag: strconv.ParseInt: parsing "x": invalid syntax; see bouncerctl init --help`, []string{"init", "--dir", "d", "--port", "x"}},
+		{`--host: "a b" is neither a host name nor an IP address; see bouncerctl init --help`, []string{"init", "--dir", "d", "--host", "a b"}},
+		{`--backend "http://\"" is not a URL; see bouncerctl init --help`, []string{"init", "--dir", "d", "--backend", `http://"`}},
+	} {
+		fail(t, 2, test.want, test.args...)
+	}
+}
+
+// TestHelp: every command has help with an example, and fits a terminal.
+func TestHelp(t *testing.T) {
+	for _, command := range []string{"", "init", "device", "device add", "device list", "device remove", "device disable", "device enable"} {
+		help := succeed(t, append(strings.Fields(command), "--help")...)
+		example := strings.Join([]string{"Examples:\n  bouncerctl", command}, " ")
+		if !strings.Contains(help, strings.TrimSpace(example)) {
+			t.Errorf("%q: no example in:\n%s", command, help)
+		}
+		for line := range strings.Lines(help) {
+			if len(line) > 96 {
+				t.Errorf("%q: wide line %q", command, line)
+			}
+		}
+	}
+}

@@ -1,0 +1,295 @@
+// Package config is bouncer.toml: strict to parse, and sound once it is parsed.
+//
+// Whatever Load does not understand it refuses: an unknown key, a value out of
+// range, a file that cannot be read. A misspelt setting that did nothing would
+// be a gate left open.
+package config
+
+import (
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path/filepath"
+	"time"
+)
+
+// MaxFileBytes is the largest bouncer.toml, and the largest file named in it,
+// that is read.
+const MaxFileBytes = 1 << 20
+
+// DeviceID is the placeholder for the device id in topics and in the backend's
+// URL.
+const DeviceID = "{device_id}"
+
+// Config is a bouncer.toml that has been checked: every value is within its
+// range, every file it names has been read, every path is absolute. It is not
+// changed after Load and so safe for concurrent use.
+//
+// Each field is the setting of the same name in lower case with underscores;
+// paths in the file may be relative to the directory of bouncer.toml.
+type Config struct {
+	// StateDir is the directory of the journal. Default
+	// "/var/lib/mosquitto-bouncer".
+	StateDir string
+	// Database is the SQLite file of the devices. Default
+	// "/var/lib/mosquitto-bouncer/devices.db".
+	Database string
+
+	Publish  Publish
+	Backend  Backend
+	Response Response
+	Command  Command
+	Rejected Rejected
+	ACL      ACL
+	Journal  Journal
+	HTTP     HTTP
+}
+
+// Publish is [publish]: what is gated, and what a device may send.
+type Publish struct {
+	// Topics are the gated topic filters, 1 to 16 of them. In each exactly one
+	// level is "+", the device id; none has "#" or begins with "$", and no
+	// topic matches two. Default ["device/+/data"].
+	Topics []string
+	// Tolerance is how far a timestamp may be off the broker's clock, either
+	// way: 1s to 24h in whole seconds. Default "5m".
+	Tolerance time.Duration
+	// MaxBytes is the largest publish in bytes, the envelope included: 256 to
+	// 268435455 (MQTT's own limit), as an integer or a size such as "64KiB".
+	// Default 65536.
+	MaxBytes int
+	// Rate is the publishes a second that each device may make, 0 to 1000000,
+	// fractions allowed. 0, the default: no limit.
+	Rate float64
+	// Burst is how many publishes a device may make at once before Rate holds
+	// it back, 0 to 1000000. Default 0: as many as one second of Rate allows,
+	// at least one; that number is what Load puts here. Without a rate it is 0.
+	Burst int
+}
+
+// Backend is [backend]: where accepted payloads go.
+type Backend struct {
+	// URL is where a payload is posted: absolute, http or https, without user
+	// name, password or fragment. {device_id} in its path stands for the
+	// device id. Default "http://localhost:5000/device/{device_id}/data".
+	URL string
+	// Timeout bounds one request from connect to the last byte of the answer:
+	// 100ms to 5m. Default "5s".
+	Timeout time.Duration
+	// Concurrency is how many requests run at once, 1 to 4096. Default 64.
+	Concurrency int
+	// MaxAge is how old an undelivered message becomes before it is a dead
+	// letter: 1m to 8760h (a year). Default "72h".
+	MaxAge time.Duration
+	// BearerToken is sent in Authorization; from bearer_token_file. Default
+	// none.
+	BearerToken Secret
+	// SigningSecret signs requests as Standard Webhooks describes; from
+	// signing_secret_file. Default none.
+	SigningSecret Secret
+	// TLS is nil for an http URL. For https: TLS 1.2 or later, the CAs of
+	// ca_file instead of the system's, and the client certificate of cert_file
+	// and key_file (PEM; both or neither). Default: the system's CAs and no
+	// client certificate.
+	TLS *tls.Config
+}
+
+// Response is [response]: the backend's answers.
+type Response struct {
+	// Topic is where a device gets the body of a 2xx answer: a topic in which
+	// one level is {device_id}, and which is not gated. "": answers are
+	// dropped. Default "device/{device_id}/response".
+	Topic string
+}
+
+// Command is [command]: the backend's commands.
+type Command struct {
+	// Topic is where a device gets its commands: a topic in which one level is
+	// {device_id}, and which is not gated. Default "device/{device_id}/command".
+	Topic string
+}
+
+// Rejected is [rejected]: telling devices of refused publishes.
+type Rejected struct {
+	// Topic is where a device is told why its publish was refused: a topic in
+	// which one level is {device_id}, and which is not gated. "", the default:
+	// it is not told.
+	Topic string
+}
+
+// The values of ACL.Others.
+const (
+	OthersAuto  = "auto"
+	OthersDefer = "defer"
+	OthersAllow = "allow"
+)
+
+// ACL is [acl]: topics that are none of the bouncer's business.
+type ACL struct {
+	// Others is the answer for them on Mosquitto 2.0: "defer" (an acl_file or
+	// another plugin decides, without either the broker denies), "allow" (they
+	// are not asked), or "auto", the default: whichever suits the broker's own
+	// configuration. Mosquitto 2.1 needs neither.
+	Others string
+}
+
+// Journal is [journal]: the log of accepted messages in StateDir.
+type Journal struct {
+	// MaxBytes is the room it may take: 1MiB to 1TiB, as an integer or a size
+	// such as "1GiB". Publishes are refused when it is full. Default "1GiB".
+	MaxBytes int64
+	// Sync is the time between two fsyncs, 1ms to 10s; what a power failure
+	// may cost. 0, written "always": fsync before every PUBACK. Default
+	// "100ms".
+	Sync time.Duration
+}
+
+// HTTP is [http]: commands, metrics and health.
+type HTTP struct {
+	// Listen is the host:port to listen on. Anything but a loopback address
+	// needs cert_file and key_file. "", the default: no listener.
+	Listen string
+	// Token is the bearer token that clients present; from token_file. Needed
+	// with Listen.
+	Token Secret
+	// TLS serves the certificate of cert_file and key_file (PEM; both or
+	// neither), TLS 1.2 or later; nil: plain HTTP. Default nil.
+	TLS *tls.Config
+}
+
+// Load reads and checks the bouncer.toml at path, and the files it names.
+//
+// An error says what is wrong and what to do, one problem a line, each
+// beginning "FILE:LINE: key: " (an *Error), or "FILE: " where the file itself
+// could not be read (wrapping the cause). No secret is ever in it.
+func Load(path string) (*Config, error) {
+	absolute, err := filepath.Abs(path)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w; give an absolute path", path, err)
+	}
+	source, err := readFile(path, 0)
+	if err != nil {
+		advice := "the broker's user must be able to read it"
+		if errors.Is(err, fs.ErrNotExist) {
+			advice = "name an existing file, or create one with bouncerctl init"
+		}
+		return nil, fmt.Errorf("%s: cannot be read: %w; %s", path, err, advice)
+	}
+	return parse(path, filepath.Dir(absolute), source, unavailable)
+}
+
+// parse is Load after the reading. Relative paths in source are relative to
+// dir.
+func parse(file, dir string, source []byte, unavailable []string) (*Config, error) {
+	d, err := newDocument(file, dir, source)
+	if err != nil {
+		return nil, err
+	}
+	d.refuseUnavailable(unavailable)
+	c := d.settings()
+	d.keepTopicsApart(c)
+	d.refuseUnknown()
+	if err := d.err(); err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// settings reads every setting once.
+func (d *document) settings() *Config {
+	return &Config{
+		StateDir: d.path("state_dir", "/var/lib/mosquitto-bouncer"),
+		Database: d.path("database", "/var/lib/mosquitto-bouncer/devices.db"),
+		Publish:  d.publish(),
+		Backend:  d.backend(),
+		Response: Response{Topic: d.deviceTopic("response.topic", "device/{device_id}/response", true)},
+		Command:  Command{Topic: d.deviceTopic("command.topic", "device/{device_id}/command", false)},
+		Rejected: Rejected{Topic: d.deviceTopic("rejected.topic", "", true)},
+		ACL:      ACL{Others: d.choice("acl.others", OthersAuto, OthersDefer, OthersAllow)},
+		Journal:  d.journal(),
+		HTTP:     d.http(),
+	}
+}
+
+func (d *document) publish() Publish {
+	p := Publish{
+		Topics:    d.filters("publish.topics", "device/+/data"),
+		Tolerance: d.duration("publish.tolerance", 5*time.Minute, time.Second, 24*time.Hour),
+		MaxBytes:  int(d.size("publish.max_bytes", 65536, 256, 268435455)),
+		Rate:      d.number("publish.rate", 0, 0, 1e6),
+		Burst:     int(d.integer("publish.burst", 0, 0, 1e6)),
+	}
+	if p.Tolerance%time.Second != 0 {
+		d.problem("publish.tolerance", "%s is not a whole number of seconds; timestamps are in seconds, so use for example %q", p.Tolerance, "5m")
+	}
+	switch {
+	case p.Rate > 0 && p.Burst == 0:
+		p.Burst = oneSecond(p.Rate)
+	case p.Rate == 0 && p.Burst > 0:
+		d.problem("publish.burst", "does nothing without a rate; set publish.rate or remove the line")
+	}
+	return p
+}
+
+func (d *document) backend() Backend {
+	url, secure := d.url("backend.url", "http://localhost:5000/device/{device_id}/data")
+	b := Backend{
+		URL:           url,
+		Timeout:       d.duration("backend.timeout", 5*time.Second, 100*time.Millisecond, 5*time.Minute),
+		Concurrency:   int(d.integer("backend.concurrency", 64, 1, 4096)),
+		MaxAge:        d.duration("backend.max_age", 72*time.Hour, time.Minute, 8760*time.Hour),
+		BearerToken:   d.secret("backend.bearer_token_file"),
+		SigningSecret: d.secret("backend.signing_secret_file"),
+	}
+	pool := d.certPool("backend.ca_file")
+	certificates := d.keyPair("backend.cert_file", "backend.key_file")
+	if secure {
+		b.TLS = &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: pool, Certificates: certificates}
+		return b
+	}
+	for _, key := range []string{"backend.ca_file", "backend.cert_file", "backend.key_file"} {
+		if url != "" && d.isSet(key) {
+			d.problem(key, "has no use with an http URL; use https in backend.url, or remove the line")
+		}
+	}
+	return b
+}
+
+func (d *document) journal() Journal {
+	j := Journal{
+		MaxBytes: d.size("journal.max_bytes", 1<<30, 1<<20, 1<<40),
+	}
+	if always, _ := d.value("journal.sync"); always != "always" {
+		j.Sync = d.duration("journal.sync", 100*time.Millisecond, time.Millisecond, 10*time.Second)
+	}
+	return j
+}
+
+func (d *document) http() HTTP {
+	h := HTTP{
+		Listen: d.listen("http.listen"),
+		Token:  d.secret("http.token_file"),
+	}
+	if certificates := d.keyPair("http.cert_file", "http.key_file"); certificates != nil {
+		h.TLS = &tls.Config{MinVersion: tls.VersionTLS12, Certificates: certificates}
+	}
+	if h.Listen != "" && !d.isSet("http.token_file") {
+		d.problem("http.listen", "needs a bearer token; set http.token_file")
+	}
+	if h.Listen != "" && !d.isSet("http.cert_file") && !isLoopback(h.Listen) {
+		d.problem("http.listen", "%q is not a loopback address and would take the token in the clear; set http.cert_file and http.key_file, or listen on 127.0.0.1", h.Listen)
+	}
+	return h
+}
+
+// readFile returns the content of a regular file of at most MaxFileBytes.
+// forbidden are the permission bits that the file must not have. The path is
+// left out of the errors: the caller names it.
+func readFile(path string, forbidden fs.FileMode) ([]byte, error) {
+	content, err := readRegular(path, forbidden)
+	if pathErr, ok := errors.AsType[*fs.PathError](err); ok {
+		err = pathErr.Err
+	}
+	return content, err
+}

@@ -1,0 +1,424 @@
+package config
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"math"
+	"net"
+	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+	"unicode"
+	"unicode/utf8"
+)
+
+// text reads a string. ok is false if it is absent or not a string.
+func (d *document) text(key, example string) (s string, ok bool) {
+	v, set := d.value(key)
+	if !set {
+		return "", false
+	}
+	s, ok = v.(string)
+	switch {
+	case !ok:
+		d.problem(key, "is %s; write text in quotes, for example %q", kindOf(v), example)
+	case strings.ContainsFunc(s, unicode.IsControl):
+		d.problem(key, "%s has a control character; write one line of text, for example %q", quote(s), example)
+		return "", false
+	}
+	return s, ok
+}
+
+// path reads the path of a file or directory and makes it absolute.
+func (d *document) path(key, byDefault string) string {
+	s, ok := d.text(key, byDefault)
+	if !ok {
+		return byDefault
+	}
+	if s == "" {
+		d.problem(key, "is empty; give a path, or remove the line for %q", byDefault)
+		return byDefault
+	}
+	return d.absolute(s)
+}
+
+func (d *document) absolute(path string) string {
+	if filepath.IsAbs(path) {
+		return filepath.Clean(path)
+	}
+	return filepath.Join(d.dir, path)
+}
+
+// duration reads a duration such as "5m" from least to most.
+func (d *document) duration(key string, byDefault, least, most time.Duration) time.Duration {
+	v, set := d.value(key)
+	if !set {
+		return byDefault
+	}
+	s, ok := v.(string)
+	if !ok {
+		d.problem(key, "is %s; write a duration in quotes, for example %q", kindOf(v), short(byDefault))
+		return byDefault
+	}
+	t, err := time.ParseDuration(s)
+	if err != nil {
+		d.problem(key, "%s is not a duration; write a number and a unit (ms, s, m, h), for example %q", quote(s), short(byDefault))
+		return byDefault
+	}
+	if t < least || t > most {
+		d.problem(key, "%s is out of range; use %s to %s, for example %q", quote(s), short(least), short(most), short(byDefault))
+		return byDefault
+	}
+	return t
+}
+
+// short formats a duration without the zero units of String.
+func short(t time.Duration) string {
+	s := t.String()
+	if strings.HasSuffix(s, "m0s") {
+		s = strings.TrimSuffix(s, "0s")
+	}
+	if strings.HasSuffix(s, "h0m") {
+		s = strings.TrimSuffix(s, "0m")
+	}
+	return s
+}
+
+// integer reads an integer from least to most.
+func (d *document) integer(key string, byDefault, least, most int64) int64 {
+	v, set := d.value(key)
+	if !set {
+		return byDefault
+	}
+	n, ok := v.(int64)
+	if !ok {
+		d.problem(key, "is %s; write an integer from %d to %d", kindOf(v), least, most)
+		return byDefault
+	}
+	if n < least || n > most {
+		d.problem(key, "%d is out of range; use %d to %d", n, least, most)
+		return byDefault
+	}
+	return n
+}
+
+// number reads an integer or a fraction from least to most.
+func (d *document) number(key string, byDefault, least, most float64) float64 {
+	v, set := d.value(key)
+	if !set {
+		return byDefault
+	}
+	var n float64
+	switch v := v.(type) {
+	case int64:
+		n = float64(v)
+	case float64:
+		n = v
+	default:
+		d.problem(key, "is %s; write a number from %.0f to %.0f", kindOf(v), least, most)
+		return byDefault
+	}
+	if !(n >= least && n <= most) { // so that nan is out of range too
+		d.problem(key, "%v is out of range; use %.0f to %.0f", n, least, most)
+		return byDefault
+	}
+	return n
+}
+
+// oneSecond is how many whole events a rate allows in a second, at least one.
+func oneSecond(rate float64) int {
+	return max(1, int(math.Ceil(rate)))
+}
+
+var sizeUnits = []struct {
+	suffix string
+	bytes  int64
+}{
+	{"KiB", 1 << 10}, {"MiB", 1 << 20}, {"GiB", 1 << 30}, {"TiB", 1 << 40},
+	{"kB", 1e3}, {"KB", 1e3}, {"MB", 1e6}, {"GB", 1e9}, {"TB", 1e12},
+	{"B", 1},
+}
+
+// size reads a number of bytes: an integer, or text such as "1GiB" or "500MB".
+func (d *document) size(key string, byDefault, least, most int64) int64 {
+	const how = `an integer of bytes or a size such as "64KiB", "500MB" or "1GiB"`
+	v, set := d.value(key)
+	if !set {
+		return byDefault
+	}
+	var n int64
+	switch v := v.(type) {
+	case int64:
+		n = v
+	case string:
+		var err error
+		if n, err = parseSize(v); err != nil {
+			d.problem(key, "%s is not a size; write %s", quote(v), how)
+			return byDefault
+		}
+	default:
+		d.problem(key, "is %s; write %s", kindOf(v), how)
+		return byDefault
+	}
+	if n < least || n > most {
+		d.problem(key, "%d bytes is out of range; use %d to %d", n, least, most)
+		return byDefault
+	}
+	return n
+}
+
+// parseSize parses decimal digits, an optional space and an optional unit.
+// What overflows is the largest int64.
+func parseSize(s string) (int64, error) {
+	factor := int64(1)
+	for _, unit := range sizeUnits {
+		if digits, ok := strings.CutSuffix(s, unit.suffix); ok {
+			s, factor = strings.TrimSuffix(digits, " "), unit.bytes
+			break
+		}
+	}
+	n, err := strconv.ParseUint(s, 10, 64)
+	switch {
+	case errors.Is(err, strconv.ErrRange):
+		return math.MaxInt64, nil
+	case err != nil:
+		return 0, err
+	case n > uint64(math.MaxInt64/factor):
+		return math.MaxInt64, nil
+	}
+	return int64(n) * factor, nil
+}
+
+// choice reads one of several words, of which the first is the default.
+func (d *document) choice(key string, words ...string) string {
+	v, set := d.value(key)
+	if !set {
+		return words[0]
+	}
+	s, ok := v.(string)
+	if !ok || !slices.Contains(words, s) {
+		got := kindOf(v)
+		if ok {
+			got = quote(s)
+		}
+		d.problem(key, "is %s; use one of \"%s\"", got, strings.Join(words, `", "`))
+		return words[0]
+	}
+	return s
+}
+
+// url reads the backend's URL; secure means https. With a problem it is "".
+func (d *document) url(key, byDefault string) (address string, secure bool) {
+	s, ok := d.text(key, byDefault)
+	if !ok {
+		_, set := d.lookup(key)
+		if set {
+			return "", false
+		}
+		s = byDefault
+	}
+	// What is quoted below has no user name, password or query: they may be
+	// secrets.
+	shown, _, _ := strings.Cut(s, "?")
+	shown = quote(shown)
+	refuse := func(format string, args ...any) (string, bool) {
+		d.problem(key, format, args...)
+		return "", false
+	}
+	const most = 2048
+	if len(s) > most {
+		return refuse("is longer than %d bytes; use a shorter URL", most)
+	}
+	u, err := url.Parse(s)
+	if err != nil {
+		return refuse("is not a URL; write it in full, for example %q", byDefault)
+	}
+	if u.User != nil || strings.Contains(u.Opaque, "@") {
+		return refuse("has a user name or password in it; remove them and use backend.bearer_token_file")
+	}
+	if u.Scheme != "http" && u.Scheme != "https" {
+		return refuse("%s does not begin with http:// or https://; write it in full, for example %q", shown, byDefault)
+	}
+	if u.Opaque != "" || u.Hostname() == "" {
+		return refuse("%s has no host; write it in full, for example %q", shown, byDefault)
+	}
+	if port := u.Port(); port != "" || strings.HasSuffix(u.Host, ":") {
+		if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
+			return refuse("%s has port %q; use 1 to 65535", shown, port)
+		}
+	}
+	if strings.Contains(s, "#") {
+		return refuse("%s has a fragment, which is never sent; remove it from the # on", shown)
+	}
+	if strings.ContainsAny(u.Host+u.RawQuery, "{}") {
+		return refuse("%s has braces outside its path; %s can stand in the path only", shown, DeviceID)
+	}
+	if strings.ContainsAny(strings.ReplaceAll(u.Path, DeviceID, ""), "{}") {
+		return refuse("%s has an unknown placeholder; the only one is %s", shown, DeviceID)
+	}
+	if strings.ContainsFunc(s, unicode.IsSpace) {
+		return refuse("%s has a blank in it; remove it, or write %%20", shown)
+	}
+	return s, u.Scheme == "https"
+}
+
+// listen reads an optional host:port.
+func (d *document) listen(key string) string {
+	const example = "127.0.0.1:8080"
+	s, ok := d.text(key, example)
+	if !ok || s == "" {
+		return ""
+	}
+	_, port, err := net.SplitHostPort(s)
+	if err != nil {
+		d.problem(key, "%s is not host:port; write for example %q", quote(s), example)
+		return ""
+	}
+	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
+		d.problem(key, "%s has port %q; use 1 to 65535, for example %q", quote(s), port, example)
+		return ""
+	}
+	return s
+}
+
+func isLoopback(hostPort string) bool {
+	host, _, err := net.SplitHostPort(hostPort)
+	return err == nil && (host == "localhost" || net.ParseIP(host).IsLoopback())
+}
+
+// secret reads the secret in the file that key names: 1 to 4096 bytes of UTF-8
+// without control characters; one newline at its end is not part of it.
+func (d *document) secret(key string) Secret {
+	const most = 4096
+	path, content, ok := d.content(key, 0o007)
+	if !ok {
+		return nil
+	}
+	s := strings.TrimSuffix(strings.TrimSuffix(string(content), "\n"), "\r")
+	switch {
+	case s == "":
+		d.problem(key, "%q is empty; put the secret into it", path)
+	case len(s) > most:
+		d.problem(key, "%q is longer than %d bytes; put only the secret into it", path, most)
+	case !utf8.ValidString(s) || strings.ContainsFunc(s, unicode.IsControl):
+		d.problem(key, "%q has control characters or bytes that are not text; put the secret into it as one line of text", path)
+	default:
+		return Secret(s)
+	}
+	return nil
+}
+
+// certPool reads the certificates in the PEM file that key names; nil if none
+// is named.
+func (d *document) certPool(key string) *x509.CertPool {
+	path, content, ok := d.content(key, 0)
+	if !ok {
+		return nil
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(content) {
+		d.problem(key, "%q has no certificate in it; name a PEM file of CA certificates", path)
+	}
+	return pool
+}
+
+// keyPair reads a certificate and its private key; nil if none is named.
+func (d *document) keyPair(certKey, keyKey string) []tls.Certificate {
+	certPath, cert, hasCert := d.content(certKey, 0)
+	keyPath, key, hasKey := d.content(keyKey, 0o007)
+	switch {
+	case d.isSet(certKey) && !d.isSet(keyKey):
+		d.problem(certKey, "needs its private key; set %s", keyKey)
+	case d.isSet(keyKey) && !d.isSet(certKey):
+		d.problem(keyKey, "needs its certificate; set %s", certKey)
+	}
+	if !hasCert || !hasKey {
+		return nil
+	}
+	pair, err := tls.X509KeyPair(cert, key)
+	if err != nil {
+		d.problem(certKey, "%q and %q are no pair (%v); name a PEM certificate and its unencrypted private key", certPath, keyPath, err)
+		return nil
+	}
+	return []tls.Certificate{pair}
+}
+
+// content reads the file that key names. ok is false if it names none or the
+// file cannot be had.
+func (d *document) content(key string, forbidden fs.FileMode) (path string, content []byte, ok bool) {
+	s, ok := d.text(key, "/etc/mosquitto-bouncer/file")
+	if !ok || s == "" {
+		return "", nil, false
+	}
+	path = d.absolute(s)
+	content, err := readFile(path, forbidden)
+	if openErr, tooOpen := errors.AsType[*openToOthersError](err); tooOpen {
+		d.problem(key, "%q can be read or changed by every user (mode %04o); run: chmod o= %q", path, openErr.mode, path)
+		return "", nil, false
+	}
+	if err != nil {
+		d.problem(key, "%q cannot be read: %v; the broker's user must be able to read it", path, err)
+		return "", nil, false
+	}
+	return path, content, true
+}
+
+// openToOthersError is a file with permission bits that it must not have.
+type openToOthersError struct{ mode fs.FileMode }
+
+func (e *openToOthersError) Error() string {
+	return fmt.Sprintf("mode %04o lets every user in", e.mode)
+}
+
+func readRegular(path string, forbidden fs.FileMode) ([]byte, error) {
+	// O_NONBLOCK: opening a FIFO would otherwise wait for a writer.
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() {
+		return nil, errors.New("not a regular file")
+	}
+	if info.Mode()&forbidden != 0 {
+		return nil, &openToOthersError{info.Mode().Perm()}
+	}
+	content, err := io.ReadAll(io.LimitReader(f, MaxFileBytes+1))
+	if err == nil && len(content) > MaxFileBytes {
+		err = fmt.Errorf("larger than %d bytes", MaxFileBytes)
+	}
+	return content, err
+}
+
+// kindOf names the type of a TOML value.
+func kindOf(v any) string {
+	switch v.(type) {
+	case string:
+		return "text"
+	case int64:
+		return "an integer"
+	case float64:
+		return "a fraction"
+	case bool:
+		return "true or false"
+	case []any:
+		return "a list"
+	case map[string]any:
+		return "a section"
+	default:
+		return "a date or time"
+	}
+}
