@@ -1,0 +1,76 @@
+# mosquitto-bouncer. `make help` lists the targets.
+
+PREFIX ?= /usr/local
+LIBDIR ?= $(PREFIX)/lib
+GO ?= go
+export CGO_ENABLED = 1
+
+# The ports of `make run`, and whether it ends after the tour.
+PORT ?= 8883
+BACKEND_PORT ?= 5000
+ONCE ?=
+export PORT BACKEND_PORT ONCE
+
+STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
+
+# -trimpath and the empty build id make the same sources give the same bytes. The version script keeps every symbol but
+# the plugin's three entry points private.
+GOBUILD = $(GO) build -trimpath -buildvcs=false
+EXPORTS = -Wl,--version-script=$(CURDIR)/cgo/exports.map
+SOFLAGS = -buildmode=c-shared -ldflags='-s -w -buildid= -extldflags "$(EXPORTS)"'
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: run
+run: deps-run build ## the tour: broker, plugin, backend, a sensor and an attacker (ONCE=1: end after it)
+	@scripts/run
+
+.PHONY: test
+test: deps-test check build build/test/mosquitto_bouncer.so ## vet, unit tests, and integration tests on a real broker
+	$(GO) test -timeout 20m ./plugin/... ./cmd/...
+	$(GO) test -timeout 20m -count=1 ./test/...
+
+.PHONY: build
+build: deps-build build/mosquitto_bouncer.so build/bouncerctl build/bouncer-sim ## the library and the commands, into build/
+
+# Go decides itself what is out of date.
+.PHONY: build/mosquitto_bouncer.so build/test/mosquitto_bouncer.so build/bouncerctl build/bouncer-sim
+
+build/mosquitto_bouncer.so:
+	@mkdir -p $(@D)
+	$(GOBUILD) $(SOFLAGS) -o $@ ./cgo
+	@rm -f $(@:.so=.h)
+
+build/test/mosquitto_bouncer.so: # with the faults that tests inject
+	@mkdir -p $(@D)
+	$(GOBUILD) $(SOFLAGS) -tags faultinject -o $@ ./cgo
+	@rm -f $(@:.so=.h)
+
+build/bouncerctl build/bouncer-sim:
+	@mkdir -p $(@D)
+	$(GOBUILD) -ldflags='-s -w' -o $@ ./cmd/$(@F)
+
+.PHONY: check
+check: deps-build ## gofmt, go vet and staticcheck
+	@test -z "$$(gofmt -l cgo cmd plugin test)" || { echo "gofmt would change:"; gofmt -l cgo cmd plugin test; exit 1; }
+	$(GO) vet ./...
+	$(GO) run $(STATICCHECK) ./...
+
+.PHONY: install
+install: ## install what `make build` built (PREFIX, LIBDIR and DESTDIR are honoured)
+	install -d $(DESTDIR)$(LIBDIR) $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/doc/mosquitto-bouncer
+	install -m 644 build/mosquitto_bouncer.so $(DESTDIR)$(LIBDIR)/mosquitto_bouncer.so
+	install -m 755 build/bouncerctl $(DESTDIR)$(PREFIX)/bin/bouncerctl
+	install -m 644 mosquitto.conf.example bouncer.toml.example README.md CHANGELOG.md docs/*.md $(DESTDIR)$(PREFIX)/share/doc/mosquitto-bouncer/
+
+.PHONY: clean
+clean: ## remove build/
+	rm -rf build
+
+.PHONY: deps-build deps-run deps-test
+deps-build deps-run deps-test:
+	@scripts/install-deps $(@:deps-%=%)

@@ -1,0 +1,40 @@
+package plugin
+
+import (
+	"bytes"
+	"strings"
+)
+
+// A gatedTopic is one entry of [publish] topics: an MQTT filter with exactly one '+' level, which is the device id.
+type gatedTopic struct {
+	before string // what stands before the device id, its last byte a '/', or empty
+	after  string // what stands behind it, its first byte a '/', or empty
+}
+
+// newGatedTopic splits a filter that plugin/config has checked.
+func newGatedTopic(filter string) gatedTopic {
+	before, after, _ := strings.Cut(filter, "+")
+	return gatedTopic{before, after}
+}
+
+// device returns the device id's level of topic, and whether the filter matches topic. As in MQTT, '+' matches one
+// level, an empty one too.
+func (g gatedTopic) device(topic []byte) ([]byte, bool) {
+	if len(topic) < len(g.before)+len(g.after) || string(topic[:len(g.before)]) != g.before ||
+		string(topic[len(topic)-len(g.after):]) != g.after {
+		return nil, false
+	}
+	level := topic[len(g.before) : len(topic)-len(g.after)]
+	return level, bytes.IndexByte(level, '/') < 0
+}
+
+// deviceLevel returns the device id's level of topic by the first filter that matches it, and whether one does: whether
+// topic is gated.
+func deviceLevel(gated []gatedTopic, topic []byte) ([]byte, bool) {
+	for _, g := range gated {
+		if level, ok := g.device(topic); ok {
+			return level, true
+		}
+	}
+	return nil, false
+}

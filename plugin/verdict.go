@@ -1,0 +1,133 @@
+package plugin
+
+import (
+	"bytes"
+	"time"
+
+	"mosquitto-bouncer/plugin/envelope"
+	"mosquitto-bouncer/plugin/replay"
+)
+
+// A Reason is why a publish was refused, or Accepted. The zero value is Internal: what was never decided is refused.
+type Reason uint8
+
+// The reasons, in the order in which they are looked for.
+const (
+	Internal Reason = iota // anything unexpected; always a refusal
+	NoTLSIdentity
+	TopicMismatch
+	RateLimited
+	TooLarge
+	Malformed
+	IdentityMismatch
+	UnknownDevice
+	Disabled
+	Stale
+	Future
+	Replay
+	BadSignature
+	Overloaded // the message is good, but there is no room to remember or to keep it
+	Accepted
+	reasonCount
+)
+
+// The reasons' names are an interface: logs, metrics, dead letters and notices to devices use them. They never change.
+var reasonNames = [reasonCount]string{
+	Internal:         "internal",
+	NoTLSIdentity:    "no_tls_identity",
+	TopicMismatch:    "topic_mismatch",
+	RateLimited:      "rate_limited",
+	TooLarge:         "too_large",
+	Malformed:        "malformed",
+	IdentityMismatch: "identity_mismatch",
+	UnknownDevice:    "unknown_device",
+	Disabled:         "disabled",
+	Stale:            "stale",
+	Future:           "future",
+	Replay:           "replay",
+	BadSignature:     "bad_signature",
+	Overloaded:       "overloaded",
+	Accepted:         "accepted",
+}
+
+// String returns the reason's stable name.
+func (r Reason) String() string {
+	if r >= reasonCount {
+		return reasonNames[Internal]
+	}
+	return reasonNames[r]
+}
+
+// A Publish is one message as the broker presents it. Its slices are borrowed from the broker for the length of a
+// call.
+type Publish struct {
+	// Identity is the user name that the broker took from the client's certificate; empty without one.
+	Identity []byte
+	// Certified reports whether the client presented a certificate whose common name is Identity.
+	Certified bool
+	// ClientID is the client's MQTT client id.
+	ClientID []byte
+	// Topic is the topic as the broker will route it, a listener's mount point included.
+	Topic []byte
+	// Payload is the message.
+	Payload []byte
+}
+
+// circumstances is what the verdict on a publish depends on beside the publish itself.
+type circumstances struct {
+	now       time.Time
+	tolerance int64 // how far a timestamp may be from now, in seconds, either way
+	maxBytes  int   // the greatest size of a message
+	decoder   *envelope.Decoder
+	seen      *replay.Set // the message ids accepted before
+}
+
+// judge reaches the verdict on a publish to a gated topic: the first check that fails gives the reason. level is the
+// topic's device level; d is the registered device of the publish's identity, or nil. It does no I/O and changes nothing
+// but the device's token bucket.
+//
+// The envelope is returned as far as it was parsed, for the log; only with Accepted may anything in it be believed. The
+// error says more on a message that is malformed.
+func judge(p *Publish, level []byte, d *device, c *circumstances) (*envelope.Envelope, Reason, error) {
+	if !p.Certified || len(p.Identity) == 0 {
+		return nil, NoTLSIdentity, nil
+	}
+	if !bytes.Equal(level, p.Identity) {
+		return nil, TopicMismatch, nil
+	}
+	if d != nil && !d.limiter.AllowN(c.now, 1) {
+		return nil, RateLimited, nil
+	}
+	if len(p.Payload) > c.maxBytes {
+		return nil, TooLarge, nil
+	}
+	e, err := c.decoder.Decode(p.Payload)
+	if err != nil {
+		return nil, Malformed, err
+	}
+	if !bytes.Equal(e.DeviceID, p.Identity) {
+		return e, IdentityMismatch, nil
+	}
+	if d == nil {
+		return e, UnknownDevice, nil
+	}
+	if d.registered.Disabled {
+		return e, Disabled, nil
+	}
+	now := c.now.Unix()
+	if e.Timestamp > now+c.tolerance {
+		return e, Future, nil
+	}
+	if e.Timestamp < now-c.tolerance || c.seen.Forgotten(e.Timestamp) {
+		return e, Stale, nil
+	}
+	if _, seen := c.seen.Lookup(d.registered.Serial, e.MessageID); seen {
+		return e, Replay, nil
+	}
+	for _, key := range d.keys {
+		if e.SignedBy(key) {
+			return e, Accepted, nil
+		}
+	}
+	return e, BadSignature, nil
+}
