@@ -217,9 +217,9 @@ func TestModel(t *testing.T) {
 		ids        uint64
 		runs, each int
 	}{
-		{"few ids", 10, 2, 4, 100, 2000},
-		{"some ids", 40, 4, 16, 40, 5000},
-		{"many ids", 3000, 100, 1000, 3, 60_000},
+		{"few ids", 10, 2, 4, 50, 2000},
+		{"some ids", 40, 4, 16, 20, 5000},
+		{"many ids", 3000, 100, 1000, 2, 60_000},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			for seed := range uint64(c.runs) {

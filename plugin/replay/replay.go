@@ -48,7 +48,8 @@ const (
 // serial number and a message id. It stays remembered while its message's
 // timestamp is within tolerance of the clock, both ends included. Only
 // [Set.Expire] forgets, and only what is out of reach at the time it is given:
-// now > timestamp + tolerance. The caller accepts a message in this order:
+// later than timestamp + tolerance, or more than three days before timestamp -
+// tolerance. The caller accepts a message in this order:
 //
 //	set.Expire(now, 4)
 //	if abs(now-timestamp) > tolerance || set.Forgotten(timestamp) { /* stale */ }

@@ -260,7 +260,6 @@ func TestSharedJump(t *testing.T) {
 	for ; now < epoch+5000; now += 10 {
 		g.expect(t, "accepted", now+year, 1, messageID(uint64(now)), now+year)
 	}
-	wrong := g.Len()
 	back := now
 	for ; now < epoch+9000; now += 10 {
 		g.expect(t, "accepted", now, 1, messageID(uint64(now)), now)
@@ -279,7 +278,8 @@ func TestSharedJump(t *testing.T) {
 	for now = back - 2*tolerance; now < back; now += 10 {
 		g.expect(t, "accepted", now+year, 1, messageID(uint64(now)), now+year)
 	}
-	if wrong = g.Len(); wrong < 30 {
+	wrong := g.Len()
+	if wrong < 30 {
 		t.Fatalf("%d ids, want a window's worth", wrong)
 	}
 	for ; now < back+turn+10; now += 10 {
