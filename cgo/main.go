@@ -21,8 +21,12 @@ import (
 	"mosquitto-bouncer/plugin/downlink"
 )
 
-// gateway is the one instance in this process. Only the broker's thread touches it.
-var gateway *plugin.Gateway
+// gateway is the one instance in this process, and users how many plugin lines of the broker's configuration share it.
+// Only the broker's thread touches them.
+var (
+	gateway *plugin.Gateway
+	users   int
+)
 
 // main is never called: the broker calls the exported functions.
 func main() {}
@@ -30,45 +34,86 @@ func main() {}
 //export bouncer_start
 func bouncer_start(configFile *C.char) (ok C.int) {
 	defer deny("start", &ok)
+	file := C.GoString(configFile)
 	if gateway != nil {
-		broker{}.Log(slog.LevelError, "the plugin is loaded twice; remove one of the plugin lines")
-		return 0
+		if err := gateway.Share(file); err != nil {
+			broker{}.Log(slog.LevelError, err.Error())
+			return 0
+		}
+		users++
+		return 1
 	}
-	g, err := plugin.Start(C.GoString(configFile), broker{})
+	g, err := plugin.Start(file, broker{})
 	if err != nil {
 		for line := range strings.Lines(err.Error()) {
 			broker{}.Log(slog.LevelError, strings.TrimSpace(line))
 		}
 		return 0
 	}
-	gateway = g
+	gateway, users = g, 1
 	return 1
 }
 
 //export bouncer_stop
 func bouncer_stop() {
 	defer deny("stop", new(C.int))
-	if gateway == nil {
+	if users--; users > 0 || gateway == nil {
 		return
 	}
 	gateway.Stop()
 	gateway = nil
 }
 
-//export bouncer_message
-func bouncer_message(p *C.struct_bouncer_publish) (ok C.int) {
-	defer deny("message", &ok)
-	allowed := gateway.Message(&plugin.Publish{
-		Identity:  borrow(unsafe.Pointer(p.identity), p.identity_len),
-		Certified: bool(p.certified),
-		ClientID:  borrow(unsafe.Pointer(p.client_id), p.client_id_len),
-		Topic:     borrow(unsafe.Pointer(p.topic), p.topic_len),
-		Payload:   borrow(p.payload, p.payload_len),
-	})
-	if allowed {
-		return 1
+//export bouncer_access
+func bouncer_access(action C.int, p *C.struct_bouncer_publish) (decision C.int) {
+	defer deny("access", &decision)
+	publish := borrowPublish(p)
+	return cDecision(gateway.Access(plugin.Action(action), &publish))
+}
+
+//export bouncer_retained
+func bouncer_retained(p *C.struct_bouncer_publish) (decision C.int) {
+	defer deny("retained message", &decision)
+	publish := borrowPublish(p)
+	return cDecision(gateway.Retained(&publish))
+}
+
+// cDecision translates an answer; whatever it does not know is a denial.
+func cDecision(d plugin.Decision) C.int {
+	switch d {
+	case plugin.Allow:
+		return C.BOUNCER_ALLOW
+	case plugin.NotConcerned:
+		return C.BOUNCER_NOT_CONCERNED
+	default:
+		return C.BOUNCER_DENY
 	}
-	return 0
+}
+
+//export bouncer_message
+func bouncer_message(p *C.struct_bouncer_publish) (outcome C.int) {
+	defer deny("message", &outcome)
+	publish := borrowPublish(p)
+	switch gateway.Message(&publish) {
+	case plugin.Route:
+		return C.BOUNCER_ROUTE
+	case plugin.Swallow:
+		return C.BOUNCER_SWALLOW
+	default:
+		return C.BOUNCER_REFUSE
+	}
+}
+
+//export bouncer_disconnected
+func bouncer_disconnected(connection unsafe.Pointer, identity *C.char, identityLen C.size_t, clientID *C.char, clientIDLen C.size_t) {
+	defer deny("disconnect", new(C.int))
+	gateway.Disconnected(uintptr(connection), borrow(unsafe.Pointer(identity), identityLen), borrow(unsafe.Pointer(clientID), clientIDLen))
+}
+
+//export bouncer_reload
+func bouncer_reload() {
+	defer deny("reload", new(C.int))
+	gateway.Reload()
 }
 
 //export bouncer_tick
@@ -77,11 +122,24 @@ func bouncer_tick() {
 	gateway.Tick()
 }
 
-// deny is deferred by every export: a panic must not leave Go, and what it interrupted is refused.
-func deny(where string, ok *C.int) {
+// deny is deferred by every export: a panic must not leave Go, and what it interrupted is refused: 0 is a refusal in
+// every answer.
+func deny(where string, answer *C.int) {
 	if v := recover(); v != nil {
-		*ok = 0
+		*answer = 0
 		broker{}.Log(slog.LevelError, fmt.Sprintf("internal error in %s, caught: %v; please report it", where, v))
+	}
+}
+
+func borrowPublish(p *C.struct_bouncer_publish) plugin.Publish {
+	return plugin.Publish{
+		Connection: uintptr(p.connection),
+		Identity:   borrow(unsafe.Pointer(p.identity), p.identity_len),
+		Certified:  bool(p.certified),
+		ClientID:   borrow(unsafe.Pointer(p.client_id), p.client_id_len),
+		Topic:      borrow(unsafe.Pointer(p.topic), p.topic_len),
+		Payload:    borrow(p.payload, p.payload_len),
+		QoS:        byte(p.qos),
 	}
 }
 
@@ -124,6 +182,23 @@ func (broker) Publish(p downlink.Publish) error {
 	return nil
 }
 
+func (broker) Kick(clientID string) {
+	id := C.CString(clientID)
+	defer C.free(unsafe.Pointer(id))
+	C.bouncer_kick(id)
+}
+
+func (broker) SetOthers(others plugin.Others) {
+	switch others {
+	case plugin.OthersAllow:
+		C.bouncer_set_others(C.BOUNCER_OTHERS_ALLOW)
+	case plugin.OthersIgnore:
+		C.bouncer_set_others(C.BOUNCER_OTHERS_IGNORE)
+	default:
+		C.bouncer_set_others(C.BOUNCER_OTHERS_DEFER)
+	}
+}
+
 func (broker) Wake() { C.bouncer_wake() }
 
-func (broker) WakeRounds() uint64 { return 2 }
+func (broker) Is2_1() bool { return bool(C.bouncer_broker_is_2_1()) }

@@ -4,6 +4,7 @@
 #define _GNU_SOURCE
 #include "plugin.h"
 
+#include <dlfcn.h>
 #include <pthread.h>
 #include <signal.h>
 #include <string.h>
@@ -15,8 +16,25 @@
 
 #include "_cgo_export.h"
 
+/* Error code of 2.1: as if this plugin had not been asked. The 2.0 headers do not have it. */
+#define PLUGIN_IGNORE 32
+
+/* Where swallowed messages go. Nobody can subscribe to it by a wildcard, and access to it is denied by name. */
+static const char sink[] = "$bouncer/redelivered";
+
 /* The broker's only thread, the one that loads the plugin. */
 static pthread_t broker_thread;
+
+/* The answer to questions of access that are not the gateway's concern. */
+static int not_concerned = MOSQ_ERR_PLUGIN_DEFER;
+
+/* The publish that was looked at last in an access check, if that was the event before this one: the certificate need
+ * not be looked at again. */
+static struct {
+	struct mosquitto *client;
+	const void *topic;
+	bool certified;
+} looked_at;
 
 static size_t length(const char *s)
 {
@@ -70,33 +88,130 @@ static void on_any_event(void)
 	rearm_signals();
 }
 
-static int on_message(int event, void *event_data, void *userdata)
+static void fill(struct bouncer_publish *publish, struct mosquitto *client, const char *topic, const void *payload,
+		uint32_t payload_len, int qos)
 {
-	struct mosquitto_evt_message *message = event_data;
-	struct mosquitto *client = message->client;
-
-	on_any_event();
 	const char *id = mosquitto_client_id(client);
 	const char *username = mosquitto_client_username(client);
-	struct bouncer_publish publish = {
+
+	*publish = (struct bouncer_publish){
+		.connection = client,
 		.identity = username,
 		.identity_len = length(username),
 		.client_id = id,
 		.client_id_len = length(id),
-		.topic = message->topic,
-		.topic_len = length(message->topic),
-		.payload = message->payload,
-		.payload_len = message->payload ? message->payloadlen : 0,
-		.certified = certified(client, username),
+		.topic = topic,
+		.topic_len = length(topic),
+		.payload = payload,
+		.payload_len = payload ? payload_len : 0,
+		.qos = qos,
 	};
-	return bouncer_message(&publish) == 1 ? MOSQ_ERR_SUCCESS : MOSQ_ERR_ACL_DENIED;
+}
+
+/* Has a redelivered message acknowledged and routed to nobody. Before 2.0.15 the broker forgets to free the topic that
+ * is replaced; later it frees it itself. */
+static int swallow(struct mosquitto_evt_message *message)
+{
+	char *topic = mosquitto_strdup(sink);
+	if(!topic) return MOSQ_ERR_ACL_DENIED;
+	message->topic = topic;
+	message->retain = false;
+	return MOSQ_ERR_SUCCESS;
+}
+
+static int on_message(int event, void *event_data, void *userdata)
+{
+	struct mosquitto_evt_message *message = event_data;
+	struct bouncer_publish publish;
+
+	on_any_event();
+	fill(&publish, message->client, message->topic, message->payload, message->payloadlen, message->qos);
+	publish.certified = looked_at.client == message->client && looked_at.topic == message->topic
+			? looked_at.certified : certified(message->client, publish.identity);
+	looked_at.client = NULL;
+	switch(bouncer_message(&publish)){
+		case BOUNCER_ROUTE: return MOSQ_ERR_SUCCESS;
+		case BOUNCER_SWALLOW: return swallow(message);
+		default: return MOSQ_ERR_ACL_DENIED;
+	}
+}
+
+static int decided(int decision)
+{
+	switch(decision){
+		case BOUNCER_ALLOW: return MOSQ_ERR_SUCCESS;
+		case BOUNCER_NOT_CONCERNED: return not_concerned;
+		default: return MOSQ_ERR_ACL_DENIED;
+	}
+}
+
+static int on_access(int event, void *event_data, void *userdata)
+{
+	struct mosquitto_evt_acl_check *check = event_data;
+	struct bouncer_publish publish;
+
+	/* 2.1 asks from the thread of its HTTP listener too, which is no client's doing. */
+	if(!pthread_equal(pthread_self(), broker_thread)) return not_concerned;
+	on_any_event();
+	looked_at.client = NULL;
+	if(strcmp(check->topic, sink) == 0) return MOSQ_ERR_ACL_DENIED;
+	fill(&publish, check->client, check->topic, check->payload, check->payloadlen, check->qos);
+	if(check->access != MOSQ_ACL_WRITE) return decided(bouncer_access(check->access, &publish));
+
+	/* No client at all, but the broker asking whether it may still serve a retained message. */
+	if(mosquitto_client_protocol_version(check->client) == 0 && !mosquitto_client_address(check->client)){
+		return decided(bouncer_retained(&publish));
+	}
+	looked_at.client = check->client;
+	looked_at.topic = check->topic;
+	looked_at.certified = publish.certified = certified(check->client, publish.identity);
+	return decided(bouncer_access(check->access, &publish));
+}
+
+static int on_disconnect(int event, void *event_data, void *userdata)
+{
+	struct mosquitto_evt_disconnect *disconnect = event_data;
+	const char *id = mosquitto_client_id(disconnect->client);
+	const char *username = mosquitto_client_username(disconnect->client);
+
+	on_any_event();
+	looked_at.client = NULL;
+	if(id && username) bouncer_disconnected(disconnect->client, (char *)username, length(username), (char *)id, length(id));
+	return MOSQ_ERR_SUCCESS;
 }
 
 static int on_tick(int event, void *event_data, void *userdata)
 {
 	on_any_event();
+	looked_at.client = NULL;
 	bouncer_tick();
 	return MOSQ_ERR_SUCCESS;
+}
+
+static int on_reload(int event, void *event_data, void *userdata)
+{
+	on_any_event();
+	bouncer_reload();
+	return MOSQ_ERR_SUCCESS; /* 2.1 ends on anything else, 2.0 leaves its access lists out */
+}
+
+void bouncer_set_others(int others)
+{
+	switch(others){
+		case BOUNCER_OTHERS_ALLOW: not_concerned = MOSQ_ERR_SUCCESS; break;
+		case BOUNCER_OTHERS_IGNORE: not_concerned = PLUGIN_IGNORE; break;
+		default: not_concerned = MOSQ_ERR_PLUGIN_DEFER; break;
+	}
+}
+
+bool bouncer_broker_is_2_1(void)
+{
+	return dlsym(RTLD_DEFAULT, "mosquitto_plugin_set_info") != NULL;
+}
+
+void bouncer_kick(const char *client_id)
+{
+	mosquitto_kick_client_by_clientid(client_id, false);
 }
 
 void bouncer_log(int level, const char *line)
@@ -128,11 +243,36 @@ int mosquitto_plugin_version(int supported_version_count, const int *supported_v
 	return -1;
 }
 
+static int register_callbacks(mosquitto_plugin_id_t *identifier)
+{
+	const struct {
+		int event;
+		MOSQ_FUNC_generic_callback callback;
+	} callbacks[] = {
+		{MOSQ_EVT_ACL_CHECK, on_access},
+		{MOSQ_EVT_MESSAGE, on_message},
+		{MOSQ_EVT_DISCONNECT, on_disconnect},
+		{MOSQ_EVT_TICK, on_tick},
+		{MOSQ_EVT_RELOAD, on_reload},
+	};
+
+	for(size_t i = 0; i < sizeof(callbacks)/sizeof(callbacks[0]); i++){
+		int rc = mosquitto_callback_register(identifier, callbacks[i].event, callbacks[i].callback, NULL, NULL);
+		if(rc != MOSQ_ERR_SUCCESS){
+			mosquitto_log_printf(MOSQ_LOG_ERR, "bouncer: the broker did not register the callback for event %d "
+					"(error %d)", callbacks[i].event, rc);
+			return rc;
+		}
+	}
+	return MOSQ_ERR_SUCCESS;
+}
+
 int mosquitto_plugin_init(mosquitto_plugin_id_t *identifier, void **userdata, struct mosquitto_opt *options, int option_count)
 {
 	const char *config_file = NULL;
 
 	broker_thread = pthread_self();
+	*userdata = NULL;
 	for(int i = 0; i < option_count; i++){
 		if(strcmp(options[i].key, "config_file") == 0 && !config_file){
 			config_file = options[i].value;
@@ -148,17 +288,17 @@ int mosquitto_plugin_init(mosquitto_plugin_id_t *identifier, void **userdata, st
 		return MOSQ_ERR_INVAL;
 	}
 	if(bouncer_start((char *)config_file) != 1) return MOSQ_ERR_INVAL;
-	int rc = mosquitto_callback_register(identifier, MOSQ_EVT_MESSAGE, on_message, NULL, NULL);
-	if(rc == MOSQ_ERR_SUCCESS) rc = mosquitto_callback_register(identifier, MOSQ_EVT_TICK, on_tick, NULL, NULL);
+	int rc = register_callbacks(identifier);
 	if(rc != MOSQ_ERR_SUCCESS){
-		mosquitto_log_printf(MOSQ_LOG_ERR, "bouncer: the broker did not register the callbacks (MOSQ_ERR_* %d)", rc);
 		bouncer_stop();
+		return rc;
 	}
-	return rc;
+	*userdata = &broker_thread; /* anything but NULL: 2.1 calls the clean-up after a failed start too */
+	return MOSQ_ERR_SUCCESS;
 }
 
 int mosquitto_plugin_cleanup(void *userdata, struct mosquitto_opt *options, int option_count)
 {
-	bouncer_stop();
+	if(userdata) bouncer_stop();
 	return MOSQ_ERR_SUCCESS;
 }

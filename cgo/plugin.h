@@ -6,8 +6,10 @@
 #include <stdbool.h>
 #include <stddef.h>
 
-/* One publish. The pointers are the broker's, valid during the call, and may be NULL where the length is 0. */
+/* One publish, will, delivery or subscription. The pointers are the broker's, valid during the call, and may be NULL
+ * where the length is 0. */
 struct bouncer_publish {
+	const void *connection; /* tells connections apart; never followed */
 	const char *identity;
 	size_t identity_len;
 	const char *client_id;
@@ -16,8 +18,37 @@ struct bouncer_publish {
 	size_t topic_len;
 	const void *payload;
 	size_t payload_len;
+	int qos;
 	bool certified; /* a certificate was presented and identity is its common name */
 };
+
+/* What bouncer_message returns. */
+enum bouncer_outcome {
+	BOUNCER_REFUSE = 0,
+	BOUNCER_ROUTE = 1,
+	BOUNCER_SWALLOW = 2,
+};
+
+/* What bouncer_access and bouncer_retained return. */
+enum bouncer_decision {
+	BOUNCER_DENY = 0,
+	BOUNCER_ALLOW = 1,
+	BOUNCER_NOT_CONCERNED = 2,
+};
+
+/* How questions of access are answered that are not the gateway's concern. */
+enum bouncer_others {
+	BOUNCER_OTHERS_DEFER = 0,
+	BOUNCER_OTHERS_ALLOW = 1,
+	BOUNCER_OTHERS_IGNORE = 2, /* from 2.1 on alone */
+};
+void bouncer_set_others(int others);
+
+/* Whether the broker is 2.1 or later. */
+bool bouncer_broker_is_2_1(void);
+
+/* Ends a client's connection without its last will. Broker's thread only. */
+void bouncer_kick(const char *client_id);
 
 /* Writes "bouncer: " and the line to the broker's log. Broker's thread only. */
 void bouncer_log(int level, const char *line);

@@ -1,10 +1,14 @@
 package plugin
 
 import (
+	"hash/maphash"
+	"time"
+
 	"golang.org/x/time/rate"
 
 	"mosquitto-bouncer/plugin/envelope"
 	"mosquitto-bouncer/plugin/registry"
+	"mosquitto-bouncer/plugin/replay"
 )
 
 // A device is what the broker's thread keeps of a registered device between its publishes: made at the first, so that
@@ -12,7 +16,21 @@ import (
 type device struct {
 	registered *registry.Device // what keys were made from
 	keys       []*envelope.Key
-	limiter    *rate.Limiter
+	limiter    *rate.Limiter // of its publishes; nil: no limit
+	lines      *rate.Limiter // of its refusals in the log; nil: none yet
+	gone       [4]goneClient // client ids whose connections ended last
+	departures uint32        // connections that ended
+	bad        badSignatures
+}
+
+// signed reports whether the envelope is signed with any of the device's current secrets.
+func (d *device) signed(e *envelope.Envelope) bool {
+	for _, key := range d.keys {
+		if e.SignedBy(key) {
+			return true
+		}
+	}
+	return false
 }
 
 // devices holds the devices that have published, by registry serial. Broker's thread only.
@@ -34,7 +52,10 @@ func (ds *devices) of(registered *registry.Device) *device {
 	}
 	d := ds.bySerial[serial]
 	if d == nil {
-		d = &device{limiter: rate.NewLimiter(ds.limit, ds.burst)}
+		d = new(device)
+		if ds.limit != rate.Inf {
+			d.limiter = rate.NewLimiter(ds.limit, ds.burst)
+		}
 		ds.bySerial[serial] = d
 	}
 	if d.registered != registered {
@@ -45,4 +66,100 @@ func (ds *devices) of(registered *registry.Device) *device {
 		}
 	}
 	return d
+}
+
+// known returns the device of a registry entry if it has published before, else nil.
+func (ds *devices) known(registered *registry.Device) *device {
+	if registered == nil || int(registered.Serial) >= len(ds.bySerial) {
+		return nil
+	}
+	return ds.bySerial[registered.Serial]
+}
+
+// A session is kept with every remembered message id, to tell a redelivery from a replay:
+//
+//	bits 63-32  a hash of the client id that the message came from
+//	bit  31     it came at QoS 2
+//	bit  30     a subscriber has been given it after its release (QoS 2)
+//	bits 29-0   how many connections of the device had ended when it came
+const (
+	sessionQoS2     = 1 << 31
+	sessionReleased = 1 << 30
+	sessionCount    = 1<<30 - 1
+)
+
+// A goneClient is a client id of a device whose connection ended.
+type goneClient struct {
+	client    uint32 // hash
+	departure uint32 // device.departures after its latest connection had ended
+}
+
+// clientSeed makes the hashes of client ids; it differs from run to run.
+var clientSeed = maphash.MakeSeed()
+
+func hashClient(id []byte) uint32 { return uint32(maphash.Bytes(clientSeed, id)) }
+
+// disconnected notes the end of a connection.
+func (d *device) disconnected(clientID []byte) {
+	client := hashClient(clientID)
+	d.departures = (d.departures + 1) & sessionCount
+	oldest := 0
+	for i := range d.gone {
+		if d.gone[i].client == client {
+			oldest = i
+			break
+		}
+		if d.gone[i].departure < d.gone[oldest].departure {
+			oldest = i
+		}
+	}
+	d.gone[oldest] = goneClient{client, d.departures}
+}
+
+// session returns the mark of a message that p brings now.
+func (d *device) session(p *Publish) uint64 {
+	s := uint64(hashClient(p.ClientID))<<32 | uint64(d.departures)
+	if p.QoS == 2 {
+		s |= sessionQoS2
+	}
+	return s
+}
+
+// redelivers reports whether p, the same envelope as one that was accepted in session, is that message again because its
+// acknowledgement was lost with the connection: at QoS 1 or 2, from the same client id, whose connection has ended since.
+// A client id that is no longer among the last ones is taken for one that has not.
+func (d *device) redelivers(p *Publish, session uint64) bool {
+	client := hashClient(p.ClientID)
+	if p.QoS == 0 || client != uint32(session>>32) {
+		return false
+	}
+	for _, gone := range d.gone {
+		if gone.client == client && gone.departure > uint32(session&sessionCount) {
+			return true
+		}
+	}
+	return false
+}
+
+// tag is what the replay memory keeps of an envelope's signature: with the signature verified, two envelopes of a
+// device with the same id and tag are the same.
+func tag(e *envelope.Envelope) [16]byte { return [16]byte(e.MAC[:16]) }
+
+func (d *device) remember(e *envelope.Envelope, p *Publish) replay.Entry {
+	return replay.Entry{Tag: tag(e), Session: d.session(p)}
+}
+
+// badSignatures counts a device's bad signatures within a minute.
+type badSignatures struct {
+	minute int64 // since 1970
+	count  int
+}
+
+// add counts one more and reports whether it is the one that reaches the limit.
+func (b *badSignatures) add(now time.Time, limit int) bool {
+	if minute := now.Unix() / 60; minute != b.minute {
+		*b = badSignatures{minute: minute}
+	}
+	b.count++
+	return b.count == limit
 }

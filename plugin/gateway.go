@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"log/slog"
 	"runtime/debug"
@@ -15,6 +16,7 @@ import (
 
 	"golang.org/x/time/rate"
 
+	"mosquitto-bouncer/plugin/brokerconf"
 	"mosquitto-bouncer/plugin/config"
 	"mosquitto-bouncer/plugin/downlink"
 	"mosquitto-bouncer/plugin/envelope"
@@ -42,6 +44,8 @@ const (
 	maxAnswerLength = 64 << 10
 	// stopWithin is how long Stop waits for the backend to take what is still queued.
 	stopWithin = 4 * time.Second
+	// maxOffenders is how many clients are disconnected for bad signatures between two ticks.
+	maxOffenders = 64
 	// maxStackLines is how much of a stack goes to the log after a panic.
 	maxStackLines = 40
 )
@@ -52,30 +56,48 @@ type Host interface {
 	Log(level slog.Level, line string)
 	// Publish hands a message to the broker for whoever has subscribed to its topic. Broker's thread only.
 	Publish(downlink.Publish) error
+	// Kick ends a client's connection, without its last will. Broker's thread only, and not while the client is being
+	// served.
+	Kick(clientID string)
 	// Wake ends the present sleep of the broker's thread. Any thread; returns at once.
 	Wake()
-	// WakeRounds is how many times the broker's thread must come round before a message published at the first of them
-	// is on its way.
-	WakeRounds() uint64
+	// SetOthers says how questions of access are answered that are not the gateway's concern. Broker's thread only.
+	SetOthers(Others)
+	// Is2_1 reports whether the broker is Mosquitto 2.1 or later.
+	Is2_1() bool
 }
 
-// A Gateway is one running instance. Start, Message, Tick and Stop are called on the broker's thread alone; none of them
-// waits for anything but Start, which reads files, and Stop, which waits for a bounded time.
+// A Gateway is one running instance. Its methods are called on the broker's thread alone. None waits for anything,
+// but for Start, which reads files, and Stop, which waits for a bounded time.
 type Gateway struct {
-	host     Host
-	gated    []gatedTopic
-	response string // topic with config.DeviceID in it; empty: none
+	host    Host
+	file    string // bouncer.toml
+	others  string // [acl] others
+	started time.Time
+	// brokerConf is the broker's configuration as it was at the start; nil: it could not be read.
+	brokerConf *brokerconf.Config
+	gated      []gatedTopic
+	own        []gatedTopic
+	response   string // topic with config.DeviceID in it; empty: none
 
 	registry  *registry.Registry
 	devices   devices
 	seen      *replay.Set
 	decision  circumstances
+	pending   pendingVerdict
+	readers   envelope.Decoder // of messages that are being delivered
+	released  []byte           // the QoS 2 message that noteRelease saw last
+	departed  uintptr          // the connection that ended last since the last tick; 0: none
+	offenders []string         // client ids to be disconnected at the next tick
+	maxBad    int              // bad signatures a minute; 0: any number
 	forwarder *forward.Forwarder
 	answers   *downlink.Queue
 	waker     *downlink.Waker
 	logs      *logQueue
 	log       *slog.Logger
 	refusals  *refusalLog
+	ticks     uint64 // how often Tick was called
+	tickless  bool   // the log has been told that it never is
 }
 
 // Start reads the configuration and the registry and starts what runs beside the broker's thread. The error says what is
@@ -88,7 +110,12 @@ func Start(configFile string, host Host) (_ *Gateway, err error) {
 	logs := newLogQueue()
 	g := &Gateway{
 		host:     host,
+		file:     configFile,
+		others:   c.ACL.Others,
+		started:  time.Now(),
+		own:      ownTopics(c),
 		response: c.Response.Topic,
+		maxBad:   c.Publish.MaxBadSignatures,
 		devices:  devices{limit: rate.Inf},
 		seen:     replay.New(maxRemembered, c.Publish.Tolerance),
 		answers:  downlink.NewQueue(maxAnswers, maxAnswerBytes),
@@ -98,7 +125,8 @@ func Start(configFile string, host Host) (_ *Gateway, err error) {
 	}
 	defer func() {
 		if err != nil {
-			g.Stop()
+			g.stop()
+			g.flushLog()
 		}
 	}()
 	for _, filter := range c.Publish.Topics {
@@ -110,13 +138,18 @@ func Start(configFile string, host Host) (_ *Gateway, err error) {
 	g.decision = circumstances{
 		tolerance: int64(c.Publish.Tolerance / time.Second),
 		maxBytes:  c.Publish.MaxBytes,
-		decoder:   envelope.NewDecoder(),
+		decoder:   new(envelope.Decoder),
 		seen:      g.seen,
 	}
 	if g.registry, err = registry.Open(c.Database, g.log); err != nil {
 		return nil, err
 	}
-	g.waker = downlink.NewWaker(host.Wake, host.WakeRounds(), g.log)
+	// From 2.1 on the broker's thread sleeps between a tick and the sending of what was published in it.
+	rounds := uint64(1)
+	if host.Is2_1() {
+		rounds = 2
+	}
+	g.waker = downlink.NewWaker(host.Wake, rounds, g.log)
 	g.forwarder, err = forward.New(forward.Config{
 		URL:         c.Backend.URL,
 		Timeout:     c.Backend.Timeout,
@@ -130,47 +163,120 @@ func Start(configFile string, host Host) (_ *Gateway, err error) {
 	}
 	g.log.Info("ready", "version", Version, "config", configFile, "devices", g.registry.Len(),
 		"topics", c.Publish.Topics, "backend", c.Backend.URL)
+	g.brokerConf, err = brokerconf.Running()
+	g.settleOthers(g.brokerConf, err)
 	g.flushLog()
 	return g, nil
 }
 
-// Message decides on one publish and reports whether the broker may route it. A publish to a topic that is not gated is
-// none of the gateway's business and may always be routed.
-func (g *Gateway) Message(p *Publish) (allowed bool) {
+// settleOthers says in the log how questions of access are answered that are not the gateway's concern. conf is the
+// broker's configuration, or nil with the error that kept it from being read.
+func (g *Gateway) settleOthers(conf *brokerconf.Config, err error) {
+	others, why := resolveOthers(g.others, g.host.Is2_1(), conf, err)
+	g.host.SetOthers(others)
+	g.log.Info("access to other topics is settled", "others", others, "why", why)
+}
+
+// Share lets one more plugin line use this gateway: with per_listener_settings each listener has its own. The error says
+// why the line is one too many.
+func (g *Gateway) Share(configFile string) error {
+	switch {
+	case g.brokerConf == nil || !g.brokerConf.PerListenerSettings:
+		return errors.New("the plugin is loaded twice; remove one of the plugin lines (without per_listener_settings one serves every listener)")
+	case configFile != g.file:
+		return fmt.Errorf("plugin_opt_config_file is %q for one listener and %q for another; all listeners share one gateway, so name the same file", g.file, configFile)
+	}
+	return nil
+}
+
+// Reload follows the broker's own configuration after SIGHUP. An acl_file that was there at the start counts as still
+// there: the broker keeps it where anything in its new configuration is wrong, which only it can tell.
+func (g *Gateway) Reload() {
 	defer func() {
 		if v := recover(); v != nil {
-			allowed = false
+			g.survived("reload", v)
+		}
+	}()
+	conf, err := brokerconf.Running()
+	switch {
+	case g.brokerConf == nil:
+		conf, err = nil, errors.New("the broker's configuration could not be read at the start")
+	case err == nil:
+		conf = g.brokerConf.Reloaded(conf)
+	}
+	g.settleOthers(conf, err)
+	g.flushLog()
+}
+
+// An Outcome is what the broker is to do with a publish. The zero value is Refuse.
+type Outcome int
+
+// The outcomes.
+const (
+	Refuse  Outcome = iota // tell the publisher no, and route it to nobody
+	Route                  // tell the publisher yes, and route it as it is
+	Swallow                // tell the publisher yes, and route it to nobody
+)
+
+// Message decides on one publish. A publish to a topic that is neither gated nor the gateway's own is none of its business
+// and always routed.
+func (g *Gateway) Message(p *Publish) (outcome Outcome) {
+	defer func() {
+		if v := recover(); v != nil {
+			outcome = Refuse
+			g.pending.set = false
 			g.survived("message", v)
 		}
 	}()
 	injectFault(p)
-	g.drain()
 	level, gated := deviceLevel(g.gated, p.Topic)
 	if !gated {
-		return true
-	}
-	g.decision.now = time.Now()
-	g.seen.Expire(g.decision.now.Unix(), expirePerMessage)
-	d := g.devices.of(g.registry.Lookup(p.Identity))
-	e, reason, detail := judge(p, level, d, &g.decision)
-	if reason == Accepted {
-		if reason = g.accept(p, d, e); reason == Accepted {
-			return true
+		// Access has refused the gateway's topics already, but is not asked of what a bridge brings.
+		if _, own := deviceLevel(g.own, p.Topic); own {
+			g.decision.now = time.Now()
+			g.refuse(p, nil, nil, Forbidden, nil)
+			return Refuse
 		}
+		return Route
 	}
-	var messageID []byte
-	if e != nil {
-		messageID = e.MessageIDText
+	v := &g.pending
+	if !v.set || !v.samePublish(p) {
+		g.drain()
+		g.decide(p, level)
 	}
-	g.refusals.refused(g.decision.now, p, messageID, reason, detail, g.host.Log)
-	return false
+	v.set = false
+	switch v.reason {
+	case Accepted:
+		v.reason = g.accept(p, v.device, v.envelope)
+		if v.reason == Accepted {
+			return Route
+		}
+	case Redelivered:
+		return g.redelivered(p, v.device, v.envelope)
+	}
+	g.refuse(p, v.device, v.envelope, v.reason, v.detail)
+	return Refuse
+}
+
+// redelivered decides what becomes of a message that was accepted before. At QoS 2 the broker may still hold the first
+// copy: it tells that this is the same one and keeps one of the two, provided it gets it unchanged. Or it has dropped
+// the first with the session, and nobody has had it. Only when its release has been seen is the new copy kept from
+// being released as well.
+func (g *Gateway) redelivered(p *Publish, d *device, e *envelope.Envelope) Outcome {
+	entry, _ := g.seen.Lookup(d.registered.Serial, e.MessageID)
+	// Once more on this connection would be a replay.
+	g.seen.SetSession(d.registered.Serial, e.MessageID, d.session(p)|entry.Session&sessionReleased)
+	if p.QoS == 2 && entry.Session&sessionQoS2 != 0 && entry.Session&sessionReleased == 0 {
+		return Route
+	}
+	return Swallow
 }
 
 // accept remembers the id of a message that has passed every check and hands the message over. If either cannot be done
 // the other is undone: the device may send the message again.
 func (g *Gateway) accept(p *Publish, d *device, e *envelope.Envelope) Reason {
 	serial := d.registered.Serial
-	switch g.seen.Insert(serial, e.MessageID, e.Timestamp, replay.Entry{Tag: [16]byte(e.MAC[:16])}) {
+	switch g.seen.Insert(serial, e.MessageID, e.Timestamp, d.remember(e, p)) {
 	case replay.Inserted:
 	case replay.Full:
 		return Overloaded
@@ -200,15 +306,80 @@ func (g *Gateway) Tick() {
 		}
 	}()
 	now := time.Now()
+	g.ticks++
+	g.pending.set = false
+	g.departed = 0
 	g.waker.Tick()
 	g.drain()
+	for _, client := range g.offenders {
+		g.host.Log(slog.LevelWarn, "disconnected after too many bad signatures client="+string(appendValue(nil, []byte(client))))
+		g.host.Kick(client)
+	}
+	g.offenders = g.offenders[:0]
 	g.seen.Expire(now.Unix(), expirePerTick)
 	g.refusals.flush(now, g.host.Log)
 }
 
+// Disconnected notes that a client's connection has ended; connection is Publish.Connection.
+func (g *Gateway) Disconnected(connection uintptr, identity, clientID []byte) {
+	defer func() {
+		if v := recover(); v != nil {
+			g.survived("disconnect", v)
+		}
+	}()
+	g.pending.set = false
+	g.departed = connection
+	if d := g.devices.known(g.registry.Lookup(identity)); d != nil {
+		d.disconnected(clientID)
+	}
+}
+
+// missTicks says in the log, once, that the broker never ticks.
+func (g *Gateway) missTicks() {
+	if g.ticks > 0 || g.tickless || g.decision.now.Sub(g.started) < 5*time.Second {
+		return
+	}
+	g.tickless = true
+	g.log.Warn("the broker never ticks: Mosquitto before 2.0.15 does not with per_listener_settings true. Responses wait " +
+		"for the next message, and no client is disconnected for bad signatures; upgrade, or set per_listener_settings false")
+}
+
+// refuse says in the log why a publish, a will or a subscription was refused, and takes note of devices that keep
+// failing.
+func (g *Gateway) refuse(p *Publish, d *device, e *envelope.Envelope, reason Reason, detail error) {
+	var messageID []byte
+	if e != nil {
+		messageID = e.MessageIDText
+	}
+	g.refusals.refused(g.decision.now, p, d, messageID, reason, detail, g.host.Log)
+	if reason == BadSignature && g.maxBad > 0 && d.bad.add(g.decision.now, g.maxBad) && len(g.offenders) < maxOffenders {
+		g.offenders = append(g.offenders, string(p.ClientID))
+	}
+}
+
+// refuseWill says in the log that a last will was kept from a subscriber: once for each will.
+func (g *Gateway) refuseWill(p *Publish) {
+	if g.pending.detail == errWill {
+		return
+	}
+	g.pending.detail = errWill
+	g.refuse(&g.pending.publish, g.pending.device, g.pending.envelope, Forbidden, errWill)
+}
+
+var (
+	errWill         = errors.New("a last will on a gated topic reaches nobody")
+	errSubscription = errors.New("a device may subscribe to its own response, command and rejected topics alone")
+)
+
 // Stop ends everything that Start began. It waits up to stopWithin for the backend to take what is still queued.
 func (g *Gateway) Stop() {
-	defer g.flushLog()
+	g.stop()
+	g.log.Info("stopped")
+	g.flushLog()
+}
+
+// stop is Stop of a gateway that may have been started in part.
+func (g *Gateway) stop() {
 	defer func() {
 		if v := recover(); v != nil {
 			g.survived("stop", v)
@@ -229,7 +400,6 @@ func (g *Gateway) Stop() {
 			g.log.Error("closing the registry", "error", err)
 		}
 	}
-	g.log.Info("stopped")
 }
 
 // answered takes the backend's answer to one message; the forwarder's goroutines call it.

@@ -119,8 +119,8 @@ func appendValue(line, value []byte) []byte {
 	return strconv.AppendQuote(line, string(value))
 }
 
-// A refusalLog writes one line for each refused publish, up to so many a second; what it leaves out it counts, and says
-// so. Broker's thread only.
+// A refusalLog writes one line for each refusal, up to so many a second for each device and for all together; what it
+// leaves out it counts, and says so. Broker's thread only.
 type refusalLog struct {
 	limiter  *rate.Limiter
 	leftOut  int
@@ -128,19 +128,30 @@ type refusalLog struct {
 	line     []byte
 }
 
-// Refusal lines: 20 a second, after a burst of 100.
+// Refusal lines: of one device one a second, after a burst of 60; of all together 20 a second, after a burst of 200.
 const (
-	refusalsPerSecond = 20
-	refusalsBurst     = 100
+	deviceRefusalsPerSecond = 1
+	deviceRefusalsBurst     = 60
+	refusalsPerSecond       = 20
+	refusalsBurst           = 200
 )
 
 func newRefusalLog() *refusalLog {
 	return &refusalLog{limiter: rate.NewLimiter(refusalsPerSecond, refusalsBurst)}
 }
 
-// refused writes the line of one refusal. Identity, client id, topic and message id are the publisher's own words:
-// quoted where they need it, and cut where they are long.
-func (l *refusalLog) refused(now time.Time, p *Publish, messageID []byte, reason Reason, detail error, write func(slog.Level, string)) {
+// refused writes the line of one refusal; d is the registered device it is of, if it is one's. Identity, client id, topic
+// and message id are the publisher's own words: quoted where they need it, and cut where they are long.
+func (l *refusalLog) refused(now time.Time, p *Publish, d *device, messageID []byte, reason Reason, detail error, write func(slog.Level, string)) {
+	if d != nil {
+		if d.lines == nil {
+			d.lines = rate.NewLimiter(deviceRefusalsPerSecond, deviceRefusalsBurst)
+		}
+		if !d.lines.AllowN(now, 1) {
+			l.leftOut++
+			return
+		}
+	}
 	if !l.limiter.AllowN(now, 1) {
 		l.leftOut++
 		return

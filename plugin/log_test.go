@@ -19,7 +19,7 @@ func TestRefusalsAreSampledAndCounted(t *testing.T) {
 	l, log := newRefusalLog(), aLog{}
 	start := time.Unix(now, 0)
 	for range refusalsBurst + 250 {
-		l.refused(start, publish("sensor_001", nil), nil, Stale, nil, log.write)
+		l.refused(start, publish("sensor_001", nil), nil, nil, Stale, nil, log.write)
 	}
 	if len(log) != refusalsBurst {
 		t.Fatalf("%d lines, want %d", len(log), refusalsBurst)
@@ -38,18 +38,34 @@ func TestRefusalsAreSampledAndCounted(t *testing.T) {
 	}
 }
 
+// A device that keeps failing leaves room in the log for the others.
+func TestRefusalsOfOneDeviceAreSampled(t *testing.T) {
+	l, log, d := newRefusalLog(), aLog{}, new(device)
+	start := time.Unix(now, 0)
+	for range refusalsBurst {
+		l.refused(start, publish("sensor_001", nil), d, nil, BadSignature, nil, log.write)
+	}
+	if len(log) != deviceRefusalsBurst {
+		t.Fatalf("%d lines of one device, want %d", len(log), deviceRefusalsBurst)
+	}
+	l.refused(start, publish("sensor_002", nil), new(device), nil, Stale, nil, log.write)
+	if last := log[len(log)-1]; !strings.HasPrefix(last, "refused device=sensor_002 ") {
+		t.Errorf("the other device's line is missing; last is %q", last)
+	}
+}
+
 // What a publisher chose must neither break a line nor pass for another value.
 func TestRefusalLineQuotesThePublishersWords(t *testing.T) {
 	l, log := newRefusalLog(), aLog{}
 	p := &Publish{Identity: []byte("a b\nbouncer: accepted"), ClientID: []byte("c reason=accepted"), Topic: []byte("device/\x1b[31m/data")}
-	l.refused(time.Unix(now, 0), p, nil, Malformed, nil, log.write)
+	l.refused(time.Unix(now, 0), p, nil, nil, Malformed, nil, log.write)
 	want := `refused device="a b\nbouncer: accepted" topic="device/\x1b[31m/data" reason=malformed client="c reason=accepted"`
 	if log[0] != want {
 		t.Errorf("got  %s\nwant %s", log[0], want)
 	}
 	p = publish(strings.Repeat("x", 70000), nil)
 	p.ClientID = []byte(strings.Repeat("\xff", 70000))
-	l.refused(time.Unix(now, 0), p, nil, Malformed, nil, log.write)
+	l.refused(time.Unix(now, 0), p, nil, nil, Malformed, nil, log.write)
 	if len(log[1]) > maxLine {
 		t.Errorf("a line of %d bytes", len(log[1]))
 	}

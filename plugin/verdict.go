@@ -8,7 +8,7 @@ import (
 	"mosquitto-bouncer/plugin/replay"
 )
 
-// A Reason is why a publish was refused, or Accepted. The zero value is Internal: what was never decided is refused.
+// A Reason is why a publish was refused, or Accepted or Redelivered. The zero value is Internal: what was never decided is refused.
 type Reason uint8
 
 // The reasons, in the order in which they are looked for.
@@ -27,7 +27,9 @@ const (
 	Replay
 	BadSignature
 	Overloaded // the message is good, but there is no room to remember or to keep it
+	Forbidden  // a topic with which the client has no business, gated or not
 	Accepted
+	Redelivered // accepted before, and here again because the acknowledgement was lost: acknowledged, and no more
 	reasonCount
 )
 
@@ -47,7 +49,9 @@ var reasonNames = [reasonCount]string{
 	Replay:           "replay",
 	BadSignature:     "bad_signature",
 	Overloaded:       "overloaded",
+	Forbidden:        "forbidden_topic",
 	Accepted:         "accepted",
+	Redelivered:      "redelivered",
 }
 
 // String returns the reason's stable name.
@@ -57,6 +61,9 @@ func (r Reason) String() string {
 	}
 	return reasonNames[r]
 }
+
+// good reports whether the publisher is told success.
+func (r Reason) good() bool { return r == Accepted || r == Redelivered }
 
 // A Publish is one message as the broker presents it. Its slices are borrowed from the broker for the length of a
 // call.
@@ -71,6 +78,10 @@ type Publish struct {
 	Topic []byte
 	// Payload is the message.
 	Payload []byte
+	// QoS is 0, 1 or 2.
+	QoS byte
+	// Connection tells connections apart that exist at the same time. The broker uses a number again for another one.
+	Connection uintptr
 }
 
 // circumstances is what the verdict on a publish depends on beside the publish itself.
@@ -95,7 +106,7 @@ func judge(p *Publish, level []byte, d *device, c *circumstances) (*envelope.Env
 	if !bytes.Equal(level, p.Identity) {
 		return nil, TopicMismatch, nil
 	}
-	if d != nil && !d.limiter.AllowN(c.now, 1) {
+	if d != nil && d.limiter != nil && !d.limiter.AllowN(c.now, 1) {
 		return nil, RateLimited, nil
 	}
 	if len(p.Payload) > c.maxBytes {
@@ -121,13 +132,14 @@ func judge(p *Publish, level []byte, d *device, c *circumstances) (*envelope.Env
 	if e.Timestamp < now-c.tolerance || c.seen.Forgotten(e.Timestamp) {
 		return e, Stale, nil
 	}
-	if _, seen := c.seen.Lookup(d.registered.Serial, e.MessageID); seen {
+	if entry, seen := c.seen.Lookup(d.registered.Serial, e.MessageID); seen {
+		if entry.Tag == tag(e) && d.redelivers(p, entry.Session) && d.signed(e) {
+			return e, Redelivered, nil
+		}
 		return e, Replay, nil
 	}
-	for _, key := range d.keys {
-		if e.SignedBy(key) {
-			return e, Accepted, nil
-		}
+	if !d.signed(e) {
+		return e, BadSignature, nil
 	}
-	return e, BadSignature, nil
+	return e, Accepted, nil
 }

@@ -37,7 +37,7 @@ func newBench(t *testing.T) *aBench {
 		"sensor_002": {ID: "sensor_002", Serial: 1, Secrets: []registry.Secret{registry.Secret("anothersecretkey456")}},
 		"sensor_003": {ID: "sensor_003", Serial: 2, Secrets: []registry.Secret{registry.Secret("s")}, Disabled: true},
 	}
-	b.c = circumstances{now: time.Unix(now, 0), tolerance: 300, maxBytes: 65536, decoder: envelope.NewDecoder(), seen: b.seen}
+	b.c = circumstances{now: time.Unix(now, 0), tolerance: 300, maxBytes: 65536, decoder: new(envelope.Decoder), seen: b.seen}
 	return b
 }
 
@@ -138,8 +138,7 @@ func TestFirstFailingCheckNamesTheReason(t *testing.T) {
 	p.Payload = sign(t, "wrong", "sensor_001", now-301, anID, "1")
 	expect(UnknownDevice)
 	p = publish("sensor_003", sign(t, "wrong", "sensor_003", now-301, anID, "1"))
-	d = b.devices.of(b.registered["sensor_003"])
-	d.limiter.SetLimit(rate.Inf)
+	b.devices.of(b.registered["sensor_003"]).limiter.SetLimit(rate.Inf)
 	expect(Disabled)
 	b.registered["sensor_003"] = &registry.Device{ID: "sensor_003", Serial: 2, Secrets: []registry.Secret{registry.Secret("s")}}
 	expect(Stale)

@@ -143,7 +143,7 @@ func TestUngated(t *testing.T) {
 		clients := []*client{
 			g.connect(dashboard, p),
 			g.connectAs(dashboard.Anonymous().Via(g.broker.Address(1)), p, ""),
-			g.connectAs(dashboard.Anonymous().Via(g.broker.Address(1)), p, "sensor_001"),
+			g.connectAs(dashboard.Anonymous().Via(g.broker.Address(1)), p, "operator"),
 		}
 		var want []string
 		before := len(from.All())

@@ -247,8 +247,13 @@ func (g *gate) refuse(c *client, topic string, qos byte, m device.Message, reaso
 	if bytes.Contains([]byte(line), c.Secret) {
 		g.Errorf("%s: the log tells the secret: %s", what, line)
 	}
-	// Another packet there and back shows that the connection still works.
-	if err := c.Subscribe(g.limit(), c.ResponseTopic(), 0); err != nil {
+	// Another packet there and back shows that the connection still works. Who bears a device's name may subscribe to
+	// that device's responses alone.
+	topic = c.ResponseTopic()
+	if c.username != "" {
+		topic = "device/" + c.username + "/response"
+	}
+	if err := c.Subscribe(g.limit(), topic, 0); err != nil {
 		g.Errorf("%s: the connection afterwards: %v", what, err)
 	}
 }

@@ -66,6 +66,10 @@ type Publish struct {
 	// it back, 0 to 1000000. Default 0: as many as one second of Rate allows,
 	// at least one; that number is what Load puts here. Without a rate it is 0.
 	Burst int
+	// MaxBadSignatures is how many of a device's publishes may fail for a bad
+	// signature within a minute before its client is disconnected, 0 to
+	// 1000000. 0: any number. Default 60.
+	MaxBadSignatures int
 }
 
 // Backend is [backend]: where accepted payloads go.
@@ -219,6 +223,8 @@ func (d *document) publish() Publish {
 		MaxBytes:  int(d.size("publish.max_bytes", 65536, 256, 268435455)),
 		Rate:      d.number("publish.rate", 0, 0, 1e6),
 		Burst:     int(d.integer("publish.burst", 0, 0, 1e6)),
+
+		MaxBadSignatures: int(d.integer("publish.max_bad_signatures", 60, 0, 1e6)),
 	}
 	if p.Tolerance%time.Second != 0 {
 		d.problem("publish.tolerance", "%s is not a whole number of seconds; timestamps are in seconds, so use for example %q", p.Tolerance, "5m")

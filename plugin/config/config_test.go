@@ -37,6 +37,8 @@ func TestDefaults(t *testing.T) {
 				Topics:    []string{"device/+/data"},
 				Tolerance: 5 * time.Minute,
 				MaxBytes:  65536,
+
+				MaxBadSignatures: 60,
 			},
 			Backend: Backend{
 				URL:         "http://localhost:5000/device/{device_id}/data",
@@ -60,9 +62,9 @@ func TestEverySetting(t *testing.T) {
 	cert, key := selfSigned(t)
 	write(t, dir, "cert.pem", cert, 0o644)
 	write(t, dir, "key.pem", key, 0o640)
-	write(t, dir, "token", []byte("backend token\n"), 0o640)
+	write(t, dir, "token", []byte("backend-token\n"), 0o640)
 	write(t, dir, "signing", []byte("whsec_x\r\n"), 0o600)
-	write(t, dir, "http-token", []byte("http token"), 0o600)
+	write(t, dir, "http-token", []byte("http-token"), 0o600)
 	const source = `
 state_dir = "state"
 database  = "../devices.db"
@@ -73,6 +75,7 @@ tolerance = "90s"
 max_bytes = "4KiB"
 rate      = 2.5
 burst     = 10
+max_bad_signatures = 5
 
 [backend]
 url          = "https://backend.example:8443/in/{device_id}?v=1"
@@ -120,13 +123,15 @@ key_file   = "key.pem"
 			MaxBytes:  4096,
 			Rate:      2.5,
 			Burst:     10,
+
+			MaxBadSignatures: 5,
 		},
 		Backend: Backend{
 			URL:           "https://backend.example:8443/in/{device_id}?v=1",
 			Timeout:       1500 * time.Millisecond,
 			Concurrency:   8,
 			MaxAge:        24 * time.Hour,
-			BearerToken:   Secret("backend token"),
+			BearerToken:   Secret("backend-token"),
 			SigningSecret: Secret("whsec_x"),
 			TLS:           got.Backend.TLS,
 		},
@@ -134,7 +139,7 @@ key_file   = "key.pem"
 		Rejected: Rejected{Topic: "device/{device_id}/rejected"},
 		ACL:      ACL{Others: OthersDefer},
 		Journal:  Journal{MaxBytes: 500e6},
-		HTTP:     HTTP{Listen: "[::]:8080", Token: Secret("http token"), TLS: got.HTTP.TLS},
+		HTTP:     HTTP{Listen: "[::]:8080", Token: Secret("http-token"), TLS: got.HTTP.TLS},
 	}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got %+v\nwant %+v", got, want)
@@ -392,14 +397,14 @@ func TestSecretFiles(t *testing.T) {
 		{"token", 0o600, "token", ""},
 		{"token\n", 0o640, "token", ""},
 		{"token\r\n", 0o400, "token", ""},
-		{" t ö k e n ", 0o600, " t ö k e n ", ""},
+		{"a blank", 0o600, "", fmt.Sprintf("%q has characters other than printable ASCII without blanks; put the secret into it as one line, in hexadecimal or base64", path)},
 		{strings.Repeat("a", 4096) + "\n", 0o600, strings.Repeat("a", 4096), ""},
 		{strings.Repeat("a", 4097), 0o600, "", fmt.Sprintf("%q is longer than 4096 bytes; put only the secret into it", path)},
 		{"", 0o600, "", fmt.Sprintf("%q is empty; put the secret into it", path)},
 		{"\n", 0o600, "", fmt.Sprintf("%q is empty; put the secret into it", path)},
-		{"token\n\n", 0o600, "", fmt.Sprintf("%q has control characters or bytes that are not text; put the secret into it as one line of text", path)},
-		{"tok\x00en", 0o600, "", fmt.Sprintf("%q has control characters or bytes that are not text; put the secret into it as one line of text", path)},
-		{"tok\xffen", 0o600, "", fmt.Sprintf("%q has control characters or bytes that are not text; put the secret into it as one line of text", path)},
+		{"token\n\n", 0o600, "", fmt.Sprintf("%q has characters other than printable ASCII without blanks; put the secret into it as one line, in hexadecimal or base64", path)},
+		{"tok\x00en", 0o600, "", fmt.Sprintf("%q has characters other than printable ASCII without blanks; put the secret into it as one line, in hexadecimal or base64", path)},
+		{"tok\xffen", 0o600, "", fmt.Sprintf("%q has characters other than printable ASCII without blanks; put the secret into it as one line, in hexadecimal or base64", path)},
 		{"token", 0o644, "", fmt.Sprintf("%q can be read or changed by every user (mode 0644); run: chmod o= %q", path, path)},
 		{"token", 0o602, "", fmt.Sprintf("%q can be read or changed by every user (mode 0602); run: chmod o= %q", path, path)},
 		{strings.Repeat("a", MaxFileBytes+1), 0o600, "", fmt.Sprintf("%q cannot be read: larger than 1048576 bytes; the broker's user must be able to read it", path)},

@@ -18,7 +18,6 @@ import (
 	"syscall"
 	"time"
 	"unicode"
-	"unicode/utf8"
 )
 
 // text reads a string. ok is false if it is absent or not a string.
@@ -242,6 +241,9 @@ func (d *document) url(key, byDefault string) (address string, secure bool) {
 	if err != nil {
 		return refuse("is not a URL; write it in full, for example %q", byDefault)
 	}
+	if strings.Contains(u.Host, ",") {
+		return refuse("%s names more than one host; name one", shown)
+	}
 	if u.User != nil || strings.Contains(u.Opaque, "@") {
 		return refuse("has a user name or password in it; remove them and use backend.bearer_token_file")
 	}
@@ -267,6 +269,9 @@ func (d *document) url(key, byDefault string) (address string, secure bool) {
 	}
 	if strings.ContainsFunc(s, unicode.IsSpace) {
 		return refuse("%s has a blank in it; remove it, or write %%20", shown)
+	}
+	if strings.ContainsFunc(s, notVisible) {
+		return refuse("%s has characters other than printable ASCII without blanks; escape them with %%", shown)
 	}
 	return s, u.Scheme == "https"
 }
@@ -309,13 +314,17 @@ func (d *document) secret(key string) Secret {
 		d.problem(key, "%q is empty; put the secret into it", path)
 	case len(s) > most:
 		d.problem(key, "%q is longer than %d bytes; put only the secret into it", path, most)
-	case !utf8.ValidString(s) || strings.ContainsFunc(s, unicode.IsControl):
-		d.problem(key, "%q has control characters or bytes that are not text; put the secret into it as one line of text", path)
+	case strings.ContainsFunc(s, notVisible):
+		d.problem(key, "%q has characters other than printable ASCII without blanks; put the secret into it as one line, in hexadecimal or base64", path)
 	default:
 		return Secret(s)
 	}
 	return nil
 }
+
+// notVisible reports whether c is anything but printable ASCII, blanks excluded: what an HTTP header or a URL cannot
+// hold as it is.
+func notVisible(c rune) bool { return c <= ' ' || c >= 0x7f }
 
 // certPool reads the certificates in the PEM file that key names; nil if none
 // is named.

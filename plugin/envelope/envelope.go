@@ -3,13 +3,8 @@
 package envelope
 
 import (
-	"bytes"
-	"encoding/hex"
 	"errors"
-	"io"
 	"strconv"
-
-	"github.com/go-json-experiment/json/jsontext"
 )
 
 // Limits of the specification. The size of a whole message is the caller's to limit, before Decode.
@@ -37,8 +32,8 @@ var (
 	ErrSignature = errors.New("signature is not a string of 64 hexadecimal digits")
 )
 
-// An Envelope is one parsed message. Nothing in it has been verified yet. Its slices are parts of the message given to
-// Decode.
+// An Envelope is one parsed message. Nothing in it has been verified yet. Its slices, Canonical aside, are parts of the
+// message given to Decode.
 type Envelope struct {
 	// DeviceID is who the message says it is from.
 	DeviceID []byte
@@ -50,29 +45,20 @@ type Envelope struct {
 	MessageIDText []byte
 	// Payload is the payload's JSON value exactly as sent, without white space around it.
 	Payload []byte
+	// Canonical is the payload in canonical form: without white space, the members of every object sorted by name as
+	// RFC 8785, section 3.2.3, sorts them, every string and number as sent. It lies in the Decoder's memory.
+	Canonical []byte
 	// MAC is the signature, decoded.
 	MAC [MACLen]byte
 
 	timestampText []byte // as sent, as it was signed
-	signature     []byte // the 64 digits
-	canonical     []byte // canonical form of Payload; nil until it is first needed
-	decoder       *Decoder
 }
 
-// A Decoder parses envelopes, one at a time, reusing its memory. Call NewDecoder; the zero value is not usable. Not
-// safe for concurrent use.
+// A Decoder parses envelopes, one at a time, reusing its memory. The zero value is ready for use. Not safe for concurrent
+// use.
 type Decoder struct {
-	input     bytes.Buffer
-	json      *jsontext.Decoder
-	envelope  Envelope
-	canonical []byte
-}
-
-// NewDecoder returns a Decoder ready for use.
-func NewDecoder() *Decoder {
-	d := new(Decoder)
-	d.json = jsontext.NewDecoder(&d.input)
-	return d
+	scanner  scanner
+	envelope Envelope
 }
 
 // Decode parses one message: a single JSON object, white space around it allowed, with exactly the five members of an
@@ -81,100 +67,91 @@ func NewDecoder() *Decoder {
 // The envelope is valid until the next Decode and as long as message is not changed. An error is one of the Err values
 // of this package.
 func (d *Decoder) Decode(message []byte) (*Envelope, error) {
-	if deeperThan(message, MaxDepth) {
-		return nil, ErrDepth
-	}
-	d.input.Reset()
-	d.input.Write(message)
-	d.json.Reset(&d.input)
-	if tok, err := d.json.ReadToken(); err != nil || tok.Kind() != '{' {
+	s, e := &d.scanner, &d.envelope
+	s.reset(message)
+	*e = Envelope{}
+	if !s.take('{') {
 		return nil, ErrSyntax
 	}
-	e := &d.envelope
-	*e = Envelope{decoder: d}
-	for d.json.PeekKind() != '}' {
-		name, err := d.next(message)
-		if err != nil {
+	var seen int
+	for !s.take('}') {
+		if seen != 0 && !s.take(',') {
 			return nil, ErrSyntax
 		}
-		value, err := d.next(message)
-		if err != nil {
+		if s.space() != '"' {
 			return nil, ErrSyntax
 		}
-		if err := e.setMember(name, value); err != nil {
+		name, err := s.plainString(ErrMember)
+		if err != nil {
 			return nil, err
 		}
+		if !s.take(':') {
+			return nil, ErrSyntax
+		}
+		bit, err := e.readMember(name, s)
+		if err != nil {
+			return nil, err
+		}
+		if seen&bit != 0 {
+			return nil, ErrSyntax
+		}
+		seen |= bit
 	}
-	if _, err := d.json.ReadToken(); err != nil {
+	if s.space(); s.at != len(message) {
 		return nil, ErrSyntax
 	}
-	if _, err := d.json.ReadToken(); err != io.EOF {
-		return nil, ErrSyntax
-	}
-	if e.DeviceID == nil || e.timestampText == nil || e.MessageIDText == nil || e.Payload == nil || e.signature == nil {
+	if seen != allMembers {
 		return nil, ErrMissing
 	}
 	return e, nil
 }
 
-// next reads one JSON value and returns the part of message that it is: jsontext's own slice would not outlive the
-// following read.
-func (d *Decoder) next(message []byte) ([]byte, error) {
-	value, err := d.json.ReadValue()
-	if err != nil {
-		return nil, err
-	}
-	end := int(d.json.InputOffset())
-	return message[end-len(value) : end], nil
-}
+// allMembers is the sum of readMember's bits.
+const allMembers = 1<<5 - 1
 
-// setMember stores one member of the envelope; name and value are JSON as sent. That no name comes twice is jsontext's
-// doing: it refuses duplicates at every level.
-func (e *Envelope) setMember(name, value []byte) error {
+// readMember reads the value of the member name from s, and returns a bit of the member's own.
+func (e *Envelope) readMember(name []byte, s *scanner) (bit int, err error) {
 	switch string(name) {
-	case `"device_id"`:
-		id := unquote(value)
-		if !validDeviceID(id) {
-			return ErrDeviceID
+	case "device_id":
+		e.DeviceID, err = s.plainString(ErrDeviceID)
+		if err == nil && !validDeviceID(e.DeviceID) {
+			err = ErrDeviceID
 		}
-		e.DeviceID = id
-	case `"timestamp"`:
-		// A JSON number that ParseInt accepts is an integer: JSON has no "+5", "0x5" or "1_000", and ParseInt has no
-		// fraction and no exponent.
-		seconds, err := strconv.ParseInt(string(value), 10, 64)
-		if err != nil || value[0] == '"' {
-			return ErrTimestamp
+		return 1 << 0, err
+	case "timestamp":
+		s.space()
+		at := s.at
+		if !s.number() {
+			return 0, ErrTimestamp
 		}
-		e.Timestamp, e.timestampText = seconds, value
-	case `"message_id"`:
-		text := unquote(value)
-		if !parseUUID(&e.MessageID, text) {
-			return ErrMessageID
+		e.timestampText = s.text[at:s.at]
+		// A JSON number that ParseInt accepts is an integer: ParseInt knows no fraction and no exponent.
+		if e.Timestamp, err = strconv.ParseInt(string(e.timestampText), 10, 64); err != nil {
+			err = ErrTimestamp
 		}
-		e.MessageIDText = text
-	case `"payload"`:
-		e.Payload = value
-	case `"signature"`:
-		digits := unquote(value)
-		if len(digits) != 2*MACLen {
-			return ErrSignature
+		return 1 << 1, err
+	case "message_id":
+		e.MessageIDText, err = s.plainString(ErrMessageID)
+		if err == nil && !parseUUID(&e.MessageID, e.MessageIDText) {
+			err = ErrMessageID
 		}
-		if _, err := hex.Decode(e.MAC[:], digits); err != nil {
-			return ErrSignature
+		return 1 << 2, err
+	case "payload":
+		s.space()
+		at := s.at
+		if err = s.value(MaxDepth - 1); err != nil {
+			return 0, err
 		}
-		e.signature = digits
-	default:
-		return ErrMember
+		e.Payload, e.Canonical = s.text[at:s.at], s.canonical
+		return 1 << 3, nil
+	case "signature":
+		digits, err := s.plainString(ErrSignature)
+		if err == nil && !decodeHex(e.MAC[:], digits) {
+			err = ErrSignature
+		}
+		return 1 << 4, err
 	}
-	return nil
-}
-
-// unquote returns what stands between the quotes of a JSON string, escapes and all, or nil if value is no string.
-func unquote(value []byte) []byte {
-	if value[0] != '"' {
-		return nil
-	}
-	return value[1 : len(value)-1]
+	return 0, ErrMember
 }
 
 // validDeviceID reports whether id is 1 to MaxDeviceID of A-Z a-z 0-9 . _ : -; an escape has a backslash and is not.
@@ -194,42 +171,22 @@ func validDeviceID(id []byte) bool {
 
 // parseUUID reads xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx, in either letter case, and no other form.
 func parseUUID(id *[16]byte, text []byte) bool {
-	if len(text) != MessageIDLen || text[8] != '-' || text[13] != '-' || text[18] != '-' || text[23] != '-' {
-		return false
-	}
-	for _, group := range [...]struct{ text, id, n int }{{0, 0, 4}, {9, 4, 2}, {14, 6, 2}, {19, 8, 2}, {24, 10, 6}} {
-		if _, err := hex.Decode(id[group.id:group.id+group.n], text[group.text:group.text+2*group.n]); err != nil {
-			return false
-		}
-	}
-	return true
+	return len(text) == MessageIDLen && text[8] == '-' && text[13] == '-' && text[18] == '-' && text[23] == '-' &&
+		decodeHex(id[0:4], text[0:8]) && decodeHex(id[4:6], text[9:13]) && decodeHex(id[6:8], text[14:18]) &&
+		decodeHex(id[8:10], text[19:23]) && decodeHex(id[10:16], text[24:36])
 }
 
-// deeperThan reports whether brackets outside strings open more than limit levels. It is meant for text not yet
-// known to be JSON, and says nothing on whether it is.
-func deeperThan(text []byte, limit int) bool {
-	if bytes.Count(text, []byte{'{'})+bytes.Count(text, []byte{'['}) <= limit {
+// decodeHex fills dst from exactly twice as many hexadecimal digits, in either letter case, and reports whether they
+// were. encoding/hex does the same at three times the cost.
+func decodeHex(dst, digits []byte) bool {
+	if len(digits) != 2*len(dst) {
 		return false
 	}
-	depth, inString := 0, false
-	for i := 0; i < len(text); i++ {
-		switch c := text[i]; {
-		case inString:
-			switch c {
-			case '\\':
-				i++
-			case '"':
-				inString = false
-			}
-		case c == '"':
-			inString = true
-		case c == '{', c == '[':
-			if depth++; depth > limit {
-				return true
-			}
-		case c == '}', c == ']':
-			depth--
-		}
+	var wrong byte
+	for i := range dst {
+		high, low := hexDigits[digits[2*i]], hexDigits[digits[2*i+1]]
+		wrong |= high | low
+		dst[i] = high<<4 | low
 	}
-	return false
+	return wrong < 16
 }

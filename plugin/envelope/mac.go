@@ -9,8 +9,6 @@ import (
 	"fmt"
 	"hash"
 	"strconv"
-
-	"github.com/go-json-experiment/json/jsontext"
 )
 
 // The bytes under the signature, joined without separators:
@@ -40,15 +38,15 @@ func NewKey(secret []byte) *Key {
 // SignedBy reports whether the envelope's signature was made with key, over the payload in canonical form or as sent.
 // The comparison takes the same time whatever differs.
 func (e *Envelope) SignedBy(key *Key) bool {
-	if bytes.ContainsAny(e.Payload, " \n") {
-		// A payload with white space was most likely signed in canonical form. The order is a matter of speed alone.
-		return e.signedOver(key, e.Canonical()) || e.signedOver(key, e.Payload)
+	switch {
+	case bytes.Equal(e.Payload, e.Canonical):
+		return e.signedOver(key, e.Payload)
+	case len(e.Canonical) < len(e.Payload):
+		// A payload sent with white space was most likely signed without. The order is a matter of speed alone.
+		return e.signedOver(key, e.Canonical) || e.signedOver(key, e.Payload)
+	default:
+		return e.signedOver(key, e.Payload) || e.signedOver(key, e.Canonical)
 	}
-	if e.signedOver(key, e.Payload) {
-		return true
-	}
-	canonical := e.Canonical()
-	return !bytes.Equal(canonical, e.Payload) && e.signedOver(key, canonical)
 }
 
 // signedOver reports whether the signature is key's over the envelope with payload in the place of P.
@@ -61,26 +59,18 @@ func (e *Envelope) signedOver(key *Key, payload []byte) bool {
 	return hmac.Equal(key.mac.Sum(key.sum[:0]), e.MAC[:])
 }
 
-// Canonical returns the payload in canonical form: without white space, the members of every object sorted by name as
-// RFC 8785, section 3.2.3, sorts them, every string and number as sent. Valid until the Decoder's next Decode.
-func (e *Envelope) Canonical() []byte {
-	if e.canonical == nil {
-		// The payload has been parsed: formatting it cannot fail.
-		e.decoder.canonical, _ = AppendCanonical(e.decoder.canonical[:0], e.Payload)
-		e.canonical = e.decoder.canonical
+// AppendCanonical appends the canonical form of a JSON value, white space around it allowed, to dst: see
+// Envelope.Canonical. The error is ErrSyntax or ErrDepth.
+func AppendCanonical(dst, value []byte) ([]byte, error) {
+	var s scanner
+	s.reset(value)
+	if err := s.value(MaxDepth - 1); err != nil {
+		return dst, err
 	}
-	return e.canonical
-}
-
-// AppendCanonical appends the canonical form of a JSON value to dst: see Canonical. An error says that payload is not
-// exactly one JSON value in valid UTF-8 with unique member names.
-func AppendCanonical(dst, payload []byte) ([]byte, error) {
-	n := len(dst)
-	dst, err := jsontext.AppendFormat(dst, payload, jsontext.ReorderRawObjects(true), jsontext.PreserveRawStrings(true))
-	if err != nil {
-		return dst[:n], fmt.Errorf("canonical form: %w", err)
+	if s.space(); s.at != len(value) {
+		return dst, ErrSyntax
 	}
-	return dst, nil
+	return append(dst, s.canonical...), nil
 }
 
 // Sign returns the complete envelope of a message, ready to be published, signed over payload's bytes as given.
@@ -96,10 +86,10 @@ func Sign(secret []byte, deviceID string, timestamp int64, messageID string, pay
 	if !parseUUID(new([16]byte), []byte(messageID)) {
 		return nil, fmt.Errorf("sign: %w", ErrMessageID)
 	}
-	payload = bytes.Trim(payload, " \t\r\n")
-	if !jsontext.Value(payload).IsValid() || deeperThan(payload, MaxDepth-1) {
-		return nil, fmt.Errorf("sign: the payload is not one JSON value that an envelope may hold")
+	if _, err := AppendCanonical(nil, payload); err != nil {
+		return nil, fmt.Errorf("sign: the payload: %w", err)
 	}
+	payload = bytes.Trim(payload, " \t\r\n")
 	seconds := strconv.FormatInt(timestamp, 10)
 	mac := hmac.New(sha256.New, secret)
 	for _, part := range []string{deviceID, seconds, messageID, string(payload)} {

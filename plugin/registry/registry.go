@@ -23,6 +23,8 @@ import (
 	"math"
 	"sync/atomic"
 	"time"
+
+	"github.com/mattn/go-sqlite3"
 )
 
 const (
@@ -81,8 +83,13 @@ func open(from *source, log *slog.Logger) (*Registry, error) {
 	if err := r.refresh(ctx); err != nil {
 		stop()
 		_ = from.close()
-		if errors.Is(err, fs.ErrNotExist) {
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
 			err = fmt.Errorf("%w; create it with \"bouncerctl init\" and register devices with \"bouncerctl device add\"", err)
+		case errors.Is(err, fs.ErrPermission), isCode(err, sqlite3.ErrCantOpen, sqlite3.ErrPerm):
+			err = fmt.Errorf("%w; the broker's user must be able to read it and to search its directory", err)
+		case isCode(err, sqlite3.ErrNotADB, sqlite3.ErrCorrupt):
+			err = fmt.Errorf("%w; name another file, or restore this one from a backup", err)
 		}
 		return nil, fmt.Errorf("device database: %w", err)
 	}

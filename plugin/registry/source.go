@@ -11,6 +11,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/mattn/go-sqlite3"
@@ -304,7 +305,10 @@ func newDevice(id, secret []byte, disabled bool) *Device {
 	return &d.Device
 }
 
-func isBusy(err error) bool {
-	var e sqlite3.Error
-	return errors.As(err, &e) && (e.Code == sqlite3.ErrBusy || e.Code == sqlite3.ErrLocked)
+func isBusy(err error) bool { return isCode(err, sqlite3.ErrBusy, sqlite3.ErrLocked) }
+
+// isCode reports whether err is SQLite's and has one of the codes.
+func isCode(err error, codes ...sqlite3.ErrNo) bool {
+	e, ok := errors.AsType[sqlite3.Error](err)
+	return ok && slices.Contains(codes, e.Code)
 }

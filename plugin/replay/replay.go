@@ -151,6 +151,14 @@ func (s *Set) Lookup(device uint32, id [16]byte) (Entry, bool) {
 	return Entry{Tag: r.tag, Session: uint64(r.session[1])<<32 | uint64(r.session[0])}, true
 }
 
+// SetSession changes the session that is kept with an id, if the id is remembered.
+func (s *Set) SetSession(device uint32, id [16]byte, session uint64) {
+	key := makeKey(device, id)
+	if _, r := s.find(&key); r != nil {
+		r.session = [2]uint32{uint32(session), uint32(session >> 32)}
+	}
+}
+
 // Insert remembers the id of a message, unless it is remembered already.
 // Timestamp is the message's own, in unix seconds.
 func (s *Set) Insert(device uint32, id [16]byte, timestamp int64, e Entry) Result {

@@ -1,0 +1,240 @@
+package plugin
+
+import (
+	"bytes"
+	"strings"
+	"time"
+
+	"mosquitto-bouncer/plugin/config"
+	"mosquitto-bouncer/plugin/envelope"
+)
+
+// An Action is what a client is about to do with a topic, numbered as the broker numbers it (MOSQ_ACL_*).
+type Action int
+
+// The actions that the broker asks about.
+const (
+	Read        Action = 1 // a message is about to be delivered to the client
+	Write       Action = 2 // a publish of the client's, or its last will, is about to be routed
+	Subscribe   Action = 4
+	Unsubscribe Action = 8
+)
+
+// A Decision is the answer to a question of access. The zero value is Deny.
+type Decision int
+
+// The decisions.
+const (
+	Deny Decision = iota
+	Allow
+	NotConcerned // none of the gateway's business: as if it were not there
+)
+
+// ownTopics are the topics that the gateway itself publishes to, of every device: no client may.
+func ownTopics(c *config.Config) (own []gatedTopic) {
+	for _, topic := range []string{c.Response.Topic, c.Command.Topic, c.Rejected.Topic} {
+		if topic != "" {
+			own = append(own, newGatedTopic(strings.Replace(topic, config.DeviceID, "+", 1)))
+		}
+	}
+	return own
+}
+
+// Access decides whether a client may do something with a topic. The broker asks before every publish and every last
+// will (Write), every subscription and every delivery.
+//
+// A write to a gated topic gets the whole verdict here, since a last will is never put to Message; for a publish Message
+// follows and finds the verdict ready. The two cannot be told apart here, so what only a publish may do waits for
+// Message, and until that has been called a delivery of the same message is denied: see read.
+func (g *Gateway) Access(action Action, p *Publish) (decision Decision) {
+	defer func() {
+		if v := recover(); v != nil {
+			decision = Deny
+			g.survived("access", v)
+		}
+	}()
+	switch action {
+	case Read:
+		return g.read(p)
+	case Write:
+		return g.write(p)
+	case Subscribe:
+		return g.subscribe(p)
+	case Unsubscribe:
+		return NotConcerned
+	default:
+		return Deny
+	}
+}
+
+// write decides on a publish or a last will.
+func (g *Gateway) write(p *Publish) Decision {
+	g.pending.set = false
+	g.drain()
+	registered := g.registry.Lookup(p.Identity)
+	level, gated := deviceLevel(g.gated, p.Topic)
+	if !gated {
+		// The topics of the gateway are its own, and a device has no others to publish to.
+		if _, own := deviceLevel(g.own, p.Topic); own || registered != nil {
+			g.decision.now = time.Now()
+			g.refuse(p, nil, nil, Forbidden, nil)
+			return Deny
+		}
+		return NotConcerned
+	}
+	if g.hasDeparted(p) {
+		g.decision.now = time.Now()
+		g.refuse(p, nil, nil, Forbidden, errWill)
+		return Deny
+	}
+	g.decide(p, level)
+	if g.pending.reason.good() {
+		return Allow
+	}
+	g.pending.set = false
+	g.refuse(p, g.pending.device, g.pending.envelope, g.pending.reason, g.pending.detail)
+	return Deny
+}
+
+// hasDeparted reports whether the connection of p has ended since the last tick, so that p is its last will: before the
+// broker uses the number for another connection that has something to publish, it ticks several times. One that never
+// ticks (2.0.11 with per_listener_settings) shows no certificate of a client that has gone, which is as good a reason to
+// refuse its will.
+func (g *Gateway) hasDeparted(p *Publish) bool {
+	return g.ticks > 0 && g.departed != 0 && g.departed == p.Connection
+}
+
+// decide reaches the verdict on a publish to a gated topic and leaves it in g.pending.
+func (g *Gateway) decide(p *Publish, level []byte) {
+	g.decision.now = time.Now()
+	g.missTicks()
+	g.seen.Expire(g.decision.now.Unix(), expirePerMessage)
+	v := &g.pending
+	v.keep(p)
+	v.device = g.devices.of(g.registry.Lookup(p.Identity))
+	v.envelope, v.reason, v.detail = judge(&v.publish, level, v.device, &g.decision)
+}
+
+// read decides on a delivery. It is asked for every subscriber of every message, so it does little.
+func (g *Gateway) read(p *Publish) Decision {
+	if level, gated := deviceLevel(g.gated, p.Topic); gated {
+		if g.pending.set && g.pending.sameMessage(p) {
+			// Access was asked to write it and Message was not called, and now it is being delivered: a last will.
+			g.refuseWill(p)
+			return Deny
+		}
+		if p.QoS == 2 {
+			g.noteRelease(p, level)
+		}
+	}
+	if g.registry.Lookup(p.Identity) == nil {
+		return NotConcerned
+	}
+	if level, own := deviceLevel(g.own, p.Topic); own && bytes.Equal(level, p.Identity) {
+		return Allow
+	}
+	return Deny
+}
+
+// subscribe decides on a subscription. A device may subscribe to its own three topics, each by its name; others are
+// not concerned.
+func (g *Gateway) subscribe(p *Publish) Decision {
+	if g.registry.Lookup(p.Identity) == nil {
+		return NotConcerned
+	}
+	if level, own := deviceLevel(g.own, p.Topic); own && bytes.Equal(level, p.Identity) {
+		return Allow
+	}
+	g.decision.now = time.Now()
+	g.refuse(p, nil, nil, Forbidden, errSubscription)
+	return Deny
+}
+
+// Retained decides whether the broker may go on serving a retained message of a gated topic: it asks so before it hands
+// one to a new subscriber when check_retain_source is set. The clock and the ids are left aside, because the message was
+// accepted when it came; p.Certified is too, because the publisher may have gone.
+func (g *Gateway) Retained(p *Publish) (decision Decision) {
+	defer func() {
+		if v := recover(); v != nil {
+			decision = Deny
+			g.survived("retained message", v)
+		}
+	}()
+	level, gated := deviceLevel(g.gated, p.Topic)
+	if !gated {
+		return NotConcerned
+	}
+	d := g.devices.of(g.registry.Lookup(p.Identity))
+	if !bytes.Equal(level, p.Identity) || d == nil || d.registered.Disabled || len(p.Payload) > g.decision.maxBytes {
+		return Deny
+	}
+	e, err := g.readers.Decode(p.Payload)
+	if err != nil || !bytes.Equal(e.DeviceID, p.Identity) || !d.signed(e) {
+		return Deny
+	}
+	return Allow
+}
+
+// noteRelease remembers of a QoS 2 message that its release has reached a subscriber: from then on a redelivery of it is
+// nobody's any more. Subscribers are served one after the other, so the same message comes many times in a row.
+func (g *Gateway) noteRelease(p *Publish, level []byte) {
+	if bytes.Equal(p.Payload, g.released) {
+		return
+	}
+	g.released = append(g.released[:0], p.Payload...)
+	registered := g.registry.Lookup(level)
+	if registered == nil || len(p.Payload) > g.decision.maxBytes {
+		return
+	}
+	e, err := g.readers.Decode(p.Payload)
+	if err != nil {
+		return
+	}
+	if entry, ok := g.seen.Lookup(registered.Serial, e.MessageID); ok && entry.Tag == tag(e) {
+		g.seen.SetSession(registered.Serial, e.MessageID, entry.Session|sessionReleased)
+	}
+}
+
+// A pendingVerdict is the verdict on the message that the broker asked about last, with the message.
+type pendingVerdict struct {
+	set      bool // no MESSAGE event has come for it yet
+	publish  Publish
+	device   *device
+	envelope *envelope.Envelope
+	reason   Reason
+	detail   error
+
+	memory []byte // holds what publish borrows
+}
+
+// keep copies p, so that the verdict is on bytes that nobody else can change.
+func (v *pendingVerdict) keep(p *Publish) {
+	v.set = true
+	v.publish = *p
+	m := v.memory[:0]
+	m = append(m, p.Payload...)
+	m = append(m, p.Topic...)
+	m = append(m, p.Identity...)
+	m = append(m, p.ClientID...)
+	v.memory = m
+	take := func(n int) []byte {
+		part := m[:n:n]
+		m = m[n:]
+		return part
+	}
+	v.publish.Payload = take(len(p.Payload))
+	v.publish.Topic = take(len(p.Topic))
+	v.publish.Identity = take(len(p.Identity))
+	v.publish.ClientID = take(len(p.ClientID))
+}
+
+// sameMessage reports whether p is the same message on the same topic, whoever reads it.
+func (v *pendingVerdict) sameMessage(p *Publish) bool {
+	return bytes.Equal(v.publish.Topic, p.Topic) && bytes.Equal(v.publish.Payload, p.Payload)
+}
+
+// samePublish reports whether p is the very publish that the verdict is on.
+func (v *pendingVerdict) samePublish(p *Publish) bool {
+	return v.sameMessage(p) && bytes.Equal(v.publish.Identity, p.Identity) && bytes.Equal(v.publish.ClientID, p.ClientID) &&
+		v.publish.QoS == p.QoS
+}

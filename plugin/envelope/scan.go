@@ -1,0 +1,409 @@
+package envelope
+
+import (
+	"bytes"
+	"slices"
+	"unicode/utf8"
+)
+
+// A scanner reads JSON strictly (RFC 8259 with the demands of RFC 7493: valid UTF-8, no unpaired surrogate escape, no
+// name twice in an object) and writes the canonical form of the value that it reads, in one pass and without
+// allocation. It takes time in proportion to the text, but for the sorting of an object's members by name. The tests
+// hold it against jsontext: what the one accepts the other accepts, with the same canonical form.
+type scanner struct {
+	text []byte
+	at   int // of the next byte of text
+
+	canonical []byte
+	members   []member // of the objects being read, the innermost one's last
+	reordered []byte
+	names     [2][]byte
+}
+
+// A member is one of an object's members, as canonical holds it.
+type member struct {
+	start   int // of the name's opening quote
+	nameEnd int // behind the name's closing quote
+	end     int // behind the value
+	escaped bool
+}
+
+// reset begins a new text.
+func (s *scanner) reset(text []byte) {
+	s.text, s.at = text, 0
+	s.canonical, s.members = s.canonical[:0], s.members[:0]
+}
+
+// space passes over white space and returns the byte behind it, 0 at the end of the text. A NUL in the text is no part
+// of JSON either.
+func (s *scanner) space() byte {
+	for ; s.at < len(s.text); s.at++ {
+		switch c := s.text[s.at]; c {
+		case ' ', '\t', '\r', '\n':
+		default:
+			return c
+		}
+	}
+	return 0
+}
+
+// take passes over white space and then over c, and reports whether it was there.
+func (s *scanner) take(c byte) bool {
+	if s.space() != c || s.at == len(s.text) {
+		return false
+	}
+	s.at++
+	return true
+}
+
+// value reads one value, white space before it allowed, and appends its canonical form. depth is how many levels of
+// objects and arrays it may still open. The error is ErrSyntax or ErrDepth.
+func (s *scanner) value(depth int) error {
+	start := 0
+	switch c := s.space(); c {
+	case '{':
+		return s.object(depth)
+	case '[':
+		return s.array(depth)
+	case '"':
+		start = s.at
+		if _, ok := s.string(); !ok {
+			return ErrSyntax
+		}
+	case 't':
+		start = s.at
+		if !s.literal("true") {
+			return ErrSyntax
+		}
+	case 'f':
+		start = s.at
+		if !s.literal("false") {
+			return ErrSyntax
+		}
+	case 'n':
+		start = s.at
+		if !s.literal("null") {
+			return ErrSyntax
+		}
+	default:
+		start = s.at
+		if !s.number() {
+			return ErrSyntax
+		}
+	}
+	s.canonical = append(s.canonical, s.text[start:s.at]...)
+	return nil
+}
+
+func (s *scanner) literal(word string) bool {
+	if !bytes.HasPrefix(s.text[s.at:], []byte(word)) {
+		return false
+	}
+	s.at += len(word)
+	return true
+}
+
+// number reads -?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?
+func (s *scanner) number() bool {
+	if s.peek() == '-' {
+		s.at++
+	}
+	if s.peek() == '0' {
+		s.at++
+	} else if !s.digits() {
+		return false
+	}
+	if s.peek() == '.' {
+		s.at++
+		if !s.digits() {
+			return false
+		}
+	}
+	if c := s.peek(); c == 'e' || c == 'E' {
+		s.at++
+		if c := s.peek(); c == '+' || c == '-' {
+			s.at++
+		}
+		return s.digits()
+	}
+	return true
+}
+
+// digits passes over one or more digits.
+func (s *scanner) digits() bool {
+	start := s.at
+	for s.at < len(s.text) && s.text[s.at]-'0' <= 9 {
+		s.at++
+	}
+	return s.at > start
+}
+
+// peek returns the next byte, 0 at the end of the text.
+func (s *scanner) peek() byte {
+	if s.at < len(s.text) {
+		return s.text[s.at]
+	}
+	return 0
+}
+
+// ordinary are the bytes of a string that stand for themselves: ASCII but for controls, quote and backslash.
+var ordinary = func() (table [256]bool) {
+	for c := ' '; c < utf8.RuneSelf; c++ {
+		table[c] = c != '"' && c != '\\'
+	}
+	return table
+}()
+
+// string reads a string, its quotes included, and reports whether it has an escape, and whether it is a string.
+func (s *scanner) string() (escaped, ok bool) {
+	text := s.text
+	i := s.at + 1
+	for i < len(text) {
+		switch c := text[i]; {
+		case ordinary[c]:
+			i++
+		case c == '"':
+			s.at = i + 1
+			return escaped, true
+		case c == '\\':
+			_, n := unescape(text[i:])
+			if n == 0 {
+				return false, false
+			}
+			escaped = true
+			i += n
+		case c < ' ':
+			return false, false
+		default:
+			r, n := utf8.DecodeRune(text[i:])
+			if r == utf8.RuneError && n == 1 {
+				return false, false
+			}
+			i += n
+		}
+	}
+	return false, false
+}
+
+// plainString passes over white space and a string without escapes, and returns what stands between the quotes. The
+// error for anything else is otherwise.
+func (s *scanner) plainString(otherwise error) ([]byte, error) {
+	if s.space() != '"' {
+		return nil, otherwise
+	}
+	at := s.at
+	if escaped, ok := s.string(); !ok {
+		return nil, ErrSyntax
+	} else if escaped {
+		return nil, otherwise
+	}
+	return s.text[at+1 : s.at-1], nil
+}
+
+// unescape reads the escape sequence that text begins with, a surrogate pair being one, and returns the character and
+// how many bytes the escape takes; 0 if it is none.
+func unescape(text []byte) (rune, int) {
+	if len(text) < 2 {
+		return 0, 0
+	}
+	switch c := text[1]; c {
+	case '"', '\\', '/':
+		return rune(c), 2
+	case 'b':
+		return '\b', 2
+	case 'f':
+		return '\f', 2
+	case 'n':
+		return '\n', 2
+	case 'r':
+		return '\r', 2
+	case 't':
+		return '\t', 2
+	}
+	high, ok := unescapeUnit(text)
+	if !ok {
+		return 0, 0
+	}
+	switch {
+	case high < 0xd800 || high > 0xdfff:
+		return high, 6
+	case high >= 0xdc00:
+		return 0, 0
+	}
+	low, ok := unescapeUnit(text[6:])
+	if !ok || low < 0xdc00 || low > 0xdfff {
+		return 0, 0
+	}
+	return (high-0xd800)<<10 + (low - 0xdc00) + 0x10000, 12
+}
+
+// unescapeUnit reads a \u and four hexadecimal digits.
+func unescapeUnit(text []byte) (unit rune, ok bool) {
+	if len(text) < 6 || text[0] != '\\' || text[1] != 'u' {
+		return 0, false
+	}
+	for _, c := range text[2:6] {
+		digit := hexDigits[c]
+		if digit > 15 {
+			return 0, false
+		}
+		unit = unit<<4 | rune(digit)
+	}
+	return unit, true
+}
+
+// array reads an array.
+func (s *scanner) array(depth int) error {
+	if depth == 0 {
+		return ErrDepth
+	}
+	s.at++
+	s.canonical = append(s.canonical, '[')
+	if s.take(']') {
+		s.canonical = append(s.canonical, ']')
+		return nil
+	}
+	for {
+		if err := s.value(depth - 1); err != nil {
+			return err
+		}
+		if s.take(']') {
+			s.canonical = append(s.canonical, ']')
+			return nil
+		}
+		if !s.take(',') {
+			return ErrSyntax
+		}
+		s.canonical = append(s.canonical, ',')
+	}
+}
+
+// object reads an object and leaves its members sorted by name in canonical.
+func (s *scanner) object(depth int) error {
+	if depth == 0 {
+		return ErrDepth
+	}
+	s.at++
+	open := len(s.canonical)
+	s.canonical = append(s.canonical, '{')
+	if s.take('}') {
+		s.canonical = append(s.canonical, '}')
+		return nil
+	}
+	first := len(s.members)
+	sorted := true
+	for {
+		if s.space() != '"' {
+			return ErrSyntax
+		}
+		nameAt := s.at
+		escaped, ok := s.string()
+		if !ok {
+			return ErrSyntax
+		}
+		m := member{start: len(s.canonical), escaped: escaped}
+		s.canonical = append(s.canonical, s.text[nameAt:s.at]...)
+		m.nameEnd = len(s.canonical)
+		if !s.take(':') {
+			return ErrSyntax
+		}
+		s.canonical = append(s.canonical, ':')
+		if err := s.value(depth - 1); err != nil {
+			return err
+		}
+		m.end = len(s.canonical)
+		s.members = append(s.members, m)
+		if n := len(s.members); sorted && n > first+1 {
+			order := s.compareNames(s.members[n-2], m)
+			if order == 0 {
+				return ErrSyntax
+			}
+			sorted = order < 0
+		}
+		if s.take('}') {
+			break
+		}
+		if !s.take(',') {
+			return ErrSyntax
+		}
+		s.canonical = append(s.canonical, ',')
+	}
+	if !sorted && !s.sortMembers(open, s.members[first:]) {
+		return ErrSyntax
+	}
+	s.members = s.members[:first]
+	s.canonical = append(s.canonical, '}')
+	return nil
+}
+
+// sortMembers puts the members of the object whose brace is canonical[open] in order, and reports whether their names
+// differ from one another.
+func (s *scanner) sortMembers(open int, members []member) bool {
+	slices.SortFunc(members, s.compareNames)
+	for i := range members[1:] {
+		if s.compareNames(members[i], members[i+1]) == 0 {
+			return false
+		}
+	}
+	s.reordered = s.reordered[:0]
+	for _, m := range members {
+		s.reordered = append(s.reordered, ',')
+		s.reordered = append(s.reordered, s.canonical[m.start:m.end]...)
+	}
+	copy(s.canonical[open+1:], s.reordered[1:])
+	return true
+}
+
+// compareNames orders two members by name: by UTF-16 code units, escapes undone (RFC 8785, section 3.2.3).
+func (s *scanner) compareNames(a, b member) int {
+	return compareUTF16(s.name(a, 0), s.name(b, 1))
+}
+
+// name returns a member's name without quotes and escapes, in the given one of two buffers if need be.
+func (s *scanner) name(m member, buffer int) []byte {
+	raw := s.canonical[m.start+1 : m.nameEnd-1]
+	if !m.escaped {
+		return raw
+	}
+	name := s.names[buffer][:0]
+	for i := 0; i < len(raw); {
+		if raw[i] != '\\' {
+			name = append(name, raw[i])
+			i++
+			continue
+		}
+		r, n := unescape(raw[i:])
+		name = utf8.AppendRune(name, r)
+		i += n
+	}
+	s.names[buffer] = name
+	return name
+}
+
+// compareUTF16 compares two texts in UTF-8 as if they were in UTF-16. The orders differ where one has a character above
+// U+FFFF, whose surrogates are D800 to DFFF, and the other one from U+E000 to U+FFFF.
+func compareUTF16(a, b []byte) int {
+	for i := range min(len(a), len(b)) {
+		x, y := a[i], b[i]
+		if x == y {
+			continue
+		}
+		if (x >= 0xf0) != (y >= 0xf0) && x >= 0xee && y >= 0xee {
+			return int(y) - int(x)
+		}
+		return int(x) - int(y)
+	}
+	return len(a) - len(b)
+}
+
+// hexDigits maps the characters 0-9, a-f and A-F to their values, and every other to 255.
+var hexDigits = func() (table [256]byte) {
+	for c := range table {
+		table[c] = 255
+	}
+	for value, c := range []byte("0123456789abcdef") {
+		table[c] = byte(value)
+		table[bytes.ToUpper([]byte{c})[0]] = byte(value)
+	}
+	return table
+}()
