@@ -176,7 +176,7 @@ func TestRefusesToStart(t *testing.T) {
 		{
 			name:    "database unreadable",
 			prepare: func(t *testing.T, b *broker.Broker) { write(t, b, "devices.db", "", 0) },
-			want:    [][]string{{`device database: {dir}/devices.db: `, `permission denied; `,
+			want: [][]string{{`device database: {dir}/devices.db: `, `permission denied; `,
 				`the broker's user must be able to read it and to search its directory`}},
 		},
 		{

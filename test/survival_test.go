@@ -394,8 +394,11 @@ func TestStops(t *testing.T) {
 			t.Run("backend refuses connections", func(t *testing.T) {
 				t.Parallel()
 				g := newGate(t, broker.Options{Devices: ids})
-				d := g.device(ids[0])
+				f := g.fleet(ids[:1])
+				d := f.devices[0]
 				g.accept(g.connect(d, mqtt5), 1, d.Sign(payload))
+				_, err := f.inboxes[0].WaitCount(g.limit(), d.ResponseTopic(), 1) // until then it may yet fail
+				g.no(err)
 				g.no(g.backend.Down())
 				send(g, 100)
 				g.stopped(sig, busy, 100)
