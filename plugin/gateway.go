@@ -165,6 +165,7 @@ func Start(configFile string, host Host) (_ *Gateway, err error) {
 		"topics", c.Publish.Topics, "backend", c.Backend.URL)
 	g.brokerConf, err = brokerconf.Running()
 	g.settleOthers(g.brokerConf, err)
+	g.warnOfUnguarded()
 	g.flushLog()
 	return g, nil
 }
@@ -175,6 +176,18 @@ func (g *Gateway) settleOthers(conf *brokerconf.Config, err error) {
 	others, why := resolveOthers(g.others, g.host.Is2_1(), conf, err)
 	g.host.SetOthers(others)
 	g.log.Info("access to other topics is settled", "others", others, "why", why)
+}
+
+// warnOfUnguarded names the listeners whose clients can publish to gated topics unseen.
+func (g *Gateway) warnOfUnguarded() {
+	self, err := brokerconf.SelfPath()
+	if err != nil || g.brokerConf == nil {
+		return
+	}
+	for _, l := range g.brokerConf.Unguarded(self) {
+		g.log.Warn("per_listener_settings is true and this listener has no plugin line: its clients, and bridges, publish "+
+			"to gated topics unchecked; add the plugin lines to it", "listener", l.String())
+	}
 }
 
 // Share lets one more plugin line use this gateway: with per_listener_settings each listener has its own. The error says

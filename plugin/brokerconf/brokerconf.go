@@ -394,6 +394,36 @@ func newPlugin(l Line) Plugin {
 	return Plugin{Line: l, Name: name, Path: strings.Trim(path, blanks)}
 }
 
+// Unguarded returns the listeners whose clients the plugin whose library is the file self never gets to see, because
+// PerListenerSettings is true and it is loaded for other listeners alone.
+func (c *Config) Unguarded(self string) (unguarded []Listener) {
+	if !c.PerListenerSettings {
+		return nil
+	}
+	guarded := make(map[int]bool)
+	for _, p := range c.Plugins {
+		if !sameLibrary(p.Path, self) {
+			continue
+		}
+		switch p.Key {
+		case "global_plugin":
+			return nil
+		case "plugin_load":
+			for _, use := range p.Uses {
+				guarded[use.Listener] = true
+			}
+		default:
+			guarded[p.Listener] = true
+		}
+	}
+	for i, l := range c.Listeners {
+		if !guarded[i] {
+			unguarded = append(unguarded, l)
+		}
+	}
+	return unguarded
+}
+
 func newListener(l Line) Listener {
 	words := strings.FieldsFunc(l.Value, func(r rune) bool { return r == ' ' })
 	made := Listener{Line: l}

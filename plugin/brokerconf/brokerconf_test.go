@@ -540,3 +540,34 @@ func FuzzParse(f *testing.F) {
 		}
 	})
 }
+
+func TestUnguarded(t *testing.T) {
+	const self = "/lib/bouncer.so"
+	for _, c := range []struct {
+		name, text string
+		want       []int // ports
+	}{
+		{"one for all", "plugin /lib/bouncer.so\nlistener 1\nlistener 2\n", nil},
+		{"one of two", "per_listener_settings true\nlistener 1\nplugin /lib/bouncer.so\nlistener 2\n", []int{2}},
+		{"both", "per_listener_settings true\nlistener 1\nplugin /lib/bouncer.so\nlistener 2\nplugin /lib/bouncer.so\n", nil},
+		{"another plugin", "per_listener_settings true\nlistener 1\nplugin /lib/bouncer.so\nlistener 2\nplugin /lib/other.so\n", []int{2}},
+		{"global", "per_listener_settings true\nglobal_plugin /lib/bouncer.so\nlistener 1\nlistener 2\n", nil},
+		{"loaded and used", "per_listener_settings true\nplugin_load b /lib/bouncer.so\nlistener 1\nlistener 2\nplugin_use b\n", []int{1}},
+	} {
+		path := filepath.Join(t.TempDir(), "mosquitto.conf")
+		if err := os.WriteFile(path, []byte(c.text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		conf, err := ReadFile(path)
+		if err != nil {
+			t.Fatalf("%s: %v", c.name, err)
+		}
+		var got []int
+		for _, l := range conf.Unguarded(self) {
+			got = append(got, l.Port)
+		}
+		if !slices.Equal(got, c.want) {
+			t.Errorf("%s: listeners %v, want %v", c.name, got, c.want)
+		}
+	}
+}
