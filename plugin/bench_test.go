@@ -1,0 +1,259 @@
+package plugin
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"runtime"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+
+	"mosquitto-bouncer/plugin/downlink"
+	"mosquitto-bouncer/plugin/envelope"
+	"mosquitto-bouncer/plugin/forward"
+	"mosquitto-bouncer/plugin/registry"
+	"mosquitto-bouncer/plugin/replay"
+)
+
+// What the benchmarks below publish: as many messages, of as many devices, as a processor's caches do not foresee.
+const (
+	benchDevices  = 100
+	benchMessages = 8192
+)
+
+// envelopeSize is the size of the message of docs/envelope.md, "Worked example", in bytes.
+const envelopeSize = 270
+
+// benchEnvelope makes the message of docs/envelope.md with this id and time: the same members in the same order, with
+// the same white space, signed over the canonical payload.
+func benchEnvelope(b *testing.B, secret, device string, timestamp int64, id string) []byte {
+	b.Helper()
+	signed, err := envelope.Sign([]byte(secret), device, timestamp, id, []byte(`{"battery":3.71,"humidity":60,"temperature":22.5,"unit":"degC"}`))
+	if err != nil {
+		b.Fatal(err)
+	}
+	e, err := new(envelope.Decoder).Decode(signed)
+	if err != nil {
+		b.Fatal(err)
+	}
+	message := fmt.Appendf(nil, `{"device_id": "%s", "timestamp": %d, "message_id": "%s", "payload": {"temperature": 22.5, "humidity": 60, "battery": 3.71, "unit": "degC"}, "signature": "%x"}`,
+		device, timestamp, id, e.MAC)
+	if len(message) != envelopeSize {
+		b.Fatalf("a message of %d bytes, want %d", len(message), envelopeSize)
+	}
+	return message
+}
+
+// silentBroker is a Host that does nothing.
+type silentBroker struct{}
+
+func (silentBroker) Log(slog.Level, string)         {}
+func (silentBroker) Publish(downlink.Publish) error { return nil }
+func (silentBroker) Kick(string)                    {}
+func (silentBroker) Wake()                          {}
+func (silentBroker) SetOthers(Others)               {}
+func (silentBroker) Is2_1() bool                    { return false }
+
+// A benchGateway is a running gateway whose backend takes connections and never answers, so that nothing but the
+// benchmark runs; and good publishes of its devices, in no order that a processor foresees.
+type benchGateway struct {
+	*Gateway
+	backend   string // URL
+	publishes []*Publish
+}
+
+func startBench(b *testing.B) *benchGateway {
+	b.Helper()
+	backend, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { backend.Close() })
+	dir := b.TempDir()
+	store, err := registry.OpenStore(filepath.Join(dir, "devices.db"))
+	if err != nil {
+		b.Fatal(err)
+	}
+	id := func(n int) string { return fmt.Sprintf("sensor_%03d", n) }
+	secret := func(n int) string { return fmt.Sprintf("%064x", n) }
+	for n := range benchDevices {
+		if err := store.Add(context.Background(), id(n), registry.Secret(secret(n))); err != nil {
+			b.Fatal(err)
+		}
+	}
+	if err := store.Close(); err != nil {
+		b.Fatal(err)
+	}
+	file := filepath.Join(dir, "bouncer.toml")
+	text := fmt.Sprintf("database = \"devices.db\"\n[publish]\ntolerance = \"1h\"\n"+
+		"[backend]\nurl = \"http://%s/{device_id}\"\nconcurrency = 1\n", backend.Addr())
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		b.Fatal(err)
+	}
+	g := &benchGateway{backend: "http://" + backend.Addr().String()}
+	if g.Gateway, err = Start(file, silentBroker{}); err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() {
+		g.dropQueue()
+		g.Stop()
+	})
+	timestamp := time.Now().Unix()
+	for i := range benchMessages {
+		n := i * 7919 % benchDevices
+		g.publishes = append(g.publishes, &Publish{
+			Identity: []byte(id(n)), Certified: true, ClientID: []byte("client of " + id(n)),
+			Topic: []byte("device/" + id(n) + "/data"), QoS: 1, Connection: uintptr(n + 1),
+			Payload: benchEnvelope(b, secret(n), id(n), timestamp, uuid.NewString()),
+		})
+	}
+	g.Tick()
+	return g
+}
+
+// remember has every publish accepted before.
+func (g *benchGateway) remember(b *testing.B) {
+	b.Helper()
+	for _, p := range g.publishes {
+		e, err := new(envelope.Decoder).Decode(p.Payload)
+		if err != nil {
+			b.Fatal(err)
+		}
+		d := g.devices.of(g.registry.Lookup(p.Identity))
+		if g.seen.Insert(d.registered.Serial, e.MessageID, e.Timestamp, d.remember(e, p)) != replay.Inserted {
+			b.Fatal("not inserted")
+		}
+	}
+}
+
+// saturate uses up what the log takes of refusals, so that as good as none is written any more.
+func (g *benchGateway) saturate() {
+	for range 2 {
+		for _, p := range g.publishes {
+			g.Access(Write, p)
+		}
+	}
+	for range refusalsBurst {
+		g.refuse(g.publishes[0], nil, nil, Malformed, nil)
+	}
+}
+
+// BenchmarkVerdict measures the whole of a decision on a publish to a gated topic, by reason: topic, registry, replay
+// memory, parsing and signature. A refusal's line in the log is not part of it, because of most refusals there is none.
+func BenchmarkVerdict(b *testing.B) {
+	edit := func(change func(p *Publish)) func(*testing.B, *benchGateway) {
+		return func(_ *testing.B, g *benchGateway) {
+			for _, p := range g.publishes {
+				change(p)
+			}
+		}
+	}
+	for _, c := range []struct {
+		reason  Reason
+		prepare func(b *testing.B, g *benchGateway)
+	}{
+		{Accepted, func(*testing.B, *benchGateway) {}},
+		// The dearest there is: everything is read before the mistake is found.
+		{Malformed, edit(func(p *Publish) { p.Payload[len(p.Payload)-1] = ']' })},
+		{Stale, func(_ *testing.B, g *benchGateway) { g.decision.tolerance = -1 }},
+		{Replay, func(b *testing.B, g *benchGateway) { g.remember(b) }},
+		{BadSignature, edit(func(p *Publish) { p.Payload[len(p.Payload)-3] ^= 1 })},
+		{IdentityMismatch, edit(func(p *Publish) { p.Payload[len(`{"device_id": "`)] = 'x' })},
+		{TopicMismatch, edit(func(p *Publish) { p.Topic[len("device/")] = 'x' })},
+		{NoTLSIdentity, edit(func(p *Publish) { p.Certified = false })},
+	} {
+		b.Run(c.reason.String(), func(b *testing.B) {
+			g := startBench(b)
+			c.prepare(b, g)
+			g.saturate()
+			want := Deny
+			if c.reason == Accepted {
+				want = Allow
+			}
+			b.ReportAllocs()
+			for i := 0; b.Loop(); i++ {
+				p := g.publishes[i%benchMessages]
+				if g.Access(Write, p) != want || g.pending.reason != c.reason {
+					b.Fatalf("%s, want %s", g.pending.reason, c.reason)
+				}
+			}
+		})
+	}
+}
+
+// BenchmarkPublish measures a publish from end to end on the broker's thread: the verdict, the remembering of the id, and
+// the hand-over to the forwarder, with the copies that outlive the call.
+func BenchmarkPublish(b *testing.B) {
+	g := startBench(b)
+	b.ReportAllocs()
+	for i := 0; b.Loop(); i++ {
+		if i%benchMessages == 0 && i > 0 {
+			b.StopTimer()
+			g.renew(b)
+			b.StartTimer()
+		}
+		p := g.publishes[i%benchMessages]
+		if g.Access(Write, p) != Allow || g.Message(p) != Route {
+			b.Fatal("not accepted")
+		}
+	}
+}
+
+// dropQueue ends the forwarder, which holds messages that nobody takes.
+func (g *benchGateway) dropQueue() {
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	_ = g.forwarder.Close(ctx) // says that messages are left
+}
+
+// renew forgets every message, so that the same ones may come again.
+func (g *benchGateway) renew(b *testing.B) {
+	b.Helper()
+	g.dropQueue()
+	var err error
+	if g.forwarder, err = forward.New(forward.Config{URL: g.backend, Concurrency: 1, Timeout: time.Hour}, nil, g.log); err != nil {
+		b.Fatal(err)
+	}
+	runtime.GC()
+	for _, p := range g.publishes {
+		e, err := new(envelope.Decoder).Decode(p.Payload)
+		if err != nil {
+			b.Fatal(err)
+		}
+		if !g.seen.Remove(g.registry.Lookup(p.Identity).Serial, e.MessageID) {
+			b.Fatal("not remembered")
+		}
+	}
+}
+
+// BenchmarkDelivery measures the decision on one delivery of a message to one of 100 subscribers who are no devices, as
+// far as it is made in Go: most are made before (cgo/readers.c).
+func BenchmarkDelivery(b *testing.B) {
+	g := startBench(b)
+	accepted := g.publishes[0]
+	if g.Access(Write, accepted) != Allow || g.Message(accepted) != Route {
+		b.Fatal("not accepted")
+	}
+	for name, topic := range map[string][]byte{"gated": accepted.Topic, "other": []byte("plant/7/state")} {
+		b.Run(name, func(b *testing.B) {
+			var readers []*Publish
+			for n := range 100 {
+				reader := &Publish{Identity: fmt.Appendf(nil, "dashboard-%d", n), Topic: topic, Payload: accepted.Payload, QoS: 1}
+				reader.ClientID = bytes.Clone(reader.Identity)
+				readers = append(readers, reader)
+			}
+			b.ReportAllocs()
+			for i := 0; b.Loop(); i++ {
+				if g.Access(Read, readers[i%len(readers)]) != NotConcerned {
+					b.Fatal("not delivered")
+				}
+			}
+		})
+	}
+}

@@ -1,0 +1,404 @@
+package plugin
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+
+	"mosquitto-bouncer/plugin/config"
+	"mosquitto-bouncer/plugin/downlink"
+	"mosquitto-bouncer/plugin/registry"
+)
+
+// aBroker is a Host that notes what it is told.
+type aBroker struct {
+	lines     []string
+	published []downlink.Publish
+	kicked    []string
+	others    Others
+	wakes     atomic.Int64
+}
+
+func (b *aBroker) Log(_ slog.Level, line string)    { b.lines = append(b.lines, line) }
+func (b *aBroker) Publish(p downlink.Publish) error { b.published = append(b.published, p); return nil }
+func (b *aBroker) Kick(clientID string)             { b.kicked = append(b.kicked, clientID) }
+func (b *aBroker) Wake()                            { b.wakes.Add(1) }
+func (b *aBroker) SetOthers(o Others)               { b.others = o }
+func (b *aBroker) Is2_1() bool                      { return false }
+func (b *aBroker) last() string                     { return b.lines[len(b.lines)-1] }
+func (b *aBroker) count(part string) (n int)        { return strings.Count(strings.Join(b.lines, "\n"), part) }
+
+// aGateway is a running gateway with two devices, sensor_001 and sensor_002, whose secret is "s", and a real backend.
+type aGateway struct {
+	*Gateway
+	t       *testing.T
+	host    *aBroker
+	backend atomic.Int64 // requests
+}
+
+func startGateway(t *testing.T, settings string) *aGateway {
+	t.Helper()
+	g := &aGateway{t: t, host: new(aBroker)}
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		g.backend.Add(1)
+		fmt.Fprintf(w, "got %s", r.URL.Path)
+	}))
+	t.Cleanup(server.Close)
+	dir := t.TempDir()
+	store, err := registry.OpenStore(filepath.Join(dir, "devices.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, id := range []string{"sensor_001", "sensor_002"} {
+		if err := store.Add(context.Background(), id, registry.Secret("s")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := store.Close(); err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(dir, "bouncer.toml")
+	text := fmt.Sprintf("database = \"devices.db\"\n[backend]\nurl = \"%s/{device_id}\"\n%s", server.URL, settings)
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if g.Gateway, err = Start(file, g.host); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(g.Stop)
+	return g
+}
+
+// fresh returns a good publish of device over connection 1.
+func (g *aGateway) fresh(device string) *Publish {
+	p := publish(device, sign(g.t, "s", device, time.Now().Unix(), uuid.NewString(), `{"t":22}`))
+	p.QoS, p.Connection = 1, 1
+	return p
+}
+
+// send does what the broker does with a publish: the access check, and the message if that allows it.
+func (g *aGateway) send(p *Publish) Outcome {
+	if g.Access(Write, p) != Allow {
+		return Refuse
+	}
+	return g.Message(p)
+}
+
+// by returns p as somebody else reads, writes or subscribes it.
+func by(p *Publish, identity, topic string) *Publish {
+	q := *p
+	q.Identity, q.ClientID, q.Connection = []byte(identity), []byte(identity), 2
+	if topic != "" {
+		q.Topic = []byte(topic)
+	}
+	return &q
+}
+
+func TestAnAcceptedPublishComesBackAsAResponse(t *testing.T) {
+	g := startGateway(t, "")
+	if o := g.send(g.fresh("sensor_001")); o != Route {
+		t.Fatalf("outcome %d: %s", o, g.host.last())
+	}
+	for deadline := time.Now().Add(10 * time.Second); len(g.host.published) == 0 && time.Now().Before(deadline); {
+		g.Tick()
+	}
+	if len(g.host.published) != 1 {
+		t.Fatal("no response came back")
+	}
+	if p := g.host.published[0]; p.Topic != "device/sensor_001/response" || string(p.Payload) != "got /sensor_001" || p.QoS != 1 {
+		t.Errorf("the response is %q on %s at QoS %d", p.Payload, p.Topic, p.QoS)
+	}
+	if g.host.wakes.Load() == 0 {
+		t.Error("the broker's thread was not woken")
+	}
+}
+
+func TestAccessToTopics(t *testing.T) {
+	g := startGateway(t, "[rejected]\ntopic = \"\"\n")
+	for _, c := range []struct {
+		action          Action
+		identity, topic string
+		want            Decision
+	}{
+		{Subscribe, "sensor_001", "device/sensor_001/response", Allow},
+		{Subscribe, "sensor_001", "device/sensor_001/command", Allow},
+		{Subscribe, "sensor_001", "device/sensor_001/rejected", Deny}, // not set
+		{Subscribe, "sensor_001", "device/sensor_001/data", Deny},
+		{Subscribe, "sensor_001", "device/sensor_001/#", Deny},
+		{Subscribe, "sensor_001", "device/sensor_001/+", Deny},
+		{Subscribe, "sensor_001", "device/+/response", Deny},
+		{Subscribe, "sensor_001", "device/sensor_002/response", Deny},
+		{Subscribe, "sensor_001", "$share/g/device/sensor_001/response", Deny},
+		{Subscribe, "sensor_001", "#", Deny},
+		{Subscribe, "sensor_001", "", Deny},
+		{Subscribe, "dashboard", "#", NotConcerned},
+		{Subscribe, "", "device/+/response", NotConcerned},
+		{Read, "sensor_001", "device/sensor_001/response", Allow},
+		{Read, "sensor_001", "device/sensor_002/response", Deny},
+		{Read, "sensor_001", "news", Deny},
+		{Read, "dashboard", "device/sensor_001/response", NotConcerned},
+		{Read, "dashboard", "device/sensor_001/data", NotConcerned},
+		{Read, "", "news", NotConcerned},
+		{Write, "sensor_001", "news", Deny},
+		{Write, "sensor_001", "device/sensor_001/response", Deny},
+		{Write, "sensor_001", "device/sensor_001/command", Deny},
+		{Write, "dashboard", "device/sensor_001/response", Deny},
+		{Write, "", "device/x/command", Deny},
+		{Write, "dashboard", "device/sensor_001/data", Deny},
+		{Write, "dashboard", "news", NotConcerned},
+		{Write, "", "$CONTROL/dynamic-security/v1", NotConcerned},
+		{Unsubscribe, "sensor_001", "#", NotConcerned},
+		{Action(0), "dashboard", "news", Deny},
+		{Action(3), "dashboard", "news", Deny},
+	} {
+		p := publish(c.identity, []byte("hello"))
+		p.Topic = []byte(c.topic)
+		if got := g.Access(c.action, p); got != c.want {
+			t.Errorf("action %d of %q on %q: %d, want %d", c.action, c.identity, c.topic, got, c.want)
+		}
+	}
+}
+
+// What Access has allowed to be written and Message was not asked about is a last will: it reaches no subscriber.
+func TestALastWillReachesNobody(t *testing.T) {
+	g := startGateway(t, "")
+	will := g.fresh("sensor_001")
+	if g.Access(Write, will) != Allow {
+		t.Fatal(g.host.last())
+	}
+	for _, reader := range []string{"dashboard", "", "sensor_002"} {
+		if g.Access(Read, by(will, reader, "")) != Deny {
+			t.Errorf("%q may read the will", reader)
+		}
+	}
+	if n := g.host.count("reason=forbidden_topic"); n != 1 {
+		t.Errorf("%d lines in the log, want 1", n)
+	}
+	// A publish passes before and after.
+	other := g.fresh("sensor_002")
+	if g.send(other) != Route || g.Access(Read, by(other, "dashboard", "")) != NotConcerned {
+		t.Error("the next publish does not pass")
+	}
+	if g.backend.Load() > 1 {
+		t.Error("the backend was given the will")
+	}
+}
+
+// A will that the broker sends after it has told of the disconnection is refused at once; another connection's publish
+// and, after a tick, a new connection that bears the same number, are not.
+func TestAWillAfterTheDisconnectionIsRefused(t *testing.T) {
+	g := startGateway(t, "")
+	g.Tick()
+	will := g.fresh("sensor_001")
+	g.Disconnected(will.Connection, will.Identity, will.ClientID)
+	next := g.fresh("sensor_001")
+	next.Connection = 2
+	if g.send(next) != Route {
+		t.Errorf("the connection that took over is refused: %s", g.host.last())
+	}
+	if g.Access(Write, will) != Deny {
+		t.Error("the will passes")
+	}
+	g.Tick()
+	if g.send(g.fresh("sensor_001")) != Route {
+		t.Errorf("the connection that came after is refused: %s", g.host.last())
+	}
+}
+
+func TestRedelivery(t *testing.T) {
+	const reconnect, stay = true, false
+	for _, c := range []struct {
+		name        string
+		first, then byte // QoS
+		reconnect   bool
+		change      func(p *Publish)
+		want        Outcome
+	}{
+		{"QoS 1 on a new connection", 1, 1, reconnect, nil, Swallow},
+		{"QoS 2 on a new connection", 2, 2, reconnect, nil, Route}, // the broker knows it by its packet id
+		{"QoS 1 and then 2", 1, 2, reconnect, nil, Swallow},
+		{"QoS 0", 1, 0, reconnect, nil, Refuse},
+		{"on the same connection", 1, 1, stay, nil, Refuse},
+		{"from another client id", 1, 1, reconnect, func(p *Publish) { p.ClientID = []byte("other") }, Refuse},
+		{"tampered with", 1, 1, reconnect, func(p *Publish) {
+			p.Payload = []byte(strings.Replace(string(p.Payload), "22", "99", 1))
+		}, Refuse},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			g := startGateway(t, "")
+			p := g.fresh("sensor_001")
+			p.QoS = c.first
+			if g.send(p) != Route {
+				t.Fatal(g.host.last())
+			}
+			if c.reconnect {
+				g.Disconnected(p.Connection, p.Identity, p.ClientID)
+				g.Tick()
+			}
+			p.QoS = c.then
+			if c.change != nil {
+				c.change(p)
+			}
+			if got := g.send(p); got != c.want {
+				t.Errorf("outcome %d, want %d; the log says %s", got, c.want, g.host.last())
+			}
+			if c.want != Refuse {
+				if got := g.send(p); got != Refuse || !strings.Contains(g.host.last(), "reason=replay") {
+					t.Errorf("the second repetition on one connection: outcome %d, %s", got, g.host.last())
+				}
+			}
+			if n := g.forwarder.Stats().Accepted; n != 1 {
+				t.Errorf("%d messages were handed over, want 1", n)
+			}
+		})
+	}
+}
+
+// Once a QoS 2 message has been released to a subscriber, its redelivery is swallowed.
+func TestRedeliveryAfterTheRelease(t *testing.T) {
+	g := startGateway(t, "")
+	p := g.fresh("sensor_001")
+	p.QoS = 2
+	if g.send(p) != Route {
+		t.Fatal(g.host.last())
+	}
+	g.Tick()
+	if g.Access(Read, by(p, "dashboard", "")) != NotConcerned {
+		t.Fatal("the release is not delivered")
+	}
+	for i := range 2 { // swallowed again after another connection
+		g.Disconnected(p.Connection, p.Identity, p.ClientID)
+		g.Tick()
+		if got := g.send(p); got != Swallow {
+			t.Errorf("redelivery %d: outcome %d, want %d", i+1, got, Swallow)
+		}
+	}
+}
+
+func TestRetainedMessagesMayBeServed(t *testing.T) {
+	g := startGateway(t, "")
+	retained := publish("sensor_001", sign(t, "s", "sensor_001", 1, anID, "1")) // long stale
+	retained.Certified, retained.ClientID = false, nil
+	if g.Retained(retained) != Allow {
+		t.Error("an accepted message is no longer served")
+	}
+	forged := *retained
+	forged.Payload = sign(t, "x", "sensor_001", 1, anID, "1")
+	if g.Retained(&forged) != Deny {
+		t.Error("a message with a bad signature is served")
+	}
+	if g.Retained(by(retained, "sensor_002", "")) != Deny {
+		t.Error("another's message is served")
+	}
+	if g.Retained(by(retained, "dashboard", "news")) != NotConcerned {
+		t.Error("other topics are the gateway's business")
+	}
+}
+
+func TestADeviceThatKeepsFailingIsDisconnected(t *testing.T) {
+	g := startGateway(t, "[publish]\nmax_bad_signatures = 3\n")
+	bad := func(device string) *Publish {
+		p := publish(device, sign(t, "x", device, time.Now().Unix(), uuid.NewString(), "1"))
+		p.ClientID = []byte("client of " + device)
+		return p
+	}
+	// A minute may end between two publishes, and the count with it: at most once in so short a time.
+	for range 6 {
+		g.send(bad("sensor_001"))
+	}
+	g.send(bad("sensor_002"))
+	if len(g.host.kicked) != 0 {
+		t.Fatal("a client was disconnected while it was being served")
+	}
+	g.Tick()
+	if len(g.host.kicked) == 0 || g.host.kicked[0] != "client of sensor_001" || len(g.host.kicked) > 2 {
+		t.Errorf("disconnected: %q", g.host.kicked)
+	}
+	g.Tick()
+	if len(g.host.kicked) > 2 {
+		t.Error("disconnected twice")
+	}
+}
+
+func TestAPanicRefuses(t *testing.T) {
+	g := startGateway(t, "")
+	p := g.fresh("sensor_001")
+	registered := g.registry
+	g.registry = nil
+	if d := g.Access(Write, p); d != Deny {
+		t.Errorf("decision %d", d)
+	}
+	if o := g.Message(p); o != Refuse {
+		t.Errorf("outcome %d", o)
+	}
+	g.registry = registered
+	if g.send(p) != Route {
+		t.Errorf("afterwards: %s", g.host.last())
+	}
+	g.flushLog()
+	if g.host.count("internal error, caught") != 2 {
+		t.Errorf("the log says %q", g.host.lines)
+	}
+}
+
+func TestOthers(t *testing.T) {
+	for _, c := range []struct {
+		setting string
+		is2_1   bool
+		err     error
+		want    Others
+	}{
+		{config.OthersDefer, false, nil, OthersDefer},
+		{config.OthersAllow, false, nil, OthersAllow},
+		{config.OthersAuto, false, os.ErrPermission, OthersDefer},
+		{config.OthersAuto, true, os.ErrPermission, OthersIgnore},
+		{config.OthersAllow, true, nil, OthersIgnore},
+	} {
+		if got, why := resolveOthers(c.setting, c.is2_1, nil, c.err); got != c.want || why == "" {
+			t.Errorf("%+v: %s (%s)", c, got, why)
+		}
+	}
+}
+
+// FuzzGatedTopic holds the matcher against the words of the MQTT specification: levels, one by one.
+func FuzzGatedTopic(f *testing.F) {
+	for _, filter := range []string{"device/+/data", "+/data", "device/+", "+", "a//+/b", "/+/"} {
+		for _, topic := range []string{"device/a/data", "device//data", "a", "", "/", "a//b/b", "//", "device/a/b/data", "+/data"} {
+			f.Add(filter, topic)
+		}
+	}
+	f.Fuzz(func(t *testing.T, filter, topic string) {
+		want := strings.Split(filter, "/")
+		plus := -1
+		for i, level := range want {
+			if strings.Contains(level, "+") {
+				if level != "+" || plus >= 0 {
+					return // no filter that the configuration lets through
+				}
+				plus = i
+			}
+		}
+		if plus < 0 {
+			return
+		}
+		levels := strings.Split(topic, "/")
+		matches := len(levels) == len(want)
+		for i := range levels {
+			matches = matches && (i == plus || levels[i] == want[i])
+		}
+		level, gated := newGatedTopic(filter).device([]byte(topic))
+		if gated != matches || gated && string(level) != levels[plus] {
+			t.Errorf("%q against %q: %q %v, want %v", topic, filter, level, gated, matches)
+		}
+	})
+}
