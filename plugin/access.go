@@ -51,6 +51,7 @@ func (g *Gateway) Access(action Action, p *Publish) (decision Decision) {
 		if v := recover(); v != nil {
 			decision = Deny
 			g.survived("access", v)
+			g.refuse(p, nil, nil, Internal, nil)
 		}
 	}()
 	switch action {

@@ -96,8 +96,9 @@ type Gateway struct {
 	logs      *logQueue
 	log       *slog.Logger
 	refusals  *refusalLog
-	ticks     uint64 // how often Tick was called
-	tickless  bool   // the log has been told that it never is
+	panics    rate.Sometimes // how often a panic is worth its stack in the log
+	ticks     uint64         // how often Tick was called
+	tickless  bool           // the log has been told that it never is
 }
 
 // Start reads the configuration and the registry and starts what runs beside the broker's thread. The error says what is
@@ -122,6 +123,7 @@ func Start(configFile string, host Host) (_ *Gateway, err error) {
 		logs:     logs,
 		log:      slog.New(logs),
 		refusals: newRefusalLog(),
+		panics:   rate.Sometimes{First: 3, Interval: 10 * time.Second},
 	}
 	defer func() {
 		if err != nil {
@@ -142,7 +144,7 @@ func Start(configFile string, host Host) (_ *Gateway, err error) {
 		seen:      g.seen,
 	}
 	if g.registry, err = registry.Open(c.Database, g.log); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%s: %w", c.Where("database"), err)
 	}
 	// From 2.1 on the broker's thread sleeps between a tick and the sending of what was published in it.
 	rounds := uint64(1)
@@ -239,6 +241,7 @@ func (g *Gateway) Message(p *Publish) (outcome Outcome) {
 			outcome = Refuse
 			g.pending.set = false
 			g.survived("message", v)
+			g.refuse(p, nil, nil, Internal, nil)
 		}
 	}()
 	injectFault(p)
@@ -452,13 +455,15 @@ func (g *Gateway) drain() {
 func (g *Gateway) flushLog() { g.logs.drain(g.host.Log) }
 
 // survived reports a panic that was caught on the broker's thread, with the stack a line each, since the broker cuts long
-// lines.
+// lines. A client that can provoke one must not fill the log with it.
 func (g *Gateway) survived(where string, v any) {
-	g.log.Error("internal error, caught; please report it", "where", where, "panic", fmt.Sprint(v))
-	frames := strings.Split(string(debug.Stack()), "\n")
-	for _, line := range frames[:min(len(frames), maxStackLines)] {
-		g.log.Error("  " + strings.TrimSpace(line))
-	}
+	g.panics.Do(func() {
+		g.log.Error("internal error, caught; please report it", "where", where, "panic", fmt.Sprint(v))
+		frames := strings.Split(string(debug.Stack()), "\n")
+		for _, line := range frames[:min(len(frames), maxStackLines)] {
+			g.log.Error("  " + strings.TrimSpace(line))
+		}
+	})
 }
 
 // uuidText returns the text form of a UUID, in lower case (RFC 9562, section 4).

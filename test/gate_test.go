@@ -238,7 +238,7 @@ func (g *gate) refuse(c *client, topic string, qos byte, m device.Message, reaso
 		g.Errorf("%s on topic %q by %q: the log says: %s", what, topic, c.username, line)
 	}
 	id := m.MessageID
-	if slices.Contains([]string{"no_tls_identity", "topic_mismatch", "rate_limited", "too_large", "malformed"}, reason) {
+	if slices.Contains([]string{"no_tls_identity", "topic_mismatch", "rate_limited", "too_large", "malformed", "internal"}, reason) {
 		id = "" // refused before it was parsed to its end
 	}
 	if got["message_id"] != id {

@@ -170,13 +170,13 @@ func TestRefusesToStart(t *testing.T) {
 					t.Fatal(err)
 				}
 			},
-			want: [][]string{{`device database: `, `{dir}/devices.db: no such file or directory; `,
+			want: [][]string{{`{dir}/bouncer.toml:2: database: device database: `, `{dir}/devices.db: no such file or directory; `,
 				`create it with "bouncerctl init" and register devices with "bouncerctl device add"`}},
 		},
 		{
 			name:    "database unreadable",
 			prepare: func(t *testing.T, b *broker.Broker) { write(t, b, "devices.db", "", 0) },
-			want: [][]string{{`device database: {dir}/devices.db: `, `permission denied; `,
+			want: [][]string{{`{dir}/bouncer.toml:2: database: device database: {dir}/devices.db: `, `permission denied; `,
 				`the broker's user must be able to read it and to search its directory`}},
 		},
 		{
@@ -184,12 +184,12 @@ func TestRefusesToStart(t *testing.T) {
 			prepare: func(t *testing.T, b *broker.Broker) {
 				write(t, b, "devices.db", "device_id,shared_secret\nsensor_001,"+password+"\n", 0o640)
 			},
-			want: [][]string{{`device database: {dir}/devices.db: `, `file is not a database; `, `name another file, or restore this one from a backup`}},
+			want: [][]string{{`{dir}/bouncer.toml:2: database: device database: {dir}/devices.db: `, `file is not a database; `, `name another file, or restore this one from a backup`}},
 		},
 		{
 			name:    "database without devices",
 			prepare: func(t *testing.T, b *broker.Broker) { write(t, b, "devices.db", "", 0o640) },
-			want: [][]string{{`device database: {dir}/devices.db: no devices table; `,
+			want: [][]string{{`{dir}/bouncer.toml:2: database: device database: {dir}/devices.db: no devices table; `,
 				`create it with "bouncerctl init" and register devices with "bouncerctl device add"`}},
 		},
 		{
@@ -199,7 +199,7 @@ func TestRefusesToStart(t *testing.T) {
 					t.Fatal(err)
 				}
 			},
-			want: [][]string{{`device database: {dir}/devices.db: made by a newer version of this program: database version 99, newest known 1; `,
+			want: [][]string{{`{dir}/bouncer.toml:2: database: device database: {dir}/devices.db: made by a newer version of this program: database version 99, newest known 1; `,
 				`upgrade this program, or use another database`}},
 		},
 	} {

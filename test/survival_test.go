@@ -307,9 +307,7 @@ func TestPanics(t *testing.T) {
 	for i := range each {
 		qos := byte(i % 3)
 		bad := d.Sign(`"inject_fault"`)
-		if ack := g.publish(c, d.DataTopic(), qos, bad.Bytes); ack.Code != mqtt5.refusal(qos) {
-			g.Fatalf("a publish whose callback panicked, QoS %d: acknowledged with %v; is the plugin built with the tag faultinject?", qos, ack)
-		}
+		g.refuse(c, d.DataTopic(), qos, bad, "internal") // if not: is the plugin built with the tag faultinject?
 		g.accept(c, qos, d.Sign(strconv.Itoa(i)))
 	}
 	g.nothingElse(d.ID)
@@ -318,8 +316,9 @@ func TestPanics(t *testing.T) {
 		`bouncer:   mosquitto-bouncer/plugin.injectFault(`,
 		`bouncer:   mosquitto-bouncer/plugin.(*Gateway).Message(`,
 	} {
-		if n := g.broker.Log().Count(0, broker.Contains(want)); n != each {
-			g.Errorf("%d lines with %q in the log, want %d", n, want, each)
+		// Once for the first, and then not so often that a device could fill the log.
+		if n := g.broker.Log().Count(0, broker.Contains(want)); n == 0 || n > each/10 {
+			g.Errorf("%d lines with %q in the log for %d panics", n, want, each)
 		}
 	}
 }

@@ -44,6 +44,19 @@ type Config struct {
 	ACL      ACL
 	Journal  Journal
 	HTTP     HTTP
+
+	file  string
+	lines map[string]int // of the keys that are set
+}
+
+// Where returns where a setting stands, for an error about its value that only
+// its use brings to light: "FILE:LINE: key", or "FILE: key" where the default
+// is in force. key is as in the file, with its section: "backend.url".
+func (c *Config) Where(key string) string {
+	if line, set := c.lines[key]; set {
+		return fmt.Sprintf("%s:%d: %s", c.file, line, key)
+	}
+	return fmt.Sprintf("%s: %s", c.file, key)
 }
 
 // Publish is [publish]: what is gated, and what a device may send.
@@ -196,6 +209,12 @@ func parse(file, dir string, source []byte, unavailable []string) (*Config, erro
 	d.refuseUnknown()
 	if err := d.err(); err != nil {
 		return nil, err
+	}
+	c.file, c.lines = file, make(map[string]int)
+	for _, e := range d.entries {
+		if _, set := d.lookup(e.key); set {
+			c.lines[e.key] = e.line
+		}
 	}
 	return c, nil
 }

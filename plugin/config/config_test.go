@@ -51,6 +51,8 @@ func TestDefaults(t *testing.T) {
 			ACL:      ACL{Others: OthersAuto},
 			Journal:  Journal{MaxBytes: 1 << 30, Sync: 100 * time.Millisecond},
 		}
+		got.file, got.lines = "", nil // TestWhere's business
+		got.file, got.lines = "", nil // TestWhere's business
 		if !reflect.DeepEqual(got, want) {
 			t.Errorf("%q:\n got %+v\nwant %+v", source, got, want)
 		}
@@ -141,6 +143,7 @@ key_file   = "key.pem"
 		Journal:  Journal{MaxBytes: 500e6},
 		HTTP:     HTTP{Listen: "[::]:8080", Token: Secret("http-token"), TLS: got.HTTP.TLS},
 	}
+	got.file, got.lines = "", nil // TestWhere's business
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got %+v\nwant %+v", got, want)
 	}
@@ -635,4 +638,18 @@ func selfSigned(t *testing.T) (cert, key []byte) {
 	}
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}),
 		pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: pkcs8})
+}
+
+func TestWhere(t *testing.T) {
+	c, err := parse("b.toml", "/etc", []byte("database = \"x\"\n\n[backend]\nurl = \"http://h/\"\n"), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for key, want := range map[string]string{
+		"database": "b.toml:1: database", "backend.url": "b.toml:4: backend.url", "backend.timeout": "b.toml: backend.timeout",
+	} {
+		if got := c.Where(key); got != want {
+			t.Errorf("got %q, want %q", got, want)
+		}
+	}
 }
