@@ -111,7 +111,7 @@ func (g *Gateway) decide(p *Publish, level []byte) {
 	g.missTicks()
 	g.seen.Expire(g.decision.now.Unix(), expirePerMessage)
 	v := &g.pending
-	v.keep(p)
+	v.keep(p, g.decision.maxBytes)
 	v.device = g.devices.of(g.registry.Lookup(p.Identity))
 	v.envelope, v.reason, v.detail = judge(&v.publish, level, v.device, &g.decision)
 }
@@ -179,12 +179,12 @@ func (g *Gateway) Retained(p *Publish) (decision Decision) {
 // noteRelease remembers of a QoS 2 message that its release has reached a subscriber: from then on a redelivery of it is
 // nobody's any more. Subscribers are served one after the other, so the same message comes many times in a row.
 func (g *Gateway) noteRelease(p *Publish, level []byte) {
-	if bytes.Equal(p.Payload, g.released) {
+	if len(p.Payload) > g.decision.maxBytes || bytes.Equal(p.Payload, g.released) {
 		return
 	}
 	g.released = append(g.released[:0], p.Payload...)
 	registered := g.registry.Lookup(level)
-	if registered == nil || len(p.Payload) > g.decision.maxBytes {
+	if registered == nil {
 		return
 	}
 	e, err := g.readers.Decode(p.Payload)
@@ -208,10 +208,14 @@ type pendingVerdict struct {
 	memory []byte // holds what publish borrows
 }
 
-// keep copies p, so that the verdict is on bytes that nobody else can change.
-func (v *pendingVerdict) keep(p *Publish) {
+// keep copies p, so that the verdict is on bytes that nobody else can change. A message longer than maxBytes is refused
+// for that, whatever is in it, and not copied.
+func (v *pendingVerdict) keep(p *Publish, maxBytes int) {
 	v.set = true
 	v.publish = *p
+	if len(p.Payload) > maxBytes {
+		return
+	}
 	m := v.memory[:0]
 	m = append(m, p.Payload...)
 	m = append(m, p.Topic...)
