@@ -2,6 +2,8 @@ package envelope
 
 import (
 	"bytes"
+	"encoding/binary"
+	"math/bits"
 	"slices"
 	"unicode/utf8"
 )
@@ -38,9 +40,7 @@ func (s *scanner) reset(text []byte) {
 // of JSON either.
 func (s *scanner) space() byte {
 	for ; s.at < len(s.text); s.at++ {
-		switch c := s.text[s.at]; c {
-		case ' ', '\t', '\r', '\n':
-		default:
+		if c := s.text[s.at]; c > ' ' || c != ' ' && c != '\n' && c != '\r' && c != '\t' {
 			return c
 		}
 	}
@@ -146,22 +146,14 @@ func (s *scanner) peek() byte {
 	return 0
 }
 
-// ordinary are the bytes of a string that stand for themselves: ASCII but for controls, quote and backslash.
-var ordinary = func() (table [256]bool) {
-	for c := ' '; c < utf8.RuneSelf; c++ {
-		table[c] = c != '"' && c != '\\'
-	}
-	return table
-}()
-
 // string reads a string, its quotes included, and reports whether it has an escape, and whether it is a string.
 func (s *scanner) string() (escaped, ok bool) {
 	text := s.text
-	i := s.at + 1
-	for i < len(text) {
+	for i := s.at + 1; ; {
+		if i = skipOrdinary(text, i); i == len(text) {
+			return false, false
+		}
 		switch c := text[i]; {
-		case ordinary[c]:
-			i++
 		case c == '"':
 			s.at = i + 1
 			return escaped, true
@@ -182,7 +174,31 @@ func (s *scanner) string() (escaped, ok bool) {
 			i += n
 		}
 	}
-	return false, false
+}
+
+// skipOrdinary returns the place of the first byte from i on that does not stand for itself in a string: a quote, a
+// backslash, a control character or a byte above ASCII; len(text) if there is none. It looks at eight bytes at a time.
+func skipOrdinary(text []byte, i int) int {
+	const (
+		ones  = 0x0101010101010101
+		highs = 0x8080808080808080
+	)
+	for ; i+8 <= len(text); i += 8 {
+		// The highest bit of each byte of special says whether the byte is of these; a borrow can make a byte above the
+		// first such one wrong, but not the first.
+		x := binary.LittleEndian.Uint64(text[i:])
+		quote, backslash := x^(ones*'"'), x^(ones*'\\')
+		special := (x | (x-ones*' ')&^x | (quote-ones)&^quote | (backslash-ones)&^backslash) & highs
+		if special != 0 {
+			return i + bits.TrailingZeros64(special)/8
+		}
+	}
+	for ; i < len(text); i++ {
+		if c := text[i]; c < ' ' || c == '"' || c == '\\' || c >= utf8.RuneSelf {
+			break
+		}
+	}
+	return i
 }
 
 // plainString passes over white space and a string without escapes, and returns what stands between the quotes. The
