@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
+	"time"
 	"unsafe"
 
 	"mosquitto-bouncer/plugin"
@@ -51,6 +52,10 @@ func bouncer_start(configFile *C.char) (ok C.int) {
 		return 0
 	}
 	gateway, users = g, 1
+	// The broker installs its signal handlers after this; where it never ticks, no event may come before a signal does.
+	for _, delay := range []time.Duration{100 * time.Millisecond, time.Second, 10 * time.Second} {
+		time.AfterFunc(delay, func() { C.bouncer_rearm_signals() })
+	}
 	return 1
 }
 
@@ -85,6 +90,8 @@ func cDecision(d plugin.Decision) C.int {
 		return C.BOUNCER_ALLOW
 	case plugin.NotConcerned:
 		return C.BOUNCER_NOT_CONCERNED
+	case plugin.AllowCertified:
+		return C.BOUNCER_ALLOW_CERTIFIED
 	default:
 		return C.BOUNCER_DENY
 	}
@@ -140,6 +147,7 @@ func borrowPublish(p *C.struct_bouncer_publish) plugin.Publish {
 		Topic:      borrow(unsafe.Pointer(p.topic), p.topic_len),
 		Payload:    borrow(p.payload, p.payload_len),
 		QoS:        byte(p.qos),
+		Retain:     bool(p.retain),
 	}
 }
 
@@ -176,7 +184,7 @@ func logLevel(level slog.Level) C.int {
 func (broker) Publish(p downlink.Publish) error {
 	topic := C.CString(p.Topic)
 	defer C.free(unsafe.Pointer(topic))
-	if rc := C.bouncer_publish_to(topic, unsafe.Pointer(unsafe.SliceData(p.Payload)), C.int(len(p.Payload)), C.int(p.QoS)); rc != C.MOSQ_ERR_SUCCESS {
+	if rc := C.bouncer_publish_to(topic, unsafe.Pointer(unsafe.SliceData(p.Payload)), C.int(len(p.Payload)), C.int(p.QoS), C.bool(p.Retain)); rc != C.MOSQ_ERR_SUCCESS {
 		return fmt.Errorf("MOSQ_ERR_%d", int(rc))
 	}
 	return nil

@@ -65,7 +65,7 @@ static bool certified(struct mosquitto *client, const char *username)
 /* The broker installs its signal handlers after it has loaded plugins, without SA_ONSTACK. Where such a handler runs on
  * a thread of Go's, it runs on a goroutine's small stack and overflows it. The same handlers are installed again with
  * the flag. */
-static void rearm_signals(void)
+void bouncer_rearm_signals(void)
 {
 	const int signals[] = {SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2, SIGRTMIN};
 
@@ -85,11 +85,11 @@ static void on_any_event(void)
 
 	if(rearmed) return;
 	rearmed = true;
-	rearm_signals();
+	bouncer_rearm_signals();
 }
 
 static void fill(struct bouncer_publish *publish, struct mosquitto *client, const char *topic, const void *payload,
-		uint32_t payload_len, int qos)
+		uint32_t payload_len, int qos, bool retain)
 {
 	const char *id = mosquitto_client_id(client);
 	const char *username = mosquitto_client_username(client);
@@ -105,6 +105,7 @@ static void fill(struct bouncer_publish *publish, struct mosquitto *client, cons
 		.payload = payload,
 		.payload_len = payload ? payload_len : 0,
 		.qos = qos,
+		.retain = retain,
 	};
 }
 
@@ -125,7 +126,8 @@ static int on_message(int event, void *event_data, void *userdata)
 	struct bouncer_publish publish;
 
 	on_any_event();
-	fill(&publish, message->client, message->topic, message->payload, message->payloadlen, message->qos);
+	fill(&publish, message->client, message->topic, message->payload, message->payloadlen, message->qos,
+			message->retain);
 	publish.certified = looked_at.client == message->client && looked_at.topic == message->topic
 			? looked_at.certified : certified(message->client, publish.identity);
 	looked_at.client = NULL;
@@ -136,9 +138,11 @@ static int on_message(int event, void *event_data, void *userdata)
 	}
 }
 
-static int decided(int decision)
+static int decided(int decision, struct mosquitto *client)
 {
 	switch(decision){
+		case BOUNCER_ALLOW_CERTIFIED:
+			return certified(client, mosquitto_client_username(client)) ? MOSQ_ERR_SUCCESS : not_concerned;
 		case BOUNCER_ALLOW: return MOSQ_ERR_SUCCESS;
 		case BOUNCER_NOT_CONCERNED: return not_concerned;
 		default: return MOSQ_ERR_ACL_DENIED;
@@ -154,18 +158,18 @@ static int on_access(int event, void *event_data, void *userdata)
 	if(!pthread_equal(pthread_self(), broker_thread)) return not_concerned;
 	on_any_event();
 	looked_at.client = NULL;
-	if(strcmp(check->topic, sink) == 0) return MOSQ_ERR_ACL_DENIED;
-	fill(&publish, check->client, check->topic, check->payload, check->payloadlen, check->qos);
-	if(check->access != MOSQ_ACL_WRITE) return decided(bouncer_access(check->access, &publish));
+	if(check->topic && strcmp(check->topic, sink) == 0) return MOSQ_ERR_ACL_DENIED;
+	fill(&publish, check->client, check->topic, check->payload, check->payloadlen, check->qos, check->retain);
+	if(check->access != MOSQ_ACL_WRITE) return decided(bouncer_access(check->access, &publish), check->client);
 
 	/* No client at all, but the broker asking whether it may still serve a retained message. */
 	if(mosquitto_client_protocol_version(check->client) == 0 && !mosquitto_client_address(check->client)){
-		return decided(bouncer_retained(&publish));
+		return decided(bouncer_retained(&publish), check->client);
 	}
 	looked_at.client = check->client;
 	looked_at.topic = check->topic;
 	looked_at.certified = publish.certified = certified(check->client, publish.identity);
-	return decided(bouncer_access(check->access, &publish));
+	return decided(bouncer_access(check->access, &publish), check->client);
 }
 
 static int on_disconnect(int event, void *event_data, void *userdata)
@@ -219,13 +223,13 @@ void bouncer_log(int level, const char *line)
 	mosquitto_log_printf(level, "bouncer: %s", line);
 }
 
-int bouncer_publish_to(const char *topic, const void *payload, int payload_len, int qos)
+int bouncer_publish_to(const char *topic, const void *payload, int payload_len, int qos, bool retain)
 {
 	/* mosquitto_broker_publish_copy would copy for us, but upsets the broker's memory counter before 2.1. */
 	void *copy = mosquitto_malloc((size_t)payload_len + 1);
 	if(!copy) return MOSQ_ERR_NOMEM;
-	memcpy(copy, payload, (size_t)payload_len);
-	int rc = mosquitto_broker_publish(NULL, topic, payload_len, copy, qos, false, NULL);
+	if(payload_len > 0) memcpy(copy, payload, (size_t)payload_len);
+	int rc = mosquitto_broker_publish(NULL, topic, payload_len, copy, qos, retain, NULL);
 	if(rc != MOSQ_ERR_SUCCESS) mosquitto_free(copy);
 	return rc;
 }

@@ -19,6 +19,7 @@ struct bouncer_publish {
 	const void *payload;
 	size_t payload_len;
 	int qos;
+	bool retain;
 	bool certified; /* a certificate was presented and identity is its common name */
 };
 
@@ -34,6 +35,7 @@ enum bouncer_decision {
 	BOUNCER_DENY = 0,
 	BOUNCER_ALLOW = 1,
 	BOUNCER_NOT_CONCERNED = 2,
+	BOUNCER_ALLOW_CERTIFIED = 3, /* allow if the certificate bears the user name, else not concerned */
 };
 
 /* How questions of access are answered that are not the gateway's concern. */
@@ -54,7 +56,10 @@ void bouncer_kick(const char *client_id);
 void bouncer_log(int level, const char *line);
 
 /* Publishes to whoever has subscribed to topic; returns MOSQ_ERR_*. The payload is copied. Broker's thread only. */
-int bouncer_publish_to(const char *topic, const void *payload, int payload_len, int qos);
+int bouncer_publish_to(const char *topic, const void *payload, int payload_len, int qos, bool retain);
+
+/* Has the broker's signal handlers run on a stack of their own. Any thread. */
+void bouncer_rearm_signals(void);
 
 /* Ends the present sleep of the broker's thread. Any thread. */
 void bouncer_wake(void);

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"strings"
 	"time"
+	"unsafe"
 
 	"mosquitto-bouncer/plugin/config"
 	"mosquitto-bouncer/plugin/envelope"
@@ -27,7 +28,8 @@ type Decision int
 const (
 	Deny Decision = iota
 	Allow
-	NotConcerned // none of the gateway's business: as if it were not there
+	NotConcerned   // none of the gateway's business: as if it were not there
+	AllowCertified // Allow if the client's certificate bears its user name, else NotConcerned
 )
 
 // ownTopics are the topics that the gateway itself publishes to, of every device: no client may.
@@ -50,6 +52,7 @@ func (g *Gateway) Access(action Action, p *Publish) (decision Decision) {
 	defer func() {
 		if v := recover(); v != nil {
 			decision = Deny
+			g.pending.set = false
 			g.survived("access", v)
 			g.refuse(p, nil, nil, Internal, nil)
 		}
@@ -62,6 +65,9 @@ func (g *Gateway) Access(action Action, p *Publish) (decision Decision) {
 	case Subscribe:
 		return g.subscribe(p)
 	case Unsubscribe:
+		if g.isDevice(p.Identity) {
+			return Allow
+		}
 		return NotConcerned
 	default:
 		return Deny
@@ -70,22 +76,19 @@ func (g *Gateway) Access(action Action, p *Publish) (decision Decision) {
 
 // write decides on a publish or a last will.
 func (g *Gateway) write(p *Publish) Decision {
-	g.pending.set = false
+	g.endPending()
 	g.drain()
-	registered := g.registry.Lookup(p.Identity)
 	level, gated := deviceLevel(g.gated, p.Topic)
 	if !gated {
 		// The topics of the gateway are its own, and a device has no others to publish to.
-		if _, own := deviceLevel(g.own, p.Topic); own || registered != nil {
-			g.decision.now = time.Now()
-			g.refuse(p, nil, nil, Forbidden, nil)
+		if _, own := deviceLevel(g.own, p.Topic); own || g.isDevice(p.Identity) {
+			g.forbid(p, nil)
 			return Deny
 		}
 		return NotConcerned
 	}
 	if g.hasDeparted(p) {
-		g.decision.now = time.Now()
-		g.refuse(p, nil, nil, Forbidden, errWill)
+		g.forbid(p, errWill)
 		return Deny
 	}
 	g.decide(p, level)
@@ -95,6 +98,18 @@ func (g *Gateway) write(p *Publish) Decision {
 	g.pending.set = false
 	g.refuse(p, g.pending.device, g.pending.envelope, g.pending.reason, g.pending.detail)
 	return Deny
+}
+
+// isDevice reports whether a user name is that of a registered device, or of one that was registered since the start: to
+// be removed gives nobody more rights. The name is enough, whoever bears it.
+func (g *Gateway) isDevice(identity []byte) bool {
+	return g.registry.Lookup(identity) != nil || g.registry.WasRegistered(identity)
+}
+
+// forbid says in the log that a client has no business with a topic.
+func (g *Gateway) forbid(p *Publish, detail error) {
+	g.decision.now = time.Now()
+	g.refuse(p, g.devices.known(g.registry.Lookup(p.Identity)), nil, Forbidden, detail)
 }
 
 // hasDeparted reports whether the connection of p has ended since the last tick, so that p is its last will: before the
@@ -121,33 +136,39 @@ func (g *Gateway) read(p *Publish) Decision {
 	if level, gated := deviceLevel(g.gated, p.Topic); gated {
 		if g.pending.set && g.pending.sameMessage(p) {
 			// Access was asked to write it and Message was not called, and now it is being delivered: a last will.
-			g.refuseWill(p)
+			g.refuseWill()
 			return Deny
 		}
-		if p.QoS == 2 {
-			g.noteRelease(p, level)
+		if p.QoS == 2 && !g.release(p, level) {
+			return Deny
 		}
 	}
-	if g.registry.Lookup(p.Identity) == nil {
+	if !g.isDevice(p.Identity) {
 		return NotConcerned
 	}
-	if level, own := deviceLevel(g.own, p.Topic); own && bytes.Equal(level, p.Identity) {
-		return Allow
-	}
-	return Deny
+	return g.ownTopic(p)
 }
 
 // subscribe decides on a subscription. A device may subscribe to its own three topics, each by its name; others are
 // not concerned.
 func (g *Gateway) subscribe(p *Publish) Decision {
-	if g.registry.Lookup(p.Identity) == nil {
+	if !g.isDevice(p.Identity) {
 		return NotConcerned
 	}
-	if level, own := deviceLevel(g.own, p.Topic); own && bytes.Equal(level, p.Identity) {
-		return Allow
+	d := g.ownTopic(p)
+	if d == Deny {
+		g.forbid(p, errSubscription)
 	}
-	g.decision.now = time.Now()
-	g.refuse(p, nil, nil, Forbidden, errSubscription)
+	return d
+}
+
+// ownTopic decides on a device's wish to have what is published to a topic. Who bears the name without the certificate,
+// as a device does whose session outlives its connection, has no claim of his own: others decide.
+func (g *Gateway) ownTopic(p *Publish) Decision {
+	level, own := deviceLevel(g.own, p.Topic)
+	if own && bytes.Equal(level, p.Identity) && g.registry.Lookup(p.Identity) != nil {
+		return AllowCertified
+	}
 	return Deny
 }
 
@@ -176,24 +197,46 @@ func (g *Gateway) Retained(p *Publish) (decision Decision) {
 	return Allow
 }
 
-// noteRelease remembers of a QoS 2 message that its release has reached a subscriber: from then on a redelivery of it is
-// nobody's any more. Subscribers are served one after the other, so the same message comes many times in a row.
-func (g *Gateway) noteRelease(p *Publish, level []byte) {
-	if len(p.Payload) > g.decision.maxBytes || bytes.Equal(p.Payload, g.released) {
-		return
+// release decides whether a QoS 2 message may be delivered, and remembers of one that was accepted that its release has
+// reached a subscriber. Of a message that was redelivered the broker may hold several copies: the first that is released
+// goes out to every subscriber, the others to none. Subscribers are served one after the other, so the same copy comes
+// many times in a row.
+func (g *Gateway) release(p *Publish, level []byte) bool {
+	if bytes.Equal(p.Identity, level) {
+		return true // not a subscriber: the broker asks so of messages it holds when their publisher comes back
+	}
+	if len(p.Payload) > g.decision.maxBytes {
+		return true
+	}
+	if bytes.Equal(p.Payload, g.released) && len(g.copies) == 0 {
+		return true
 	}
 	g.released = append(g.released[:0], p.Payload...)
 	registered := g.registry.Lookup(level)
 	if registered == nil {
-		return
+		return true
 	}
 	e, err := g.readers.Decode(p.Payload)
 	if err != nil {
-		return
+		return true
 	}
-	if entry, ok := g.seen.Lookup(registered.Serial, e.MessageID); ok && entry.Tag == tag(e) {
-		g.seen.SetSession(registered.Serial, e.MessageID, entry.Session|sessionReleased)
+	entry, ok := g.seen.Lookup(registered.Serial, e.MessageID)
+	if !ok || entry.Tag != tag(e) {
+		return true
 	}
+	key := messageKey{registered.Serial, e.MessageID}
+	if c, several := g.copies[key]; several {
+		this := uintptr(unsafe.Pointer(unsafe.SliceData(p.Payload)))
+		if c.first == 0 {
+			c.first = this
+			g.copies[key] = c
+		}
+		if c.first != this {
+			return false
+		}
+	}
+	g.seen.SetSession(registered.Serial, e.MessageID, entry.Session|sessionReleased)
+	return true
 }
 
 // A pendingVerdict is the verdict on the message that the broker asked about last, with the message.
@@ -211,8 +254,7 @@ type pendingVerdict struct {
 // keep copies p, so that the verdict is on bytes that nobody else can change. A message longer than maxBytes is refused
 // for that, whatever is in it, and not copied.
 func (v *pendingVerdict) keep(p *Publish, maxBytes int) {
-	v.set = true
-	v.publish = *p
+	*v = pendingVerdict{set: true, publish: *p, memory: v.memory} // and so the reason is Internal until there is another
 	if len(p.Payload) > maxBytes {
 		return
 	}

@@ -18,8 +18,8 @@ type device struct {
 	keys       []*envelope.Key
 	limiter    *rate.Limiter // of its publishes; nil: no limit
 	lines      *rate.Limiter // of its refusals in the log; nil: none yet
-	gone       [4]goneClient // client ids whose connections ended last
-	departures uint32        // connections that ended
+	publishers [4]publisher
+	departures uint32 // connections of publishers that have ended
 	bad        badSignatures
 }
 
@@ -88,32 +88,45 @@ const (
 	sessionCount    = 1<<30 - 1
 )
 
-// A goneClient is a client id of a device whose connection ended.
-type goneClient struct {
-	client    uint32 // hash
-	departure uint32 // device.departures after its latest connection had ended
+// A publisher is a client id that a device has published from.
+type publisher struct {
+	client    uint32 // hash; 0: none
+	departure uint32 // device.departures when its latest connection had ended; 0: none has
 }
 
 // clientSeed makes the hashes of client ids; it differs from run to run.
 var clientSeed = maphash.MakeSeed()
 
-func hashClient(id []byte) uint32 { return uint32(maphash.Bytes(clientSeed, id)) }
+// hashClient returns a hash other than 0.
+func hashClient(id []byte) uint32 { return uint32(maphash.Bytes(clientSeed, id)) | 1 }
 
-// disconnected notes the end of a connection.
-func (d *device) disconnected(clientID []byte) {
+// published notes that a client has published a good message. When there are more client ids than the device has room
+// for, the one whose connection ended longest ago gives way: what it sends again is taken for a replay.
+func (d *device) published(clientID []byte) {
 	client := hashClient(clientID)
-	d.departures = (d.departures + 1) & sessionCount
 	oldest := 0
-	for i := range d.gone {
-		if d.gone[i].client == client {
-			oldest = i
-			break
+	for i := range d.publishers {
+		if d.publishers[i].client == client {
+			return
 		}
-		if d.gone[i].departure < d.gone[oldest].departure {
+		if d.publishers[i].departure < d.publishers[oldest].departure {
 			oldest = i
 		}
 	}
-	d.gone[oldest] = goneClient{client, d.departures}
+	d.publishers[oldest] = publisher{client: client}
+}
+
+// disconnected notes the end of a connection. That of a client which has not published is nobody's to redeliver on, and
+// may not even have been the device's: the broker also tells of connections that it refused.
+func (d *device) disconnected(clientID []byte) {
+	client := hashClient(clientID)
+	for i := range d.publishers {
+		if d.publishers[i].client == client {
+			d.departures = (d.departures + 1) & sessionCount
+			d.publishers[i].departure = d.departures
+			return
+		}
+	}
 }
 
 // session returns the mark of a message that p brings now.
@@ -133,8 +146,8 @@ func (d *device) redelivers(p *Publish, session uint64) bool {
 	if p.QoS == 0 || client != uint32(session>>32) {
 		return false
 	}
-	for _, gone := range d.gone {
-		if gone.client == client && gone.departure > uint32(session&sessionCount) {
+	for _, known := range d.publishers {
+		if known.client == client && known.departure > uint32(session&sessionCount) {
 			return true
 		}
 	}

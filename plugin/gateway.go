@@ -10,7 +10,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"time"
 
@@ -44,6 +46,8 @@ const (
 	maxAnswerLength = 64 << 10
 	// stopWithin is how long Stop waits for the backend to take what is still queued.
 	stopWithin = 4 * time.Second
+	// maxCopies is how many redelivered QoS 2 messages are watched at a time.
+	maxCopies = 1024
 	// maxOffenders is how many clients are disconnected for bad signatures between two ticks.
 	maxOffenders = 64
 	// maxStackLines is how much of a stack goes to the log after a panic.
@@ -86,10 +90,12 @@ type Gateway struct {
 	decision  circumstances
 	pending   pendingVerdict
 	readers   envelope.Decoder // of messages that are being delivered
-	released  []byte           // the QoS 2 message that noteRelease saw last
-	departed  uintptr          // the connection that ended last since the last tick; 0: none
-	offenders []string         // client ids to be disconnected at the next tick
-	maxBad    int              // bad signatures a minute; 0: any number
+	released  []byte           // the QoS 2 message that release saw last
+	copies    map[messageKey]copies
+	bridged   bool       // the broker has bridges of its own, or may have
+	departed  uintptr    // the connection that ended last since the last tick; 0: none
+	offenders []offender // to be disconnected at the next tick
+	maxBad    int        // bad signatures a minute; 0: any number
 	forwarder *forward.Forwarder
 	answers   *downlink.Queue
 	waker     *downlink.Waker
@@ -123,6 +129,7 @@ func Start(configFile string, host Host) (_ *Gateway, err error) {
 		logs:     logs,
 		log:      slog.New(logs),
 		refusals: newRefusalLog(),
+		copies:   make(map[messageKey]copies),
 		panics:   rate.Sometimes{First: 3, Interval: 10 * time.Second},
 	}
 	defer func() {
@@ -167,7 +174,9 @@ func Start(configFile string, host Host) (_ *Gateway, err error) {
 		"topics", c.Publish.Topics, "backend", c.Backend.URL)
 	g.brokerConf, err = brokerconf.Running()
 	g.settleOthers(g.brokerConf, err)
-	g.warnOfUnguarded()
+	if err = g.checkBroker(); err != nil {
+		return nil, err
+	}
 	g.flushLog()
 	return g, nil
 }
@@ -180,16 +189,30 @@ func (g *Gateway) settleOthers(conf *brokerconf.Config, err error) {
 	g.log.Info("access to other topics is settled", "others", others, "why", why)
 }
 
-// warnOfUnguarded names the listeners whose clients can publish to gated topics unseen.
-func (g *Gateway) warnOfUnguarded() {
+// checkBroker looks for what in the broker's configuration would go past the gate: an error for what always does, a line
+// in the log for what may be meant so.
+func (g *Gateway) checkBroker() error {
+	g.bridged = true
 	self, err := brokerconf.SelfPath()
 	if err != nil || g.brokerConf == nil {
-		return
+		return nil // said in the log already
+	}
+	for range g.brokerConf.Lines("connection") {
+		return g.checkPlugins(self)
+	}
+	g.bridged = false
+	return g.checkPlugins(self)
+}
+
+func (g *Gateway) checkPlugins(self string) error {
+	if line, found := g.brokerConf.PluginBefore(self); found && !g.host.Is2_1() {
+		return fmt.Errorf("%s: stands before this plugin, and what it allows would never be checked; put the lines of this plugin first", line)
 	}
 	for _, l := range g.brokerConf.Unguarded(self) {
 		g.log.Warn("per_listener_settings is true and this listener has no plugin line: its clients, and bridges, publish "+
 			"to gated topics unchecked; add the plugin lines to it", "listener", l.String())
 	}
+	return nil
 }
 
 // Share lets one more plugin line use this gateway: with per_listener_settings each listener has its own. The error says
@@ -257,6 +280,7 @@ func (g *Gateway) Message(p *Publish) (outcome Outcome) {
 	}
 	v := &g.pending
 	if !v.set || !v.samePublish(p) {
+		g.endPending()
 		g.drain()
 		g.decide(p, level)
 	}
@@ -274,18 +298,38 @@ func (g *Gateway) Message(p *Publish) (outcome Outcome) {
 	return Refuse
 }
 
-// redelivered decides what becomes of a message that was accepted before. At QoS 2 the broker may still hold the first
-// copy: it tells that this is the same one and keeps one of the two, provided it gets it unchanged. Or it has dropped
-// the first with the session, and nobody has had it. Only when its release has been seen is the new copy kept from
-// being released as well.
+// redelivered decides what becomes of a message that was accepted before. What came at QoS 0 or 1 has been routed and is
+// swallowed. What came at QoS 2 may still be held by the broker, which knows the copies for the same by their packet id
+// and keeps one, provided that it gets it unchanged; or it was dropped with the session, and nobody has had it. So it is
+// routed until its release has been seen, and only one of the copies is let out: see release.
 func (g *Gateway) redelivered(p *Publish, d *device, e *envelope.Envelope) Outcome {
-	entry, _ := g.seen.Lookup(d.registered.Serial, e.MessageID)
+	serial := d.registered.Serial
+	entry, _ := g.seen.Lookup(serial, e.MessageID)
 	// Once more on this connection would be a replay.
-	g.seen.SetSession(d.registered.Serial, e.MessageID, d.session(p)|entry.Session&sessionReleased)
-	if p.QoS == 2 && entry.Session&sessionQoS2 != 0 && entry.Session&sessionReleased == 0 {
-		return Route
+	const kept = sessionQoS2 | sessionReleased
+	g.seen.SetSession(serial, e.MessageID, d.session(p)&^sessionQoS2|entry.Session&kept)
+	// A bridge of the broker's own takes part without being asked to read, so a release to it is not seen.
+	if p.QoS != 2 || entry.Session&kept != sessionQoS2 || g.bridged {
+		return Swallow
 	}
-	return Swallow
+	copied := messageKey{serial, e.MessageID}
+	if _, already := g.copies[copied]; !already && len(g.copies) == maxCopies {
+		return Swallow
+	}
+	g.copies[copied] = copies{expires: e.Timestamp + g.decision.tolerance, first: g.copies[copied].first}
+	return Route
+}
+
+// A messageKey names an accepted message.
+type messageKey struct {
+	serial uint32
+	id     [16]byte
+}
+
+// copies is what is known of a message of which the broker may hold more than one.
+type copies struct {
+	expires int64   // when its id is forgotten, in seconds since 1970
+	first   uintptr // where the copy lies that was released first; 0: none yet
 }
 
 // accept remembers the id of a message that has passed every check and hands the message over. If either cannot be done
@@ -311,6 +355,7 @@ func (g *Gateway) accept(p *Publish, d *device, e *envelope.Envelope) Reason {
 		g.seen.Remove(serial, e.MessageID)
 		return Overloaded
 	}
+	d.published(p.ClientID)
 	return Accepted
 }
 
@@ -323,15 +368,20 @@ func (g *Gateway) Tick() {
 	}()
 	now := time.Now()
 	g.ticks++
-	g.pending.set = false
+	g.endPending()
 	g.departed = 0
 	g.waker.Tick()
 	g.drain()
-	for _, client := range g.offenders {
-		g.host.Log(slog.LevelWarn, "disconnected after too many bad signatures client="+string(appendValue(nil, []byte(client))))
-		g.host.Kick(client)
+	// Kick calls Disconnected, which takes the client off the list.
+	for len(g.offenders) > 0 {
+		last := g.offenders[len(g.offenders)-1]
+		g.offenders = g.offenders[:len(g.offenders)-1]
+		g.host.Log(slog.LevelWarn, "disconnected after too many bad signatures client="+string(appendValue(nil, []byte(last.client))))
+		g.host.Kick(last.client)
 	}
-	g.offenders = g.offenders[:0]
+	if len(g.copies) > 0 && g.ticks%100 == 0 {
+		maps.DeleteFunc(g.copies, func(_ messageKey, c copies) bool { return c.expires < now.Unix() })
+	}
 	g.seen.Expire(now.Unix(), expirePerTick)
 	g.refusals.flush(now, g.host.Log)
 }
@@ -343,10 +393,38 @@ func (g *Gateway) Disconnected(connection uintptr, identity, clientID []byte) {
 			g.survived("disconnect", v)
 		}
 	}()
-	g.pending.set = false
+	g.endPending()
 	g.departed = connection
+	g.offenders = slices.DeleteFunc(g.offenders, func(o offender) bool { return o.connection == connection })
 	if d := g.devices.known(g.registry.Lookup(identity)); d != nil {
 		d.disconnected(clientID)
+	}
+}
+
+// An offender is a client that is to be disconnected, unless its connection ends by itself before.
+type offender struct {
+	connection uintptr
+	client     string
+}
+
+// endPending closes the case of a message that Access let pass and Message was not asked about: a last will. It was kept
+// from subscribers; that it was sent at all is put right here as far as it can be: its id is used up, and where the
+// broker has retained it, that is undone.
+func (g *Gateway) endPending() {
+	v := &g.pending
+	if !v.set {
+		return
+	}
+	v.set = false
+	if v.reason != Accepted {
+		return
+	}
+	g.refuseWill()
+	g.seen.Insert(v.device.registered.Serial, v.envelope.MessageID, v.envelope.Timestamp, v.device.remember(v.envelope, &v.publish))
+	if v.publish.Retain {
+		if err := g.host.Publish(downlink.Publish{Topic: string(v.publish.Topic), Retain: true}); err != nil {
+			g.log.Error("a retained last will stays where it is", "topic", string(v.publish.Topic), "error", err)
+		}
 	}
 }
 
@@ -369,12 +447,12 @@ func (g *Gateway) refuse(p *Publish, d *device, e *envelope.Envelope, reason Rea
 	}
 	g.refusals.refused(g.decision.now, p, d, messageID, reason, detail, g.host.Log)
 	if reason == BadSignature && g.maxBad > 0 && d.bad.add(g.decision.now, g.maxBad) && len(g.offenders) < maxOffenders {
-		g.offenders = append(g.offenders, string(p.ClientID))
+		g.offenders = append(g.offenders, offender{p.Connection, string(p.ClientID)})
 	}
 }
 
-// refuseWill says in the log that a last will was kept from a subscriber: once for each will.
-func (g *Gateway) refuseWill(p *Publish) {
+// refuseWill says in the log that a last will was kept from subscribers: once for each will.
+func (g *Gateway) refuseWill() {
 	if g.pending.detail == errWill {
 		return
 	}

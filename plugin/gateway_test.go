@@ -1,6 +1,7 @@
 package plugin
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"log/slog"
@@ -130,8 +131,8 @@ func TestAccessToTopics(t *testing.T) {
 		identity, topic string
 		want            Decision
 	}{
-		{Subscribe, "sensor_001", "device/sensor_001/response", Allow},
-		{Subscribe, "sensor_001", "device/sensor_001/command", Allow},
+		{Subscribe, "sensor_001", "device/sensor_001/response", AllowCertified},
+		{Subscribe, "sensor_001", "device/sensor_001/command", AllowCertified},
 		{Subscribe, "sensor_001", "device/sensor_001/rejected", Deny}, // not set
 		{Subscribe, "sensor_001", "device/sensor_001/data", Deny},
 		{Subscribe, "sensor_001", "device/sensor_001/#", Deny},
@@ -143,7 +144,7 @@ func TestAccessToTopics(t *testing.T) {
 		{Subscribe, "sensor_001", "", Deny},
 		{Subscribe, "dashboard", "#", NotConcerned},
 		{Subscribe, "", "device/+/response", NotConcerned},
-		{Read, "sensor_001", "device/sensor_001/response", Allow},
+		{Read, "sensor_001", "device/sensor_001/response", AllowCertified},
 		{Read, "sensor_001", "device/sensor_002/response", Deny},
 		{Read, "sensor_001", "news", Deny},
 		{Read, "dashboard", "device/sensor_001/response", NotConcerned},
@@ -157,7 +158,8 @@ func TestAccessToTopics(t *testing.T) {
 		{Write, "dashboard", "device/sensor_001/data", Deny},
 		{Write, "dashboard", "news", NotConcerned},
 		{Write, "", "$CONTROL/dynamic-security/v1", NotConcerned},
-		{Unsubscribe, "sensor_001", "#", NotConcerned},
+		{Unsubscribe, "sensor_001", "#", Allow},
+		{Unsubscribe, "dashboard", "#", NotConcerned},
 		{Action(0), "dashboard", "news", Deny},
 		{Action(3), "dashboard", "news", Deny},
 	} {
@@ -184,7 +186,19 @@ func TestALastWillReachesNobody(t *testing.T) {
 	if n := g.host.count("reason=forbidden_topic"); n != 1 {
 		t.Errorf("%d lines in the log, want 1", n)
 	}
-	// A publish passes before and after.
+	// Its id is used up, and a copy that the broker retains is removed.
+	g.Tick()
+	if g.send(will) != Refuse {
+		t.Error("what was a will passes as a publish")
+	}
+	retained := g.fresh("sensor_001")
+	retained.Retain = true
+	g.Access(Write, retained)
+	g.Tick()
+	if n := len(g.host.published); n != 1 || !g.host.published[0].Retain || len(g.host.published[0].Payload) != 0 {
+		t.Errorf("a retained will is answered with %+v", g.host.published)
+	}
+	// A publish passes after it.
 	other := g.fresh("sensor_002")
 	if g.send(other) != Route || g.Access(Read, by(other, "dashboard", "")) != NotConcerned {
 		t.Error("the next publish does not pass")
@@ -236,6 +250,7 @@ func TestRedelivery(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			g := startGateway(t, "")
+			g.bridged = false
 			p := g.fresh("sensor_001")
 			p.QoS = c.first
 			if g.send(p) != Route {
@@ -281,6 +296,90 @@ func TestRedeliveryAfterTheRelease(t *testing.T) {
 		g.Tick()
 		if got := g.send(p); got != Swallow {
 			t.Errorf("redelivery %d: outcome %d, want %d", i+1, got, Swallow)
+		}
+	}
+}
+
+// A message that was routed at once is never routed again, whatever QoS it comes back with.
+func TestRedeliveryNeverRoutesTwice(t *testing.T) {
+	for _, first := range []byte{0, 1} {
+		g := startGateway(t, "")
+		p := g.fresh("sensor_001")
+		p.QoS = first
+		if g.send(p) != Route {
+			t.Fatal(g.host.last())
+		}
+		for i := range 3 {
+			g.Disconnected(p.Connection, p.Identity, p.ClientID)
+			g.Tick()
+			p.QoS = 2
+			if got := g.send(p); got != Swallow {
+				t.Errorf("first at QoS %d, redelivery %d at QoS 2: outcome %d, want %d", first, i+1, got, Swallow)
+			}
+		}
+	}
+}
+
+// Of the copies of a redelivered QoS 2 message that the broker holds, one goes out, to every subscriber.
+func TestOneOfSeveralCopiesIsReleased(t *testing.T) {
+	g := startGateway(t, "")
+	g.bridged = false
+	p := g.fresh("sensor_001")
+	p.QoS = 2
+	var copies []*Publish
+	for range 3 {
+		if got := g.send(p); got != Route {
+			t.Fatalf("outcome %d: %s", got, g.host.last())
+		}
+		stored := by(p, "dashboard", "")
+		stored.Payload = bytes.Clone(p.Payload)
+		copies = append(copies, stored)
+		g.Disconnected(p.Connection, p.Identity, p.ClientID)
+		g.Tick()
+	}
+	for i, stored := range copies {
+		want := NotConcerned
+		if i > 0 {
+			want = Deny
+		}
+		for _, reader := range []string{"dashboard", "archive"} {
+			read := *stored
+			read.Identity = []byte(reader)
+			if got := g.Access(Read, &read); got != want {
+				t.Errorf("copy %d for %s: decision %d, want %d", i+1, reader, got, want)
+			}
+		}
+	}
+	if got := g.send(p); got != Swallow {
+		t.Errorf("after the release: outcome %d, want %d", got, Swallow)
+	}
+}
+
+// To be removed from the registry gives nobody more rights.
+func TestARemovedDeviceStaysConfined(t *testing.T) {
+	g := startGateway(t, "")
+	database := filepath.Join(filepath.Dir(g.file), "devices.db")
+	store, err := registry.OpenStore(database)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer store.Close()
+	if err := store.Remove(context.Background(), "sensor_001"); err != nil {
+		t.Fatal(err)
+	}
+	for deadline := time.Now().Add(10 * time.Second); g.registry.Lookup([]byte("sensor_001")) != nil; {
+		if time.Now().After(deadline) {
+			t.Fatal("the removal is not in force")
+		}
+		time.Sleep(time.Millisecond)
+	}
+	for _, topic := range []string{"#", "device/sensor_001/response", "device/sensor_002/data"} {
+		p := publish("sensor_001", nil)
+		p.Topic = []byte(topic)
+		for _, action := range []Action{Subscribe, Read, Write} {
+			if got := g.Access(action, p); got != Deny {
+				t.Errorf("action %d on %q: decision %d", action, topic, got)
+			}
 		}
 	}
 }
@@ -334,6 +433,9 @@ func TestAPanicRefuses(t *testing.T) {
 	g := startGateway(t, "")
 	p := g.fresh("sensor_001")
 	registered := g.registry
+	if g.Access(Write, g.fresh("sensor_002")) != Allow { // a good verdict that must not be taken for that on p
+		t.Fatal(g.host.last())
+	}
 	g.registry = nil
 	if d := g.Access(Write, p); d != Deny {
 		t.Errorf("decision %d", d)

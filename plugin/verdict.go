@@ -80,6 +80,8 @@ type Publish struct {
 	Payload []byte
 	// QoS is 0, 1 or 2.
 	QoS byte
+	// Retain asks the broker to keep the message for later subscribers.
+	Retain bool
 	// Connection tells connections apart that exist at the same time. The broker uses a number again for another one.
 	Connection uintptr
 }

@@ -394,6 +394,22 @@ func newPlugin(l Line) Plugin {
 	return Plugin{Line: l, Name: name, Path: strings.Trim(path, blanks)}
 }
 
+// PluginBefore returns the first line that loads another plugin before the one whose library is the file self, for the
+// same clients: by 2.0's rules what it allows is not put to the later one. The result is false if there is no such line.
+func (c *Config) PluginBefore(self string) (Line, bool) {
+	for i, p := range c.Plugins {
+		if sameLibrary(p.Path, self) {
+			continue
+		}
+		for _, later := range c.Plugins[i+1:] {
+			if sameLibrary(later.Path, self) && (!c.PerListenerSettings || later.Listener == p.Listener) {
+				return p.Line, true
+			}
+		}
+	}
+	return Line{}, false
+}
+
 // Unguarded returns the listeners whose clients the plugin whose library is the file self never gets to see, because
 // PerListenerSettings is true and it is loaded for other listeners alone.
 func (c *Config) Unguarded(self string) (unguarded []Listener) {

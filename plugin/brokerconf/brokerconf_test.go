@@ -571,3 +571,30 @@ func TestUnguarded(t *testing.T) {
 		}
 	}
 }
+
+func TestPluginBefore(t *testing.T) {
+	const self = "/lib/bouncer.so"
+	for _, c := range []struct {
+		name, text string
+		want       int // line, 0: none
+	}{
+		{"alone", "plugin /lib/bouncer.so\n", 0},
+		{"after", "plugin /lib/bouncer.so\nplugin /lib/other.so\n", 0},
+		{"before", "# first\nplugin /lib/other.so\nplugin /lib/bouncer.so\n", 2},
+		{"old style before", "auth_plugin /lib/other.so\nplugin /lib/bouncer.so\n", 1},
+		{"on another listener", "per_listener_settings true\nlistener 1\nplugin /lib/other.so\nlistener 2\nplugin /lib/bouncer.so\n", 0},
+		{"on the same listener", "per_listener_settings true\nlistener 1\nplugin /lib/other.so\nplugin /lib/bouncer.so\n", 3},
+	} {
+		path := filepath.Join(t.TempDir(), "mosquitto.conf")
+		if err := os.WriteFile(path, []byte(c.text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		conf, err := ReadFile(path)
+		if err != nil {
+			t.Fatalf("%s: %v", c.name, err)
+		}
+		if line, found := conf.PluginBefore(self); line.Number != c.want || found != (c.want != 0) {
+			t.Errorf("%s: %v %v, want line %d", c.name, line, found, c.want)
+		}
+	}
+}

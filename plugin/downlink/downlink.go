@@ -13,6 +13,7 @@ type Publish struct {
 	Topic   string
 	Payload []byte
 	QoS     byte // 0, 1 or 2
+	Retain  bool // an empty payload then removes what is retained
 }
 
 // ErrFull says that a message was not taken because the queue holds as much as it may.

@@ -20,6 +20,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"math"
 	"sync/atomic"
 	"time"
@@ -41,6 +42,7 @@ const (
 // are safe for concurrent use.
 type Registry struct {
 	current atomic.Pointer[snapshot]
+	gone    atomic.Pointer[map[string]uint32] // a copy of removed that does not change; nil: none
 	log     *slog.Logger
 	stop    context.CancelFunc
 	done    chan struct{} // closed when the goroutine has ended
@@ -109,6 +111,17 @@ func (r *Registry) Lookup(id []byte) *Device {
 	return r.current.Load().lookup(id)
 }
 
+// WasRegistered reports whether a device with this id was registered since Open and no longer is. Like Lookup it takes no
+// lock and allocates nothing.
+func (r *Registry) WasRegistered(id []byte) bool {
+	gone := r.gone.Load()
+	if gone == nil {
+		return false
+	}
+	_, was := (*gone)[string(id)]
+	return was
+}
+
 // Len returns the number of registered devices, disabled ones included.
 func (r *Registry) Len() int {
 	return r.current.Load().len
@@ -171,6 +184,11 @@ func (r *Registry) refresh(ctx context.Context) error {
 		return err
 	}
 	after := before.with(d.put, d.drop)
+	if len(d.drop) > 0 || r.gone.Load() != nil {
+		// First, so that there is no moment at which a removed device is neither.
+		gone := maps.Clone(r.removed)
+		r.gone.Store(&gone)
+	}
 	r.current.Store(after)
 	r.log.Info("devices changed", "added", added, "changed", len(d.put)-added, "removed", len(d.drop), "devices", after.len)
 	return nil
