@@ -26,7 +26,7 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: run
-run: deps-run build ## the tour: broker, plugin, backend, a sensor and an attacker (ONCE=1: end after it)
+run: deps-run build ## the tour: broker, plugin, backend, a sensor and an attacker (ONCE=1: end after it; PORT, BACKEND_PORT)
 	@scripts/run
 
 .PHONY: test
@@ -62,10 +62,12 @@ check: deps-build ## gofmt, go vet and staticcheck
 
 .PHONY: install
 install: ## install what `make build` built (PREFIX, LIBDIR and DESTDIR are honoured)
-	install -d $(DESTDIR)$(LIBDIR) $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/doc/mosquitto-bouncer
+	@test -e build/mosquitto_bouncer.so -a -e build/bouncerctl || { echo "install: nothing is built yet; run make build first" >&2; exit 1; }
+	install -d $(DESTDIR)$(LIBDIR) $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/doc/mosquitto-bouncer/docs
 	install -m 644 build/mosquitto_bouncer.so $(DESTDIR)$(LIBDIR)/mosquitto_bouncer.so
 	install -m 755 build/bouncerctl $(DESTDIR)$(PREFIX)/bin/bouncerctl
-	install -m 644 mosquitto.conf.example bouncer.toml.example README.md CHANGELOG.md docs/*.md $(DESTDIR)$(PREFIX)/share/doc/mosquitto-bouncer/
+	install -m 644 mosquitto.conf.example bouncer.toml.example README.md CHANGELOG.md LICENSE $(DESTDIR)$(PREFIX)/share/doc/mosquitto-bouncer/
+	install -m 644 docs/*.md $(DESTDIR)$(PREFIX)/share/doc/mosquitto-bouncer/docs/
 
 .PHONY: clean
 clean: ## remove build/

@@ -74,6 +74,22 @@ func (g *Gateway) Access(action Action, p *Publish) (decision Decision) {
 	}
 }
 
+// Topics names the topics that are the gateway's concern, for as long as it runs: those that begin with before and end
+// with after, with one level between them that is a device's id; gated, or the gateway's own.
+func (g *Gateway) Topics(name func(before, after string, gated bool)) {
+	for _, t := range g.gated {
+		name(t.before, t.after, true)
+	}
+	for _, t := range g.own {
+		name(t.before, t.after, false)
+	}
+}
+
+// OnDeviceChange has changed called after every change of the registry, from another goroutine: only then can a user
+// name become a device's. Whoever has noted before that a Read, or a Write to a topic that Topics does not name, was not
+// concerned may keep to that until then.
+func (g *Gateway) OnDeviceChange(changed func()) { g.registry.OnChange(changed) }
+
 // write decides on a publish or a last will.
 func (g *Gateway) write(p *Publish) Decision {
 	g.endPending()
@@ -81,8 +97,12 @@ func (g *Gateway) write(p *Publish) Decision {
 	level, gated := deviceLevel(g.gated, p.Topic)
 	if !gated {
 		// The topics of the gateway are its own, and a device has no others to publish to.
-		if _, own := deviceLevel(g.own, p.Topic); own || g.isDevice(p.Identity) {
-			g.forbid(p, nil)
+		if _, own := deviceLevel(g.own, p.Topic); own {
+			g.forbid(p, errOwnTopic)
+			return Deny
+		}
+		if g.isDevice(p.Identity) {
+			g.forbid(p, errPublish)
 			return Deny
 		}
 		return NotConcerned

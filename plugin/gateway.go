@@ -103,13 +103,17 @@ type Gateway struct {
 	log       *slog.Logger
 	refusals  *refusalLog
 	panics    rate.Sometimes // how often a panic is worth its stack in the log
-	ticks     uint64         // how often Tick was called
-	tickless  bool           // the log has been told that it never is
+	clockOff  clockOff
+	ticks     uint64 // how often Tick was called
+	tickless  bool   // the log has been told that it never is
 }
 
 // Start reads the configuration and the registry and starts what runs beside the broker's thread. The error says what is
 // wrong in which file, and what to do.
 func Start(configFile string, host Host) (_ *Gateway, err error) {
+	if strings.Trim(configFile, " \t\"'") != configFile || strings.Contains(configFile, " #") {
+		return nil, fmt.Errorf("plugin_opt_config_file is %q: the broker takes the rest of the line as it stands; remove blanks, quotes and comments from it", configFile)
+	}
 	c, err := config.Load(configFile)
 	if err != nil {
 		return nil, err
@@ -186,6 +190,10 @@ func Start(configFile string, host Host) (_ *Gateway, err error) {
 func (g *Gateway) settleOthers(conf *brokerconf.Config, err error) {
 	others, why := resolveOthers(g.others, g.host.Is2_1(), conf, err)
 	g.host.SetOthers(others)
+	if err != nil && others == OthersDefer && g.others == config.OthersAuto {
+		g.log.Warn("it cannot be told whether an acl_file or another plugin decides on other topics; if none does, the broker "+
+			"denies them all: make its configuration readable for its user, or set [acl] others in bouncer.toml", "error", why)
+	}
 	g.log.Info("access to other topics is settled", "others", others, "why", why)
 }
 
@@ -197,20 +205,16 @@ func (g *Gateway) checkBroker() error {
 	if err != nil || g.brokerConf == nil {
 		return nil // said in the log already
 	}
-	for range g.brokerConf.Lines("connection") {
-		return g.checkPlugins(self)
-	}
-	g.bridged = false
-	return g.checkPlugins(self)
-}
-
-func (g *Gateway) checkPlugins(self string) error {
+	g.bridged = g.brokerConf.Has("connection")
 	if line, found := g.brokerConf.PluginBefore(self); found && !g.host.Is2_1() {
 		return fmt.Errorf("%s: stands before this plugin, and what it allows would never be checked; put the lines of this plugin first", line)
 	}
+	if line, found := g.brokerConf.IncomingBridge(); found && g.brokerConf.PerListenerSettings {
+		return fmt.Errorf("%s: with per_listener_settings true no plugin is asked about what a bridge brings; set per_listener_settings false, or let the bridge bring nothing", line)
+	}
 	for _, l := range g.brokerConf.Unguarded(self) {
-		g.log.Warn("per_listener_settings is true and this listener has no plugin line: its clients, and bridges, publish "+
-			"to gated topics unchecked; add the plugin lines to it", "listener", l.String())
+		g.log.Warn("per_listener_settings is true and this listener has no plugin line: its clients publish to gated topics "+
+			"unchecked; add the plugin lines to it", "listener", l.String())
 	}
 	return nil
 }
@@ -220,11 +224,23 @@ func (g *Gateway) checkPlugins(self string) error {
 func (g *Gateway) Share(configFile string) error {
 	switch {
 	case g.brokerConf == nil || !g.brokerConf.PerListenerSettings:
-		return errors.New("the plugin is loaded twice; remove one of the plugin lines (without per_listener_settings one serves every listener)")
+		return fmt.Errorf("the plugin is loaded twice%s; remove one of the plugin lines (without per_listener_settings one serves every listener)", g.ownLines())
 	case configFile != g.file:
 		return fmt.Errorf("plugin_opt_config_file is %q for one listener and %q for another; all listeners share one gateway, so name the same file", g.file, configFile)
 	}
 	return nil
+}
+
+// ownLines returns where the broker's configuration loads this plugin, for an error message.
+func (g *Gateway) ownLines() (where string) {
+	self, err := brokerconf.SelfPath()
+	if err != nil || g.brokerConf == nil {
+		return ""
+	}
+	for _, line := range g.brokerConf.LinesOf(self) {
+		where += fmt.Sprintf(", at %s:%d", line.File, line.Number)
+	}
+	return where
 }
 
 // Reload follows the broker's own configuration after SIGHUP. An acl_file that was there at the start counts as still
@@ -273,7 +289,7 @@ func (g *Gateway) Message(p *Publish) (outcome Outcome) {
 		// Access has refused the gateway's topics already, but is not asked of what a bridge brings.
 		if _, own := deviceLevel(g.own, p.Topic); own {
 			g.decision.now = time.Now()
-			g.refuse(p, nil, nil, Forbidden, nil)
+			g.refuse(p, nil, nil, Forbidden, errOwnTopic)
 			return Refuse
 		}
 		return Route
@@ -376,7 +392,8 @@ func (g *Gateway) Tick() {
 	for len(g.offenders) > 0 {
 		last := g.offenders[len(g.offenders)-1]
 		g.offenders = g.offenders[:len(g.offenders)-1]
-		g.host.Log(slog.LevelWarn, "disconnected after too many bad signatures client="+string(appendValue(nil, []byte(last.client))))
+		g.host.Log(slog.LevelWarn, fmt.Sprintf("disconnected for %d bad signatures in a minute ([publish] max_bad_signatures) device=%s client=%s",
+			g.maxBad, appendValue(nil, []byte(last.device)), appendValue(nil, []byte(last.client))))
 		g.host.Kick(last.client)
 	}
 	if len(g.copies) > 0 && g.ticks%100 == 0 {
@@ -401,9 +418,24 @@ func (g *Gateway) Disconnected(connection uintptr, identity, clientID []byte) {
 	}
 }
 
+// clockOff is by how many seconds a device's clock is ahead of this host's. It becomes text only if it is logged.
+type clockOff int64
+
+func (c *clockOff) Error() string {
+	switch off := *c; {
+	case off > 1e11:
+		return "the timestamp is far ahead of this host's clock: is it in milliseconds?"
+	case off > 0:
+		return fmt.Sprintf("the timestamp is %d s ahead of this host's clock", off)
+	default:
+		return fmt.Sprintf("the timestamp is %d s behind this host's clock", -off)
+	}
+}
+
 // An offender is a client that is to be disconnected, unless its connection ends by itself before.
 type offender struct {
 	connection uintptr
+	device     string
 	client     string
 }
 
@@ -444,10 +476,14 @@ func (g *Gateway) refuse(p *Publish, d *device, e *envelope.Envelope, reason Rea
 	var messageID []byte
 	if e != nil {
 		messageID = e.MessageIDText
+		if reason == Stale || reason == Future {
+			g.clockOff = clockOff(e.Timestamp - g.decision.now.Unix())
+			detail = &g.clockOff
+		}
 	}
 	g.refusals.refused(g.decision.now, p, d, messageID, reason, detail, g.host.Log)
 	if reason == BadSignature && g.maxBad > 0 && d.bad.add(g.decision.now, g.maxBad) && len(g.offenders) < maxOffenders {
-		g.offenders = append(g.offenders, offender{p.Connection, string(p.ClientID)})
+		g.offenders = append(g.offenders, offender{p.Connection, string(p.Identity), string(p.ClientID)})
 	}
 }
 
@@ -462,6 +498,8 @@ func (g *Gateway) refuseWill() {
 
 var (
 	errWill         = errors.New("a last will on a gated topic reaches nobody")
+	errOwnTopic     = errors.New("the gateway alone publishes on this topic")
+	errPublish      = errors.New("a device may publish on its gated topic alone")
 	errSubscription = errors.New("a device may subscribe to its own response, command and rejected topics alone")
 )
 
@@ -483,7 +521,7 @@ func (g *Gateway) stop() {
 		ctx, cancel := context.WithTimeout(context.Background(), stopWithin)
 		defer cancel()
 		if err := g.forwarder.Close(ctx); err != nil {
-			g.log.Error("accepted messages were not delivered before the stop", "error", err)
+			g.log.Error("the backend did not take every accepted message before the stop; the rest is lost", "error", err)
 		}
 	}
 	if g.waker != nil {

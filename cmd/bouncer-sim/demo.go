@@ -194,7 +194,7 @@ func (d *demo) explain() {
   mosquitto_pub -h localhost -p %d -V 5 -q 1 -t "device/$id/data" -s \
     --cafile ca.crt --cert device.crt --key device.key
 `, shellQuote(absolute(d.bundle("sensor_001"))), d.port)
-	d.screen.line("The last command alone, once more, is a replay. Change $payload before it, and\nthe signature is wrong. What becomes of it shows here.")
+	d.screen.line("The last command alone, once more, is a replay. Change $payload before it and\nit is a replay still: take a new $message_id as well, and the signature is wrong.\nWhat becomes of it shows here.")
 	for _, tool := range []string{"mosquitto_pub", "openssl"} {
 		if _, err := exec.LookPath(tool); err != nil {
 			d.screen.line("(%s is not installed here.)", tool)

@@ -34,7 +34,7 @@ func TestExamples(t *testing.T) {
 			Self:        "mosquitto.conf",
 			Port:        8883,
 			PKI:         "/etc/mosquitto-bouncer/pki",
-			Plugin:      "/usr/lib/x86_64-linux-gnu/mosquitto_bouncer.so",
+			Plugin:      "/usr/local/lib/mosquitto_bouncer.so",
 			Config:      "/etc/mosquitto-bouncer/bouncer.toml",
 			Persistence: "/var/lib/mosquitto/",
 		}},
@@ -110,7 +110,7 @@ func TestConfLines(t *testing.T) {
 		"tls_version":              "tlsv1.2",
 		"require_certificate":      "true",
 		"use_identity_as_username": "true",
-		"plugin":                   "/usr/lib/x86_64-linux-gnu/mosquitto_bouncer.so",
+		"plugin":                   "/usr/local/lib/mosquitto_bouncer.so",
 		"plugin_opt_config_file":   "/etc/mosquitto-bouncer/bouncer.toml",
 	} {
 		if options[name] != want {

@@ -394,6 +394,35 @@ func newPlugin(l Line) Plugin {
 	return Plugin{Line: l, Name: name, Path: strings.Trim(path, blanks)}
 }
 
+// Has reports whether there is a setting of this name anywhere.
+func (c *Config) Has(key string) bool {
+	for range c.Lines(key) {
+		return true
+	}
+	return false
+}
+
+// LinesOf returns the lines that load the plugin whose library is the file self.
+func (c *Config) LinesOf(self string) (lines []Line) {
+	for _, p := range c.Plugins {
+		if sameLibrary(p.Path, self) {
+			lines = append(lines, p.Line)
+		}
+	}
+	return lines
+}
+
+// IncomingBridge returns the first line by which a bridge of the broker's own brings messages in. The result is false
+// if there is no such line.
+func (c *Config) IncomingBridge() (Line, bool) {
+	for l := range c.Lines("topic") {
+		if words := strings.Fields(l.Value); len(words) > 1 && (words[1] == "in" || words[1] == "both") {
+			return l, true
+		}
+	}
+	return Line{}, false
+}
+
 // PluginBefore returns the first line that loads another plugin before the one whose library is the file self, for the
 // same clients: by 2.0's rules what it allows is not put to the later one. The result is false if there is no such line.
 func (c *Config) PluginBefore(self string) (Line, bool) {

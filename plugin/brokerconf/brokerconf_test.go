@@ -598,3 +598,25 @@ func TestPluginBefore(t *testing.T) {
 		}
 	}
 }
+
+func TestIncomingBridge(t *testing.T) {
+	for text, want := range map[string]bool{
+		"listener 1\n":                              false,
+		"connection a\ntopic #\n":                   false,
+		"connection a\ntopic # out 1\n":             false,
+		"connection a\ntopic # in 1 local/ far/\n":  true,
+		"connection a\ntopic x out\ntopic # both\n": true,
+	} {
+		path := filepath.Join(t.TempDir(), "mosquitto.conf")
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		conf, err := ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, found := conf.IncomingBridge(); found != want || conf.Has("connection") != strings.Contains(text, "connection") {
+			t.Errorf("%q: a bridge that brings messages: %v", text, found)
+		}
+	}
+}
