@@ -285,8 +285,9 @@ func TestOverloaded(t *testing.T) {
 		queue   = 64 << 20 // forward.DefaultMaxBytes
 		payload = 8 << 20
 	)
+	fillers := []string{"filler_1", "filler_2", "filler_3", "filler_4", "filler_5", "filler_6", "filler_7"} // none may fill it alone
 	g := newGate(t, broker.Options{
-		Devices:  []string{"filler", "sensor_001"},
+		Devices:  append(fillers, "sensor_001"),
 		Settings: map[string]any{"publish.max_bytes": 16 << 20, "backend.timeout": "1m"},
 	})
 	g.watch()
@@ -295,17 +296,19 @@ func TestOverloaded(t *testing.T) {
 		hold.wait()
 		return backend.OK(r)
 	})
-	filler, d := g.device("filler"), g.device("sensor_001")
+	d := g.device("sensor_001")
 	large := `"` + strings.Repeat("x", payload) + `"`
 
-	c := g.connect(filler, mqtt5)
 	room := queue
-	for ; room > payload+1000; room -= payload + 1000 {
+	for _, name := range fillers {
+		filler := g.device(name)
+		c := g.connect(filler, mqtt5)
 		m := filler.Sign(large)
 		g.expect(filler.DataTopic(), m)
 		if ack := g.publish(c, filler.DataTopic(), 1, m.Bytes); !ack.Accepted() {
 			t.Fatalf("with %d bytes to go: %v", room, ack)
 		}
+		room -= payload + 1000
 	}
 	var refused []device.Message
 	g.eachWay(func(g *gate, p protocol, qos byte) {

@@ -47,8 +47,10 @@ whether the broker runs or not.`,
 		newDeviceList(&configFile),
 		newDeviceChange(&configFile, "remove", "Make a device unknown",
 			`Make a device unknown: its publishes are refused, its secret is gone. Its
-certificate still lets it connect; its bundle is left where it is.`,
-			(*registry.Store).Remove, "Removed %s."),
+bundle is left where it is, and its certificate still lets it connect: once the
+broker has been restarted, as a client like any other. To shut out a device that
+was lost or stolen, disable it instead, or revoke its certificate.`,
+			(*registry.Store).Remove, "Removed %s. Its certificate still connects; to shut out a lost device, disable it instead."),
 		newDeviceChange(&configFile, "disable", "Refuse a device's publishes for the time being",
 			`Refuse a device's publishes until it is enabled again. It may still connect.`,
 			func(s *registry.Store, ctx context.Context, id string) error { return s.SetDisabled(ctx, id, true) }, "Disabled %s."),

@@ -194,10 +194,10 @@ b             2024-09-30T16:00:00Z   disabled
 	if got := device(t, dir, "enable", "b"); got != "Enabled b.\n" {
 		t.Errorf("got %q", got)
 	}
-	if got := device(t, dir, "remove", "a-longer-id"); got != "Removed a-longer-id.\n" {
+	if got := device(t, dir, "remove", "a-longer-id"); got != "Removed a-longer-id. Its certificate still connects; to shut out a lost device, disable it instead.\n" {
 		t.Errorf("got %q", got)
 	}
-	if got := device(t, dir, "remove", "bad id"); got != "Removed bad id.\n" {
+	if got := device(t, dir, "remove", "bad id"); got != "Removed bad id. Its certificate still connects; to shut out a lost device, disable it instead.\n" {
 		t.Errorf("got %q", got)
 	}
 	if got := device(t, dir, "list", "--json"); got != "[\n{\"id\":\"b\",\"created_at\":\"2024-09-30T16:00:00Z\",\"disabled\":false}\n]\n" {

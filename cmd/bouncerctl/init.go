@@ -166,8 +166,9 @@ func (o *initOptions) create(c *creation, dir, plugin string, owner *account) er
 		return err
 	}
 
-	// The directory of the CA's key stays ours: who may write to a directory
-	// may replace what is in it.
+	// The broker may read what it needs, and write its state alone: who may
+	// write to a directory may replace what is in it, the configuration that
+	// root starts the broker with and the CA's key among them.
 	var ours *account
 	if owner != nil {
 		ours = &account{0, owner.gid}
@@ -179,7 +180,7 @@ func (o *initOptions) create(c *creation, dir, plugin string, owner *account) er
 		path  string
 		owner *account
 	}{
-		{dir, owner},
+		{dir, ours},
 		{at(pkiDir), ours},
 		{at(stateDir), owner},
 		{at(brokerDir), owner},
@@ -195,12 +196,12 @@ func (o *initOptions) create(c *creation, dir, plugin string, owner *account) er
 		owner   *account
 	}{
 		{caKey, caKeyPEM, 0o600, nil},
-		{caCert, ca.CertPEM(), 0o640, owner},
-		{serverKey, serverKeyPEM, 0o600, owner},
-		{serverCert, serverCertPEM, 0o640, owner},
-		{bouncerTOML, settings, 0o640, owner},
-		{mosquittoConf, conf, 0o640, owner},
-		{database, nil, 0o640, owner}, // to SQLite an empty file is an empty database
+		{caCert, ca.CertPEM(), 0o640, ours},
+		{serverKey, serverKeyPEM, 0o640, ours},
+		{serverCert, serverCertPEM, 0o640, ours},
+		{bouncerTOML, settings, 0o640, ours},
+		{mosquittoConf, conf, 0o640, ours},
+		{database, nil, 0o640, ours}, // to SQLite an empty file is an empty database
 	} {
 		if err := c.file(at(f.name), f.content, f.mode, f.owner); err != nil {
 			return err
@@ -243,8 +244,8 @@ Next:
 		return
 	}
 	if owner == nil {
-		fmt.Fprintf(w, "\nThere is no user %s yet, whom a broker started as root becomes. Once there is:\n  chown -R %s: %s && chown root: %s\n",
-			brokerUser, brokerUser, shellQuote(dir), at(caKey))
+		fmt.Fprintf(w, "\nThere is no user %s yet, whom a broker started as root becomes. Once there is:\n  chgrp -R %s %s && chown %s %s %s\n",
+			brokerUser, brokerUser, shellQuote(dir), brokerUser, at(stateDir), at(brokerDir))
 		return
 	}
 	for _, path := range []string{dir, plugin} {

@@ -143,21 +143,22 @@ func TestInit(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	// To the broker belongs what it writes. The rest it may read, by its group, but for the CA's key.
 	for name, want := range map[string]struct {
-		mode   fs.FileMode
-		broker bool
+		mode       fs.FileMode
+		owns, read bool
 	}{
-		".":              {fs.ModeDir | 0o750, true},
-		"mosquitto.conf": {0o640, true},
-		"bouncer.toml":   {0o640, true},
-		"devices.db":     {0o640, true},
-		"state":          {fs.ModeDir | 0o750, true},
-		"broker":         {fs.ModeDir | 0o750, true},
-		"pki":            {fs.ModeDir | 0o750, false},
-		"pki/ca.crt":     {0o640, true},
-		"pki/ca.key":     {0o600, false},
-		"pki/server.crt": {0o640, true},
-		"pki/server.key": {0o600, true},
+		".":              {fs.ModeDir | 0o750, false, true},
+		"mosquitto.conf": {0o640, false, true},
+		"bouncer.toml":   {0o640, false, true},
+		"devices.db":     {0o640, false, true},
+		"state":          {fs.ModeDir | 0o750, true, true},
+		"broker":         {fs.ModeDir | 0o750, true, true},
+		"pki":            {fs.ModeDir | 0o750, false, true},
+		"pki/ca.crt":     {0o640, false, true},
+		"pki/ca.key":     {0o600, false, false},
+		"pki/server.crt": {0o640, false, true},
+		"pki/server.key": {0o640, false, true},
 	} {
 		info, err := os.Stat(filepath.Join(dir, name))
 		if err != nil {
@@ -167,12 +168,18 @@ func TestInit(t *testing.T) {
 		if info.Mode() != want.mode {
 			t.Errorf("%s has mode %s, want %s", name, info.Mode(), want.mode)
 		}
-		owner := os.Geteuid()
-		if root && broker != nil && want.broker {
-			owner = broker.uid
+		stat := info.Sys().(*syscall.Stat_t)
+		owner, group := os.Geteuid(), os.Getegid()
+		if root && broker != nil {
+			if want.owns {
+				owner = broker.uid
+			}
+			if want.read {
+				group = broker.gid
+			}
 		}
-		if uid := int(info.Sys().(*syscall.Stat_t).Uid); uid != owner {
-			t.Errorf("%s belongs to uid %d, want %d", name, uid, owner)
+		if int(stat.Uid) != owner || int(stat.Gid) != group {
+			t.Errorf("%s belongs to %d:%d, want %d:%d", name, stat.Uid, stat.Gid, owner, group)
 		}
 	}
 

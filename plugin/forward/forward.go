@@ -29,6 +29,10 @@ const (
 	DefaultMaxBytes    = 64 << 20
 )
 
+// laneShare is which part of the queue one device may take, in messages and in bytes: one that sends faster than the
+// backend answers must leave room for the others. One message always fits, if the queue has room for it.
+const laneShare = 4
+
 // closeGrace is how long Close waits for the workers once every connection has been cut. Only a callback that blocks
 // can make it that long.
 const closeGrace = 2 * time.Second
@@ -50,7 +54,7 @@ type Config struct {
 	// TLS is used for https; nil stands for the system's roots and no client certificate. It is cloned.
 	TLS *tls.Config
 	// MaxMessages and MaxBytes bound the messages not yet delivered, those in flight included. The bytes are those of
-	// payload, topic and ids.
+	// payload, topic and ids. One device's may be a quarter of either.
 	MaxMessages int
 	MaxBytes    int64
 	// Version goes into the User-Agent, mosquitto-bouncer/VERSION.
@@ -185,6 +189,9 @@ func (f *Forwarder) Enqueue(m Message) error {
 		return ErrClosed
 	}
 	if f.pending >= f.cfg.MaxMessages || f.bytes+size > f.cfg.MaxBytes {
+		return ErrFull
+	}
+	if l := f.lanes[m.DeviceID]; l != nil && (l.count >= max(1, f.cfg.MaxMessages/laneShare) || l.bytes+size > f.cfg.MaxBytes/laneShare) {
 		return ErrFull
 	}
 	f.accepted++

@@ -499,21 +499,50 @@ func TestFull(t *testing.T) {
 			release := make(chan struct{})
 			cfg.URL = backend(t, func(http.ResponseWriter, *http.Request) { <-release }).URL
 			x := start(t, cfg)
-			for n := range 3 {
-				x.enqueue(message("a", n+1))
+			for _, device := range []string{"a", "b", "c"} {
+				x.enqueue(message(device, 1))
 			}
 			for range 2 {
-				if err := x.Enqueue(message("b", 1)); err != ErrFull {
+				if err := x.Enqueue(message("d", 1)); err != ErrFull {
 					t.Errorf("%v, want ErrFull", err)
 				}
 			}
-			if s := x.Stats(); s.Accepted != 3 || s.Pending != 3 || s.Bytes != 3*one.size() || s.Lanes != 1 {
+			if s := x.Stats(); s.Accepted != 3 || s.Pending != 3 || s.Bytes != 3*one.size() || s.Lanes != 3 {
 				t.Errorf("%+v", s)
 			}
 			release <- struct{}{}
-			eventually(t, "room", func() bool { return x.Enqueue(message("b", 1)) == nil })
+			eventually(t, "room", func() bool { return x.Enqueue(message("d", 1)) == nil })
 			close(release)
 			if s := x.drain(); s.Delivered != 4 {
+				t.Errorf("%+v", s)
+			}
+		})
+	}
+}
+
+// TestOneDeviceLeavesRoom has a device send faster than the backend answers.
+func TestOneDeviceLeavesRoom(t *testing.T) {
+	one := message("a", 1)
+	for name, cfg := range map[string]Config{
+		"messages": {MaxMessages: 10 * laneShare},
+		"bytes":    {MaxBytes: 10 * laneShare * one.size()},
+	} {
+		t.Run(name, func(t *testing.T) {
+			release := make(chan struct{})
+			cfg.URL = backend(t, func(http.ResponseWriter, *http.Request) { <-release }).URL
+			x := start(t, cfg)
+			for n := range 10 {
+				x.enqueue(message("a", n%9+1))
+			}
+			if err := x.Enqueue(message("a", 1)); err != ErrFull {
+				t.Errorf("more than a device's share: %v, want ErrFull", err)
+			}
+			x.enqueue(message("b", 1))
+			release <- struct{}{} // one of the two
+			release <- struct{}{} // the other one, or the next of a
+			eventually(t, "room", func() bool { return x.Enqueue(message("a", 1)) == nil })
+			close(release)
+			if s := x.drain(); s.Delivered != 12 {
 				t.Errorf("%+v", s)
 			}
 		})

@@ -17,6 +17,8 @@ type entry struct {
 type lane struct {
 	device      string
 	first, last *entry
+	count       int   // of entries; Forwarder.mu protects it at all times
+	bytes       int64 // of entries; likewise
 
 	failures int       // attempts that failed since the backend last took or refused a message of this lane
 	panics   int       // attempts that panicked, of the first message
@@ -25,6 +27,13 @@ type lane struct {
 	retrying bool      // in flight after a failure
 	probe    bool      // in flight to find out whether the backend is back
 	next     *lane     // in lanes
+}
+
+// take appends e and counts it.
+func (l *lane) take(e *entry) {
+	l.push(e)
+	l.count++
+	l.bytes += e.size()
 }
 
 func (l *lane) push(e *entry) {

@@ -55,11 +55,11 @@ func (s *schedule) stop() {
 func (s *schedule) add(e *entry) {
 	l := s.lanes[e.DeviceID]
 	if l != nil {
-		l.push(e)
+		l.take(e)
 		return
 	}
 	l = &lane{device: e.DeviceID}
-	l.push(e)
+	l.take(e)
 	s.lanes[l.device] = l
 	s.ready.push(l)
 	// While the backend is down, the alarm or the end of the probe wakes a worker in time.
@@ -137,6 +137,8 @@ func (s *schedule) wait(l *lane, now time.Time, d time.Duration) {
 // proceed takes the first message off a lane and puts the lane where it then belongs.
 func (s *schedule) proceed(l *lane) {
 	l.panics = 0
+	l.count--
+	l.bytes -= l.head().size()
 	if l.pop(); l.empty() {
 		delete(s.lanes, l.device)
 	} else {
