@@ -32,8 +32,8 @@ var (
 	ErrSignature = errors.New("signature is not a string of 64 hexadecimal digits")
 )
 
-// An Envelope is one parsed message. Nothing in it has been verified yet. Its slices, Canonical aside, are parts of the
-// message given to Decode.
+// An Envelope is one parsed message. Nothing in it has been verified yet. Its slices are parts of the message given to
+// Decode.
 type Envelope struct {
 	// DeviceID is who the message says it is from.
 	DeviceID []byte
@@ -45,19 +45,20 @@ type Envelope struct {
 	MessageIDText []byte
 	// Payload is the payload's JSON value exactly as sent, without white space around it.
 	Payload []byte
-	// Canonical is the payload in canonical form: without white space, the members of every object sorted by name as
-	// RFC 8785, section 3.2.3, sorts them, every string and number as sent. It lies in the Decoder's memory.
-	Canonical []byte
 	// MAC is the signature, decoded.
 	MAC [MACLen]byte
 
 	timestampText []byte // as sent, as it was signed
+	canonical     []byte // of Payload, in the decoder's memory; not sorted if unsorted
+	unsorted      bool
+	decoder       *Decoder
 }
 
 // A Decoder parses envelopes, one at a time, reusing its memory. The zero value is ready for use. Not safe for concurrent
 // use.
 type Decoder struct {
 	scanner  scanner
+	sorter   scanner // of payloads that scanner has left unsorted
 	envelope Envelope
 }
 
@@ -69,7 +70,8 @@ type Decoder struct {
 func (d *Decoder) Decode(message []byte) (*Envelope, error) {
 	s, e := &d.scanner, &d.envelope
 	s.reset(message)
-	*e = Envelope{}
+	s.sortLater = true
+	*e = Envelope{decoder: d}
 	if !s.take('{') {
 		return nil, ErrSyntax
 	}
@@ -142,7 +144,7 @@ func (e *Envelope) readMember(name []byte, s *scanner) (bit int, err error) {
 		if err = s.value(MaxDepth - 1); err != nil {
 			return 0, err
 		}
-		e.Payload, e.Canonical = s.text[at:s.at], s.canonical
+		e.Payload, e.canonical, e.unsorted = s.text[at:s.at], s.canonical, s.unsorted
 		return 1 << 3, nil
 	case "signature":
 		digits, err := s.plainString(ErrSignature)
@@ -152,6 +154,21 @@ func (e *Envelope) readMember(name []byte, s *scanner) (bit int, err error) {
 		return 1 << 4, err
 	}
 	return 0, ErrMember
+}
+
+// Canonical returns the payload in canonical form: without white space, the members of every object sorted by name as
+// RFC 8785, section 3.2.3, sorts them, every string and number as sent. It is part of the Decoder's memory. To sort large
+// objects is the dearest thing that a message can ask for, so it waits until here.
+func (e *Envelope) Canonical() []byte {
+	if e.unsorted {
+		s := &e.decoder.sorter
+		s.reset(e.Payload)
+		if s.value(MaxDepth-1) != nil {
+			return nil // Decode has read it without an error
+		}
+		e.canonical, e.unsorted = s.canonical, false
+	}
+	return e.canonical
 }
 
 // validDeviceID reports whether id is 1 to MaxDeviceID of A-Z a-z 0-9 . _ : -; an escape has a backslash and is not.

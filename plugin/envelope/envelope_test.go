@@ -241,7 +241,7 @@ func FuzzDecode(f *testing.F) {
 			!bytes.Equal(members.Payload, e.Payload) || !strings.EqualFold(members.Signature, fmt.Sprintf("%x", e.MAC)) {
 			t.Fatalf("encoding/json reads %+v where Decode reads %+v", members, e)
 		}
-		canonical := bytes.Clone(e.Canonical)
+		canonical := bytes.Clone(e.Canonical())
 		again, err := AppendCanonical(nil, canonical)
 		if err != nil || !bytes.Equal(again, canonical) {
 			t.Fatalf("canonical form %q has the canonical form %q, %v", canonical, again, err)
@@ -286,7 +286,7 @@ func TestWorkedExample(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := string(e.Canonical); got != canonical {
+	if got := string(e.Canonical()); got != canonical {
 		t.Errorf("canonical form %q, the page says %q", got, canonical)
 	}
 	if got := fmt.Sprintf("%x", e.MAC); got != signature {

@@ -39,13 +39,15 @@ func NewKey(secret []byte) *Key {
 // The comparison takes the same time whatever differs.
 func (e *Envelope) SignedBy(key *Key) bool {
 	switch {
-	case bytes.Equal(e.Payload, e.Canonical):
+	case e.unsorted:
+		return e.signedOver(key, e.Payload) || e.signedOver(key, e.Canonical())
+	case bytes.Equal(e.Payload, e.canonical):
 		return e.signedOver(key, e.Payload)
-	case len(e.Canonical) < len(e.Payload):
+	case len(e.canonical) < len(e.Payload):
 		// A payload sent with white space was most likely signed without. The order is a matter of speed alone.
-		return e.signedOver(key, e.Canonical) || e.signedOver(key, e.Payload)
+		return e.signedOver(key, e.canonical) || e.signedOver(key, e.Payload)
 	default:
-		return e.signedOver(key, e.Payload) || e.signedOver(key, e.Canonical)
+		return e.signedOver(key, e.Payload) || e.signedOver(key, e.canonical)
 	}
 }
 

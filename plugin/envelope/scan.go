@@ -3,6 +3,7 @@ package envelope
 import (
 	"bytes"
 	"encoding/binary"
+	"hash/maphash"
 	"math/bits"
 	"slices"
 	"unicode/utf8"
@@ -10,30 +11,40 @@ import (
 
 // A scanner reads JSON strictly (RFC 8259 with the demands of RFC 7493: valid UTF-8, no unpaired surrogate escape, no
 // name twice in an object) and writes the canonical form of the value that it reads, in one pass and without
-// allocation. It takes time in proportion to the text, but for the sorting of an object's members by name. The tests
-// hold it against jsontext: what the one accepts the other accepts, with the same canonical form.
+// allocation. The tests hold it against jsontext: what the one accepts the other accepts, with the same canonical form.
 type scanner struct {
 	text []byte
 	at   int // of the next byte of text
 
 	canonical []byte
 	members   []member // of the objects being read, the innermost one's last
+	plain     []byte   // the names that have escapes, with the escapes undone
 	reordered []byte
-	names     [2][]byte
+	hashes    []uint64
+	slots     []int32
+
+	// sortLater leaves objects of more than fewMembers as they are, sets unsorted, and so takes time in proportion to
+	// the text alone.
+	sortLater, unsorted bool
 }
 
-// A member is one of an object's members, as canonical holds it.
+// fewMembers is how many members it costs nothing worth mentioning to sort.
+const fewMembers = 16
+
+// A member is one of an object's members: where it stands in canonical, and where its name stands, without quotes and
+// escapes, in plain if it has escapes and else in canonical.
 type member struct {
-	start   int // of the name's opening quote
-	nameEnd int // behind the name's closing quote
-	end     int // behind the value
-	escaped bool
+	start              int // of the name's opening quote
+	end                int // behind the value
+	nameStart, nameEnd int
+	escaped            bool
 }
 
 // reset begins a new text.
 func (s *scanner) reset(text []byte) {
 	s.text, s.at = text, 0
-	s.canonical, s.members = s.canonical[:0], s.members[:0]
+	s.canonical, s.members, s.plain = s.canonical[:0], s.members[:0], s.plain[:0]
+	s.unsorted = false
 }
 
 // space passes over white space and returns the byte behind it, 0 at the end of the text. A NUL in the text is no part
@@ -318,8 +329,13 @@ func (s *scanner) object(depth int) error {
 			return ErrSyntax
 		}
 		m := member{start: len(s.canonical), escaped: escaped}
+		m.nameStart, m.nameEnd = m.start+1, m.start+s.at-nameAt-1
 		s.canonical = append(s.canonical, s.text[nameAt:s.at]...)
-		m.nameEnd = len(s.canonical)
+		if escaped {
+			m.nameStart = len(s.plain)
+			s.appendPlain(s.text[nameAt+1 : s.at-1])
+			m.nameEnd = len(s.plain)
+		}
 		if !s.take(':') {
 			return ErrSyntax
 		}
@@ -344,8 +360,15 @@ func (s *scanner) object(depth int) error {
 		}
 		s.canonical = append(s.canonical, ',')
 	}
-	if !sorted && !s.sortMembers(open, s.members[first:]) {
-		return ErrSyntax
+	if members := s.members[first:]; !sorted {
+		if s.sortLater && len(members) > fewMembers {
+			s.unsorted = true
+			if !s.distinctNames(members) {
+				return ErrSyntax
+			}
+		} else if !s.sortMembers(open, members) {
+			return ErrSyntax
+		}
 	}
 	s.members = s.members[:first]
 	s.canonical = append(s.canonical, '}')
@@ -370,30 +393,52 @@ func (s *scanner) sortMembers(open int, members []member) bool {
 	return true
 }
 
-// compareNames orders two members by name: by UTF-16 code units, escapes undone (RFC 8785, section 3.2.3).
-func (s *scanner) compareNames(a, b member) int {
-	return compareUTF16(s.name(a, 0), s.name(b, 1))
+// nameSeed makes the hashes of names: a device must not be able to choose names whose hashes are the same.
+var nameSeed = maphash.MakeSeed()
+
+// distinctNames reports whether the members' names differ from one another.
+func (s *scanner) distinctNames(members []member) bool {
+	size := 1 << bits.Len(uint(2*len(members)))
+	s.slots = slices.Grow(s.slots[:0], size)[:size]
+	clear(s.slots)
+	s.hashes = s.hashes[:0]
+	for i, m := range members {
+		hash := maphash.Bytes(nameSeed, s.name(m))
+		s.hashes = append(s.hashes, hash)
+		slot := int(hash) & (size - 1)
+		for ; s.slots[slot] != 0; slot = (slot + 1) & (size - 1) {
+			if other := s.slots[slot] - 1; s.hashes[other] == hash && s.compareNames(members[other], m) == 0 {
+				return false
+			}
+		}
+		s.slots[slot] = int32(i + 1)
+	}
+	return true
 }
 
-// name returns a member's name without quotes and escapes, in the given one of two buffers if need be.
-func (s *scanner) name(m member, buffer int) []byte {
-	raw := s.canonical[m.start+1 : m.nameEnd-1]
-	if !m.escaped {
-		return raw
+// compareNames orders two members by name: by UTF-16 code units, escapes undone (RFC 8785, section 3.2.3).
+func (s *scanner) compareNames(a, b member) int { return compareUTF16(s.name(a), s.name(b)) }
+
+// name returns a member's name without quotes and escapes.
+func (s *scanner) name(m member) []byte {
+	if m.escaped {
+		return s.plain[m.nameStart:m.nameEnd]
 	}
-	name := s.names[buffer][:0]
-	for i := 0; i < len(raw); {
-		if raw[i] != '\\' {
-			name = append(name, raw[i])
+	return s.canonical[m.nameStart:m.nameEnd]
+}
+
+// appendPlain appends a name to plain with its escapes undone.
+func (s *scanner) appendPlain(name []byte) {
+	for i := 0; i < len(name); {
+		if name[i] != '\\' {
+			s.plain = append(s.plain, name[i])
 			i++
 			continue
 		}
-		r, n := unescape(raw[i:])
-		name = utf8.AppendRune(name, r)
+		r, n := unescape(name[i:])
+		s.plain = utf8.AppendRune(s.plain, r)
 		i += n
 	}
-	s.names[buffer] = name
-	return name
 }
 
 // compareUTF16 compares two texts in UTF-8 as if they were in UTF-16. The orders differ where one has a character above

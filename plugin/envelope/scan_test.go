@@ -2,6 +2,8 @@ package envelope
 
 import (
 	"bytes"
+	"fmt"
+	"math/rand/v2"
 	"strconv"
 	"strings"
 	"testing"
@@ -33,6 +35,14 @@ func agree(t *testing.T, text []byte) {
 	if valid && !bytes.Equal(got, want) {
 		t.Fatalf("%.200q: canonical form\n%q\njsontext's\n%q", text, got, want)
 	}
+	// In an envelope the same, though large objects are sorted later.
+	e, err := new(Decoder).Decode(message(`"a"`, "1", goodID, string(bytes.Trim(text, " \t\r\n")), goodSignature))
+	if (err == nil) != valid && !bytes.ContainsAny(text, `,`) || valid && err != nil {
+		t.Fatalf("%.200q as a payload: %v, jsontext accepts it: %v", text, err, valid)
+	}
+	if valid && !bytes.Equal(e.Canonical(), want) {
+		t.Fatalf("%.200q as a payload: canonical form\n%q\njsontext's\n%q", text, e.Canonical(), want)
+	}
 }
 
 var scannerSeeds = []string{
@@ -48,6 +58,27 @@ var scannerSeeds = []string{
 func TestScannerAgreesWithJSONText(t *testing.T) {
 	for _, seed := range scannerSeeds {
 		agree(t, []byte(seed))
+	}
+}
+
+// Objects of many members, in every order, some with names that differ in their escapes alone.
+func TestLargeObjects(t *testing.T) {
+	r := rand.New(rand.NewPCG(1, 2))
+	for range 300 {
+		var members []string
+		n := 1 + r.IntN(100)
+		for range n {
+			name := strconv.Itoa(r.IntN(3000))
+			if r.IntN(3) == 0 {
+				name = fmt.Sprintf(`\u%04x`, name[0]) + name[1:]
+			}
+			value := "0"
+			if r.IntN(10) == 0 {
+				value = `{"b":1,"a":[{"d":2,"c":3}]}`
+			}
+			members = append(members, `"`+name+`":`+value)
+		}
+		agree(t, []byte("{"+strings.Join(members, " , ")+"}"))
 	}
 }
 
