@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
+	"sync/atomic"
 	"time"
 	"unsafe"
 
@@ -52,11 +53,20 @@ func bouncer_start(configFile *C.char) (ok C.int) {
 		return 0
 	}
 	gateway, users = g, 1
+	g.Topics(guardTopic)
+	g.OnDeviceChange(func() { atomic.AddUint64((*uint64)(&C.bouncer_device_changes), 1) })
 	// The broker installs its signal handlers after this; where it never ticks, no event may come before a signal does.
 	for _, delay := range []time.Duration{100 * time.Millisecond, time.Second, 10 * time.Second} {
 		time.AfterFunc(delay, func() { C.bouncer_rearm_signals() })
 	}
 	return 1
+}
+
+func guardTopic(before, after string, gated bool) {
+	b, a := C.CString(before), C.CString(after)
+	defer C.free(unsafe.Pointer(b))
+	defer C.free(unsafe.Pointer(a))
+	C.bouncer_guard_topic(b, a, C.bool(gated))
 }
 
 //export bouncer_stop

@@ -3,6 +3,7 @@
 
 #define _GNU_SOURCE
 #include "plugin.h"
+#include "bystander.h"
 
 #include <dlfcn.h>
 #include <pthread.h>
@@ -35,6 +36,12 @@ static struct {
 	const void *topic;
 	bool certified;
 } looked_at;
+
+/* Whether Go may have a message in hand of which it cannot tell yet whether it is a last will: see Gateway.Access. */
+static bool unsettled;
+
+/* Whether the broker ticks at all. */
+static bool ticks;
 
 static size_t length(const char *s)
 {
@@ -126,12 +133,18 @@ static int on_message(int event, void *event_data, void *userdata)
 	struct bouncer_publish publish;
 
 	on_any_event();
+	if(!bouncer_may_concern(message->topic)){
+		looked_at.client = NULL;
+		return MOSQ_ERR_SUCCESS;
+	}
 	fill(&publish, message->client, message->topic, message->payload, message->payloadlen, message->qos,
 			message->retain);
-	publish.certified = looked_at.client == message->client && looked_at.topic == message->topic
-			? looked_at.certified : certified(message->client, publish.identity);
+	bool checked = looked_at.client == message->client && looked_at.topic == message->topic;
+	publish.certified = checked ? looked_at.certified : certified(message->client, publish.identity);
 	looked_at.client = NULL;
-	switch(bouncer_message(&publish)){
+	int outcome = bouncer_message(&publish);
+	if(checked) unsettled = false;
+	switch(outcome){
 		case BOUNCER_ROUTE: return MOSQ_ERR_SUCCESS;
 		case BOUNCER_SWALLOW: return swallow(message);
 		default: return MOSQ_ERR_ACL_DENIED;
@@ -149,6 +162,24 @@ static int decided(int decision, struct mosquitto *client)
 	}
 }
 
+/* Whether a client is known to be no device and its wish to be none of the gateway's concern, without asking Go. */
+static bool is_bystander(const struct mosquitto_evt_acl_check *check)
+{
+	if(!check->topic) return false;
+	switch(check->access){
+		case MOSQ_ACL_READ:
+			/* Of a gated topic Go has to see last wills and releases (QoS 2). */
+			return (!bouncer_may_be_gated(check->topic) || (!unsettled && check->qos != 2))
+					&& bouncer_is_bystander(mosquitto_client_username(check->client));
+		case MOSQ_ACL_WRITE:
+			/* Go settles what is unsettled, and where the broker never ticks, gives it what waits for it. */
+			return ticks && !unsettled && !bouncer_may_concern(check->topic)
+					&& bouncer_is_bystander(mosquitto_client_username(check->client));
+		default:
+			return false;
+	}
+}
+
 static int on_access(int event, void *event_data, void *userdata)
 {
 	struct mosquitto_evt_acl_check *check = event_data;
@@ -159,8 +190,15 @@ static int on_access(int event, void *event_data, void *userdata)
 	on_any_event();
 	looked_at.client = NULL;
 	if(check->topic && strcmp(check->topic, sink) == 0) return MOSQ_ERR_ACL_DENIED;
+	if(is_bystander(check)) return not_concerned;
+	uint64_t changes = __atomic_load_n(&bouncer_device_changes, __ATOMIC_ACQUIRE);
 	fill(&publish, check->client, check->topic, check->payload, check->payloadlen, check->qos, check->retain);
-	if(check->access != MOSQ_ACL_WRITE) return decided(bouncer_access(check->access, &publish), check->client);
+	if(check->access != MOSQ_ACL_WRITE){
+		int decision = bouncer_access(check->access, &publish);
+		/* Go is not concerned with what a client reads only if the client is no device. */
+		if(check->access == MOSQ_ACL_READ && decision == BOUNCER_NOT_CONCERNED) bouncer_note_bystander(publish.identity, changes);
+		return decided(decision, check->client);
+	}
 
 	/* No client at all, but the broker asking whether it may still serve a retained message. */
 	if(mosquitto_client_protocol_version(check->client) == 0 && !mosquitto_client_address(check->client)){
@@ -169,7 +207,11 @@ static int on_access(int event, void *event_data, void *userdata)
 	looked_at.client = check->client;
 	looked_at.topic = check->topic;
 	looked_at.certified = publish.certified = certified(check->client, publish.identity);
-	return decided(bouncer_access(check->access, &publish), check->client);
+	int decision = bouncer_access(check->access, &publish);
+	unsettled = decision != BOUNCER_DENY && bouncer_may_be_gated(check->topic);
+	/* Nor with what a client writes elsewhere. */
+	if(decision == BOUNCER_NOT_CONCERNED) bouncer_note_bystander(publish.identity, changes);
+	return decided(decision, check->client);
 }
 
 static int on_disconnect(int event, void *event_data, void *userdata)
@@ -188,7 +230,9 @@ static int on_tick(int event, void *event_data, void *userdata)
 {
 	on_any_event();
 	looked_at.client = NULL;
+	ticks = true;
 	bouncer_tick();
+	unsettled = false;
 	return MOSQ_ERR_SUCCESS;
 }
 
@@ -247,6 +291,8 @@ int mosquitto_plugin_version(int supported_version_count, const int *supported_v
 	return -1;
 }
 
+#include "timed.h"
+
 static int register_callbacks(mosquitto_plugin_id_t *identifier)
 {
 	const struct {
@@ -303,6 +349,7 @@ int mosquitto_plugin_init(mosquitto_plugin_id_t *identifier, void **userdata, st
 
 int mosquitto_plugin_cleanup(void *userdata, struct mosquitto_opt *options, int option_count)
 {
+	timed_report();
 	if(userdata) bouncer_stop();
 	return MOSQ_ERR_SUCCESS;
 }

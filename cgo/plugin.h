@@ -5,6 +5,7 @@
 
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
 
 /* One publish, will, delivery or subscription. The pointers are the broker's, valid during the call, and may be NULL
  * where the length is 0. */
@@ -45,6 +46,12 @@ enum bouncer_others {
 	BOUNCER_OTHERS_IGNORE = 2, /* from 2.1 on alone */
 };
 void bouncer_set_others(int others);
+
+/* Names topics that are the gateway's concern: those that begin and end so, with one level between. Called at the start. */
+void bouncer_guard_topic(const char *before, const char *after, bool gated);
+
+/* Counts the changes of the registry; to be incremented, atomically, after each. Any thread. */
+extern uint64_t bouncer_device_changes;
 
 /* Whether the broker is 2.1 or later. */
 bool bouncer_broker_is_2_1(void);

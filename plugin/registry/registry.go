@@ -43,6 +43,7 @@ const (
 type Registry struct {
 	current atomic.Pointer[snapshot]
 	gone    atomic.Pointer[map[string]uint32] // a copy of removed that does not change; nil: none
+	changed atomic.Pointer[func()]            // see OnChange; nil: none
 	log     *slog.Logger
 	stop    context.CancelFunc
 	done    chan struct{} // closed when the goroutine has ended
@@ -122,6 +123,10 @@ func (r *Registry) WasRegistered(id []byte) bool {
 	return was
 }
 
+// OnChange has changed called after every change that Lookup and WasRegistered see, by the goroutine that follows the
+// database, in place of what an earlier call named. It must return at once.
+func (r *Registry) OnChange(changed func()) { r.changed.Store(&changed) }
+
 // Len returns the number of registered devices, disabled ones included.
 func (r *Registry) Len() int {
 	return r.current.Load().len
@@ -190,6 +195,9 @@ func (r *Registry) refresh(ctx context.Context) error {
 		r.gone.Store(&gone)
 	}
 	r.current.Store(after)
+	if changed := r.changed.Load(); changed != nil {
+		(*changed)()
+	}
 	r.log.Info("devices changed", "added", added, "changed", len(d.put)-added, "removed", len(d.drop), "devices", after.len)
 	return nil
 }
