@@ -48,6 +48,19 @@ static size_t length(const char *s)
 	return s ? strlen(s) : 0;
 }
 
+/* Whether a name is written in one of the encodings in which its bytes are the ASCII text that they seem to be. In
+ * others they spell a name that its issuer has never read. */
+static bool is_text(const ASN1_STRING *name)
+{
+	switch(ASN1_STRING_type(name)){
+		case V_ASN1_UTF8STRING:
+		case V_ASN1_PRINTABLESTRING:
+		case V_ASN1_IA5STRING:
+		case V_ASN1_T61STRING: return true;
+		default: return false;
+	}
+}
+
 /* Whether the client presented a certificate whose first common name is its user name, byte for byte. The broker takes
  * the user name from there when use_identity_as_username is set; when it is not, the name is the client's own word. */
 static bool certified(struct mosquitto *client, const char *username)
@@ -62,7 +75,7 @@ static bool certified(struct mosquitto *client, const char *username)
 	if(at >= 0){
 		const ASN1_STRING *name = X509_NAME_ENTRY_get_data(X509_NAME_get_entry(subject, at));
 		size_t len = strlen(username);
-		same = name && (size_t)ASN1_STRING_length(name) == len
+		same = name && is_text(name) && (size_t)ASN1_STRING_length(name) == len
 				&& memcmp(ASN1_STRING_get0_data(name), username, len) == 0;
 	}
 	X509_free(certificate); /* the broker gave a reference of its own */
@@ -168,8 +181,8 @@ static bool is_bystander(const struct mosquitto_evt_acl_check *check)
 	if(!check->topic) return false;
 	switch(check->access){
 		case MOSQ_ACL_READ:
-			/* Of a gated topic Go has to see last wills and releases (QoS 2). */
-			return (!bouncer_may_be_gated(check->topic) || (!unsettled && check->qos != 2))
+			/* Of a gated topic Go has to see last wills, releases (QoS 2) and what is empty. */
+			return (!bouncer_may_be_gated(check->topic) || (!unsettled && check->qos != 2 && check->payloadlen > 0))
 					&& bouncer_is_bystander(mosquitto_client_username(check->client));
 		case MOSQ_ACL_WRITE:
 			/* Go settles what is unsettled, and where the broker never ticks, gives it what waits for it. */

@@ -78,7 +78,7 @@ type Gateway struct {
 	file    string // bouncer.toml
 	others  string // [acl] others
 	started time.Time
-	// brokerConf is the broker's configuration as it was at the start; nil: it could not be read.
+	// brokerConf is the broker's configuration at the start, with every acl_file since; nil: it could not be read.
 	brokerConf *brokerconf.Config
 	gated      []gatedTopic
 	own        []gatedTopic
@@ -243,8 +243,8 @@ func (g *Gateway) ownLines() (where string) {
 	return where
 }
 
-// Reload follows the broker's own configuration after SIGHUP. An acl_file that was there at the start counts as still
-// there: the broker keeps it where anything in its new configuration is wrong, which only it can tell.
+// Reload follows the broker's own configuration after SIGHUP. An acl_file that was ever there counts as still there: the
+// broker keeps it where anything in its new configuration is wrong, which only it can tell.
 func (g *Gateway) Reload() {
 	defer func() {
 		if v := recover(); v != nil {
@@ -257,6 +257,7 @@ func (g *Gateway) Reload() {
 		conf, err = nil, errors.New("the broker's configuration could not be read at the start")
 	case err == nil:
 		conf = g.brokerConf.Reloaded(conf)
+		g.brokerConf = conf
 	}
 	g.settleOthers(conf, err)
 	g.flushLog()
@@ -448,11 +449,13 @@ func (g *Gateway) endPending() {
 		return
 	}
 	v.set = false
-	if v.reason != Accepted {
+	if !v.reason.good() {
 		return
 	}
 	g.refuseWill()
-	g.seen.Insert(v.device.registered.Serial, v.envelope.MessageID, v.envelope.Timestamp, v.device.remember(v.envelope, &v.publish))
+	if v.reason == Accepted {
+		g.seen.Insert(v.device.registered.Serial, v.envelope.MessageID, v.envelope.Timestamp, v.device.remember(v.envelope, &v.publish))
+	}
 	if v.publish.Retain {
 		if err := g.host.Publish(downlink.Publish{Topic: string(v.publish.Topic), Retain: true}); err != nil {
 			g.log.Error("a retained last will stays where it is", "topic", string(v.publish.Topic), "error", err)

@@ -128,10 +128,10 @@ type refusalLog struct {
 	line     []byte
 }
 
-// Refusal lines: of one device one a second, after a burst of 60; of all together 20 a second, after a burst of 200.
+// Refusal lines: of one device one a second, after a burst of 100; of all together 20 a second, after a burst of 200.
 const (
 	deviceRefusalsPerSecond = 1
-	deviceRefusalsBurst     = 60
+	deviceRefusalsBurst     = 100
 	refusalsPerSecond       = 20
 	refusalsBurst           = 200
 )

@@ -576,6 +576,6 @@ func TestStopIsBounded(t *testing.T) {
 		t.Errorf("the broker ended after %v", took)
 	}
 	_, err = g.broker.WaitLog(context.Background(), 0, broker.Contains(
-		"bouncer: accepted messages were not delivered before the stop", "3 messages were not delivered"))
+		"bouncer: the backend did not take every accepted message before the stop", "3 messages were not delivered"))
 	g.no(err)
 }

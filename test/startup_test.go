@@ -244,7 +244,7 @@ func TestRefusesSecondPluginLine(t *testing.T) {
 		BouncerTOML: sound,
 		Conf:        "plugin {plugin}\nplugin_opt_config_file {dir}/bouncer.toml",
 	}, nil)
-	if n := b.Log().Count(0, broker.Contains("bouncer: the plugin is loaded twice; remove one of the plugin lines")); n != 1 {
+	if n := b.Log().Count(0, broker.Contains("bouncer: the plugin is loaded twice, at "+b.Path("mosquitto.conf")+":", "; remove one of the plugin lines")); n != 1 {
 		t.Errorf("%d lines say that the plugin is loaded twice, want 1", n)
 	}
 }

@@ -343,7 +343,7 @@ func (g *gate) stopped(sig syscall.Signal, within time.Duration, left int) {
 	if !ok || exit.Code != 0 {
 		g.Errorf("%v: %v", sig, p.Ended())
 	}
-	lost := g.broker.Log().Find(mark, broker.Contains("bouncer: accepted messages were not delivered before the stop"))
+	lost := g.broker.Log().Find(mark, broker.Contains("bouncer: the backend did not take every accepted message before the stop"))
 	switch {
 	case left == 0 && len(lost) > 0:
 		g.Errorf("%v: all was delivered, but the log says: %s", sig, lost)

@@ -61,6 +61,8 @@ type Options struct {
 	// Conf is added to mosquitto.conf before the listener: global settings, other plugins. {dir} and {plugin} stand
 	// for the broker's directory and the plugin.
 	Conf string
+	// PerListenerSettings is per_listener_settings, which the broker wants before all it concerns.
+	PerListenerSettings bool
 	// ListenerConf is added to the TLS listener's settings; the same words are replaced.
 	ListenerConf string
 	// Listeners are further listeners, each the text of its settings without the line "listener". Address(i+1) tells
@@ -339,6 +341,9 @@ func (b *Broker) writeMosquittoConf() error {
 		line("log_type all")
 	}
 	line("set_tcp_nodelay true")
+	if b.options.PerListenerSettings {
+		line("per_listener_settings true")
+	}
 	line("allow_anonymous false")
 	if b.options.Persistence {
 		line("persistence true\npersistence_location %s/", b.Path("persistence"))

@@ -3,6 +3,7 @@ package device
 import (
 	"bufio"
 	"context"
+	"crypto/tls"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -14,6 +15,7 @@ import (
 
 	packets5 "github.com/eclipse/paho.golang/packets"
 	"github.com/google/uuid"
+	"golang.org/x/sys/unix"
 	"golang.org/x/time/rate"
 
 	"mosquitto-bouncer/plugin/envelope"
@@ -24,6 +26,8 @@ const (
 	batchBytes = 16 << 10
 	// drainTimeout bounds the wait for the last acknowledgements.
 	drainTimeout = 10 * time.Second
+	// pubackBytes is less than a PUBACK takes in a TLS record of its own.
+	pubackBytes = 24
 )
 
 // Load is a stream of signed publishes over MQTT 5 with QoS 1: every device has one connection and keeps a window of
@@ -35,8 +39,15 @@ type Load struct {
 	Duration time.Duration
 	// Rate limits the publishes of all connections together, in messages a second; 0: as fast as they go.
 	Rate float64
+	// Burst is how many publishes a connection writes at once, or at least so many without Rate, and how many
+	// acknowledgements it waits for at once: 2 to half of Window. It makes the load as good as a remote one, whatever
+	// the broker's pace: a client on the same machine that takes every acknowledgement by itself has to be woken for
+	// each, at the broker's expense. 0: 1, and acknowledgements as they come.
+	Burst int
 	// Payload is the JSON value that each envelope carries.
 	Payload []byte
+	// Topic is what all publish to; empty: each device's gated topic.
+	Topic string
 }
 
 // Report is the outcome of a load.
@@ -67,12 +78,16 @@ func (l Load) Run(ctx context.Context) (*Report, error) {
 	if l.Window < 1 || l.Window > 60000 {
 		return nil, fmt.Errorf("load: a window of %d; it must be 1 to 60000", l.Window)
 	}
+	l.Burst = max(l.Burst, 1)
+	if l.Burst > 1 && l.Burst > l.Window/2 {
+		return nil, fmt.Errorf("load: bursts of %d in a window of %d; they must be at most half of it", l.Burst, l.Window)
+	}
 	if len(l.Devices) == 0 {
 		return nil, errors.New("load: no devices")
 	}
 	var limit *rate.Limiter
 	if l.Rate > 0 {
-		limit = rate.NewLimiter(rate.Limit(l.Rate), 1)
+		limit = rate.NewLimiter(rate.Limit(l.Rate), l.Burst)
 	}
 	begin := time.Now()
 	streams := make([]*stream, len(l.Devices))
@@ -80,6 +95,9 @@ func (l Load) Run(ctx context.Context) (*Report, error) {
 		conn, _, err := d.ConnectRaw5(ctx, func(c *packets5.Connect) { c.KeepAlive = 0 })
 		if err == nil {
 			err = conn.Conn.SetDeadline(time.Time{}) // connecting has left one
+		}
+		if err == nil && l.Burst > 1 {
+			err = wakeAt(conn.Conn, l.Burst*pubackBytes)
 		}
 		if err != nil {
 			for _, s := range streams[:i] {
@@ -168,43 +186,44 @@ func (s *stream) write(ctx context.Context, failed chan error) error {
 	// Ids need only be unique and cheap: random once, then counted.
 	id := uuid.New()
 	counter := binary.BigEndian.Uint64(id[8:])
-	topic := s.device.DataTopic()
+	topic := s.load.Topic
+	if topic == "" {
+		topic = s.device.DataTopic()
+	}
 	buffer := make([]byte, 0, 2*batchBytes)
 	batch := make([]uint16, 0, s.load.Window)
 	for {
 		buffer, batch = buffer[:0], batch[:0]
-		select {
-		case packetID := <-s.free:
-			batch = append(batch, packetID)
-		case err := <-failed:
-			failed <- err
-			return err
-		case <-ctx.Done():
-			return s.drain(0, failed)
-		}
-		if s.limit != nil {
-			if s.limit.Wait(ctx) != nil {
+		for want := s.load.Burst; len(batch) < want; {
+			select {
+			case packetID := <-s.free:
+				batch = append(batch, packetID)
+			case err := <-failed:
+				failed <- err
+				return err
+			case <-ctx.Done():
 				return s.drain(len(batch), failed)
 			}
 		}
-		for next := batch[0]; ; {
+		if s.limit != nil && s.limit.WaitN(ctx, len(batch)) != nil {
+			return s.drain(len(batch), failed)
+		}
+		for n := 0; n < len(batch); n++ {
 			counter++
 			binary.BigEndian.PutUint64(id[8:], counter)
 			signed, err := envelope.Sign(s.device.Secret, s.device.ID, time.Now().Unix(), id.String(), s.load.Payload)
 			if err != nil {
 				return err
 			}
-			buffer = appendPublish(buffer, topic, next, signed)
+			buffer = appendPublish(buffer, topic, batch[n], signed)
 			if s.limit != nil || len(buffer) >= batchBytes {
-				break
+				continue
 			}
 			select {
-			case next = <-s.free:
-				batch = append(batch, next)
-				continue
+			case packetID := <-s.free:
+				batch = append(batch, packetID)
 			default:
 			}
-			break
 		}
 		now := time.Since(s.begin).Nanoseconds()
 		for _, packetID := range batch {
@@ -217,8 +236,26 @@ func (s *stream) write(ctx context.Context, failed chan error) error {
 	}
 }
 
+// wakeAt has the reader of a connection wait until so many bytes have come.
+func wakeAt(conn net.Conn, bytes int) error {
+	tcp, err := conn.(*tls.Conn).NetConn().(*net.TCPConn).SyscallConn()
+	if err != nil {
+		return err
+	}
+	var setting error
+	err = tcp.Control(func(fd uintptr) {
+		setting = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVLOWAT, bytes)
+	})
+	return errors.Join(err, setting)
+}
+
 // drain waits until every packet id but those in hand is free again: all is acknowledged.
 func (s *stream) drain(inHand int, failed chan error) error {
+	if s.load.Burst > 1 {
+		if err := wakeAt(s.conn, 1); err != nil {
+			return err
+		}
+	}
 	late := time.After(drainTimeout)
 	for n := inHand; n < s.load.Window; n++ {
 		select {
