@@ -1,6 +1,7 @@
 package plugin
 
 import (
+	"errors"
 	"fmt"
 
 	"mosquitto-bouncer/plugin/brokerconf"
@@ -50,4 +51,82 @@ func resolveOthers(setting string, is2_1 bool, conf *brokerconf.Config, err erro
 		return OthersDefer, line.String()
 	}
 	return OthersAllow, "the broker's configuration has neither acl_file nor another plugin"
+}
+
+// settleOthers says in the log how questions of access are answered that are not the gateway's concern. conf is the
+// broker's configuration, or nil with the error that kept it from being read.
+func (g *Gateway) settleOthers(conf *brokerconf.Config, err error) {
+	others, why := resolveOthers(g.others, g.host.Is2_1(), conf, err)
+	g.host.SetOthers(others)
+	if err != nil && others == OthersDefer && g.others == config.OthersAuto {
+		g.log.Warn("it cannot be told whether an acl_file or another plugin decides on other topics; if none does, the broker "+
+			"denies them all: make its configuration readable for its user, or set [acl] others in bouncer.toml", "error", why)
+	}
+	g.log.Info("access to other topics is settled", "others", others, "why", why)
+}
+
+// checkBroker looks for what in the broker's configuration would go past the gate: an error for what always does, a line
+// in the log for what may be meant so.
+func (g *Gateway) checkBroker() error {
+	g.bridged = true
+	self, err := brokerconf.SelfPath()
+	if err != nil || g.brokerConf == nil {
+		return nil // said in the log already
+	}
+	g.bridged = g.brokerConf.Has("connection")
+	if line, found := g.brokerConf.PluginBefore(self); found && !g.host.Is2_1() {
+		return fmt.Errorf("%s: stands before this plugin, and what it allows would never be checked; put the lines of this plugin first", line)
+	}
+	if line, found := g.brokerConf.IncomingBridge(); found && g.brokerConf.PerListenerSettings {
+		return fmt.Errorf("%s: with per_listener_settings true no plugin is asked about what a bridge brings; set per_listener_settings false, or let the bridge bring nothing", line)
+	}
+	for _, l := range g.brokerConf.Unguarded(self) {
+		g.log.Warn("per_listener_settings is true and this listener has no plugin line: its clients publish to gated topics "+
+			"unchecked; add the plugin lines to it", "listener", l.String())
+	}
+	return nil
+}
+
+// Share lets one more plugin line use this gateway: with per_listener_settings each listener has its own. The error says
+// why the line is one too many.
+func (g *Gateway) Share(configFile string) error {
+	switch {
+	case g.brokerConf == nil || !g.brokerConf.PerListenerSettings:
+		return fmt.Errorf("the plugin is loaded twice%s; remove one of the plugin lines (without per_listener_settings one serves every listener)", g.ownLines())
+	case configFile != g.file:
+		return fmt.Errorf("plugin_opt_config_file is %q for one listener and %q for another; all listeners share one gateway, so name the same file", g.file, configFile)
+	}
+	return nil
+}
+
+// ownLines returns where the broker's configuration loads this plugin, for an error message.
+func (g *Gateway) ownLines() (where string) {
+	self, err := brokerconf.SelfPath()
+	if err != nil || g.brokerConf == nil {
+		return ""
+	}
+	for _, line := range g.brokerConf.LinesOf(self) {
+		where += fmt.Sprintf(", at %s:%d", line.File, line.Number)
+	}
+	return where
+}
+
+// Reload follows the broker's own configuration after SIGHUP. An acl_file that was ever there counts as still there: the
+// broker keeps it where anything in its new configuration is wrong, which only it can tell.
+func (g *Gateway) Reload() {
+	defer func() {
+		if v := recover(); v != nil {
+			g.survived("reload", v)
+		}
+	}()
+	conf, err := brokerconf.Running()
+	switch {
+	case g.brokerConf == nil:
+		conf, err = nil, errors.New("the broker's configuration could not be read at the start")
+	case err == nil:
+		conf = g.brokerConf.Reloaded(conf)
+		g.brokerConf = conf
+	}
+	g.settleOthers(conf, err)
+	g.flushLog()
 }

@@ -1,0 +1,139 @@
+package plugin
+
+import (
+	"bytes"
+	"encoding/hex"
+	"time"
+
+	"mosquitto-bouncer/plugin/envelope"
+	"mosquitto-bouncer/plugin/forward"
+	"mosquitto-bouncer/plugin/replay"
+)
+
+// An Outcome is what the broker is to do with a publish. The zero value is Refuse.
+type Outcome int
+
+// The outcomes.
+const (
+	Refuse  Outcome = iota // tell the publisher no, and route it to nobody
+	Route                  // tell the publisher yes, and route it as it is
+	Swallow                // tell the publisher yes, and route it to nobody
+)
+
+// Message decides on one publish. A publish to a topic that is neither gated nor the gateway's own is none of its business
+// and always routed.
+func (g *Gateway) Message(p *Publish) (outcome Outcome) {
+	defer func() {
+		if v := recover(); v != nil {
+			outcome = Refuse
+			g.pending.set = false
+			g.survived("message", v)
+			g.refuse(p, nil, nil, Internal, nil)
+		}
+	}()
+	injectFault(p)
+	level, gated := deviceLevel(g.gated, p.Topic)
+	if !gated {
+		// Access has refused the gateway's topics already, but is not asked of what a bridge brings.
+		if _, own := deviceLevel(g.own, p.Topic); own {
+			g.decision.now = time.Now()
+			g.refuse(p, nil, nil, Forbidden, errOwnTopic)
+			return Refuse
+		}
+		return Route
+	}
+	v := &g.pending
+	if !v.set || !v.samePublish(p) {
+		g.endPending()
+		g.drain()
+		g.decide(p, level)
+	}
+	v.set = false
+	switch v.reason {
+	case Accepted:
+		v.reason = g.accept(p, v.device, v.envelope)
+		if v.reason == Accepted {
+			return Route
+		}
+	case Redelivered:
+		return g.redelivered(p, v.device, v.envelope)
+	}
+	g.refuse(p, v.device, v.envelope, v.reason, v.detail)
+	return Refuse
+}
+
+// redelivered decides what becomes of a message that was accepted before. What came at QoS 0 or 1 has been routed and is
+// swallowed. What came at QoS 2 may still be held by the broker, which knows the copies for the same by their packet id
+// and keeps one, provided that it gets it unchanged; or it was dropped with the session, and nobody has had it. So it is
+// routed until its release has been seen, and only one of the copies is let out: see release.
+func (g *Gateway) redelivered(p *Publish, d *device, e *envelope.Envelope) Outcome {
+	serial := d.registered.Serial
+	entry, _ := g.seen.Lookup(serial, e.MessageID)
+	// Once more on this connection would be a replay.
+	const kept = sessionQoS2 | sessionReleased
+	g.seen.SetSession(serial, e.MessageID, d.session(p)&^sessionQoS2|entry.Session&kept)
+	// A bridge of the broker's own takes part without being asked to read, so a release to it is not seen.
+	if p.QoS != 2 || entry.Session&kept != sessionQoS2 || g.bridged {
+		return Swallow
+	}
+	copied := messageKey{serial, e.MessageID}
+	if _, already := g.copies[copied]; !already && len(g.copies) == maxCopies {
+		return Swallow
+	}
+	g.copies[copied] = copies{expires: e.Timestamp + g.decision.tolerance, first: g.copies[copied].first}
+	return Route
+}
+
+// A messageKey names an accepted message.
+type messageKey struct {
+	serial uint32
+	id     [16]byte
+}
+
+// copies is what is known of a message of which the broker may hold more than one.
+type copies struct {
+	expires int64   // when its id is forgotten, in seconds since 1970
+	first   uintptr // where the copy lies that was released first; 0: none yet
+}
+
+// accept remembers the id of a message that has passed every check and hands the message over. If either cannot be done
+// the other is undone: the device may send the message again.
+func (g *Gateway) accept(p *Publish, d *device, e *envelope.Envelope) Reason {
+	serial := d.registered.Serial
+	switch g.seen.Insert(serial, e.MessageID, e.Timestamp, d.remember(e, p)) {
+	case replay.Inserted:
+	case replay.Full:
+		return Overloaded
+	default: // judge has ruled out the others
+		return Internal
+	}
+	err := g.forwarder.Enqueue(forward.Message{
+		DeviceID:   d.registered.ID,
+		MessageID:  uuidText(e.MessageID),
+		Timestamp:  e.Timestamp,
+		AcceptedAt: g.decision.now,
+		Topic:      string(p.Topic),
+		Payload:    bytes.Clone(e.Payload),
+	})
+	if err != nil {
+		g.seen.Remove(serial, e.MessageID)
+		return Overloaded
+	}
+	d.published(p.ClientID)
+	return Accepted
+}
+
+// uuidText returns the text form of a UUID, in lower case (RFC 9562, section 4).
+func uuidText(id [16]byte) string {
+	var text [envelope.MessageIDLen]byte
+	hex.Encode(text[0:8], id[0:4])
+	text[8] = '-'
+	hex.Encode(text[9:13], id[4:6])
+	text[13] = '-'
+	hex.Encode(text[14:18], id[6:8])
+	text[18] = '-'
+	hex.Encode(text[19:23], id[8:10])
+	text[23] = '-'
+	hex.Encode(text[24:36], id[10:16])
+	return string(text[:])
+}

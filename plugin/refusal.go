@@ -1,0 +1,97 @@
+package plugin
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"mosquitto-bouncer/plugin/downlink"
+	"mosquitto-bouncer/plugin/envelope"
+)
+
+// clockOff is by how many seconds a device's clock is ahead of this host's. It becomes text only if it is logged.
+type clockOff int64
+
+func (c *clockOff) Error() string {
+	switch off := *c; {
+	case off > 1e11:
+		return "the timestamp is far ahead of this host's clock: is it in milliseconds?"
+	case off > 0:
+		return fmt.Sprintf("the timestamp is %d s ahead of this host's clock", off)
+	default:
+		return fmt.Sprintf("the timestamp is %d s behind this host's clock", -off)
+	}
+}
+
+// An offender is a client that is to be disconnected, unless its connection ends by itself before.
+type offender struct {
+	connection uintptr
+	device     string
+	client     string
+}
+
+// endPending closes the case of a message that Access let pass and Message was not asked about: a last will. It was kept
+// from subscribers; that it was sent at all is put right here as far as it can be: its id is used up, and where the
+// broker has retained it, that is undone.
+func (g *Gateway) endPending() {
+	v := &g.pending
+	if !v.set {
+		return
+	}
+	v.set = false
+	if !v.reason.good() {
+		return
+	}
+	g.refuseWill()
+	if v.reason == Accepted {
+		g.seen.Insert(v.device.registered.Serial, v.envelope.MessageID, v.envelope.Timestamp, v.device.remember(v.envelope, &v.publish))
+	}
+	if v.publish.Retain {
+		if err := g.host.Publish(downlink.Publish{Topic: string(v.publish.Topic), Retain: true}); err != nil {
+			g.log.Error("a retained last will stays where it is", "topic", string(v.publish.Topic), "error", err)
+		}
+	}
+}
+
+// missTicks says in the log, once, that the broker never ticks.
+func (g *Gateway) missTicks() {
+	if g.ticks > 0 || g.tickless || g.decision.now.Sub(g.started) < 5*time.Second {
+		return
+	}
+	g.tickless = true
+	g.log.Warn("the broker never ticks: Mosquitto before 2.0.15 does not with per_listener_settings true. Responses wait " +
+		"for the next message, and no client is disconnected for bad signatures; upgrade, or set per_listener_settings false")
+}
+
+// refuse says in the log why a publish, a will or a subscription was refused, and takes note of devices that keep
+// failing.
+func (g *Gateway) refuse(p *Publish, d *device, e *envelope.Envelope, reason Reason, detail error) {
+	var messageID []byte
+	if e != nil {
+		messageID = e.MessageIDText
+		if reason == Stale || reason == Future {
+			g.clockOff = clockOff(e.Timestamp - g.decision.now.Unix())
+			detail = &g.clockOff
+		}
+	}
+	g.refusals.refused(g.decision.now, p, d, messageID, reason, detail, g.host.Log)
+	if reason == BadSignature && g.maxBad > 0 && d.bad.add(g.decision.now, g.maxBad) && len(g.offenders) < maxOffenders {
+		g.offenders = append(g.offenders, offender{p.Connection, string(p.Identity), string(p.ClientID)})
+	}
+}
+
+// refuseWill says in the log that a last will was kept from subscribers: once for each will.
+func (g *Gateway) refuseWill() {
+	if g.pending.detail == errWill {
+		return
+	}
+	g.pending.detail = errWill
+	g.refuse(&g.pending.publish, g.pending.device, g.pending.envelope, Forbidden, errWill)
+}
+
+var (
+	errWill         = errors.New("a last will on a gated topic reaches nobody")
+	errOwnTopic     = errors.New("the gateway alone publishes on this topic")
+	errPublish      = errors.New("a device may publish on its gated topic alone")
+	errSubscription = errors.New("a device may subscribe to its own response, command and rejected topics alone")
+)
