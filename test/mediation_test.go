@@ -883,6 +883,55 @@ func TestBridgeOfOurs(t *testing.T) {
 	}
 }
 
+// TestBridgeTakesWills has a bridge that takes everything elsewhere. The broker does not ask what the bridge may read, so
+// that it gets a will that nothing tells from a publish, and the empty message that removes it; it gets no other.
+func TestBridgeTakesWills(t *testing.T) {
+	other := newGate(t, broker.Options{WithoutPlugin: true, Conf: "allow_anonymous true", Listeners: []string{""}})
+	other.watch()
+	g := newGate(t, broker.Options{
+		Devices: registered(), Conf: "connection other\naddress " + other.broker.Address(1) + "\ntopic # out 1\nnotifications false",
+	})
+	g.watch()
+	_, err := g.broker.WaitLog(g.limit(), 0, broker.Contains("Received CONNACK on connection"))
+	g.no(err)
+	var known []string
+	for _, b := range bequests {
+		d, clientID := g.device(b.device), b.device+"-testator"
+		m := b.message(g, d, clientID)
+		if b.topic == "" {
+			b.topic = d.DataTopic()
+		}
+		g.refused = append(g.refused, delivery{m, b.topic, "the will " + b.device})
+		mark := g.broker.Log().Mark()
+		g.leaveWill(d, mqtt5, clientID, 0, lastWill{topic: b.topic, message: m.Bytes}).takeOver(g, d, true)
+		_, err := g.broker.WaitLog(g.limit(), mark, broker.Contains("bouncer: refused device="+b.device+" ", "reason="+b.reason+" "))
+		g.no(err)
+		if b.passes {
+			known = append(known, b.topic+" "+string(m.Bytes), b.topic+" ")
+		}
+	}
+	d := g.device("witness")
+	last := d.Sign(`"last"`)
+	g.accept(g.connect(d, mqtt5), 1, last)
+	other.delivered(d.DataTopic(), last.Bytes)
+	var got []string
+	left := slices.Clone(g.accepted)
+	for _, r := range other.monitor.Inbox().All() {
+		i := slices.IndexFunc(left, func(d delivery) bool { return d.topic == r.Topic && bytes.Equal(d.Bytes, r.Payload) })
+		switch {
+		case i >= 0:
+			left = slices.Delete(left, i, i+1)
+		case !strings.HasSuffix(r.Topic, "/response"):
+			got = append(got, r.Topic+" "+string(r.Payload))
+		}
+	}
+	g.noMore("the other broker", missing(left))
+	if !slices.Equal(got, known) {
+		g.Errorf("the other broker got besides what was accepted\n\t%q, want\n\t%q", got, known)
+	}
+	g.nothingElse("witness")
+}
+
 // TestBridgeOfOthers has another broker bring everything, as a client with a certificate of its own.
 func TestBridgeOfOthers(t *testing.T) {
 	for _, version := range []string{"mqttv311", "mqttv50"} {
