@@ -60,6 +60,26 @@ check: deps-build ## gofmt, go vet and staticcheck
 	$(GO) vet ./...
 	$(GO) run $(STATICCHECK) ./...
 
+# Figures are in docs/performance.md. COUNT runs of each, for benchstat.
+COUNT ?= 6
+
+.PHONY: bench-verdict
+bench-verdict: deps-build ## benchmarks of the verdict, the replay memory and the registry (COUNT=6)
+	$(GO) test -run '^$$' -bench 'Verdict|Publish|Delivery' -benchmem -count $(COUNT) ./plugin
+	$(GO) test -run 'Memory|Bytes' -bench . -benchmem -count 1 ./plugin/replay
+	$(GO) test -run '^$$' -bench Million -benchtime 1x -count 1 ./plugin/registry
+
+.PHONY: bench-broker
+bench-broker: deps-test build ## the broker's CPU with the plugin against without, in turn
+	BOUNCER_SO=$(CURDIR)/build/mosquitto_bouncer.so $(GO) test -run '^$$' -bench BenchmarkBroker -benchtime 7x -timeout 20m ./test/bench
+
+.PHONY: bench-callback
+bench-callback: deps-test ## how long the callbacks take inside the broker, from C entry to return
+	@mkdir -p build/timed
+	$(GOBUILD) $(SOFLAGS) -tags timed -o build/timed/mosquitto_bouncer.so ./cgo
+	@rm -f build/timed/mosquitto_bouncer.h
+	BOUNCER_TIMED_SO=$(CURDIR)/build/timed/mosquitto_bouncer.so $(GO) test -run '^$$' -bench BenchmarkCallback -benchtime 3x -timeout 20m ./test/bench
+
 .PHONY: install
 install: ## install what `make build` built (PREFIX, LIBDIR and DESTDIR are honoured)
 	@test -e build/mosquitto_bouncer.so -a -e build/bouncerctl || { echo "install: nothing is built yet; run make build first" >&2; exit 1; }
