@@ -61,25 +61,44 @@ static bool is_text(const ASN1_STRING *name)
 	}
 }
 
+/* The first common names of certificates seen lately, NULL where there is none or it is no text. Each entry keeps its
+ * certificate, so that no other one can come to lie at the same address. */
+static struct common_name {
+	X509 *certificate;
+	const unsigned char *text;
+	size_t len;
+} common_names[256];
+
+/* Takes over the caller's reference. */
+static const struct common_name *common_name(X509 *certificate)
+{
+	struct common_name *known = &common_names[((uintptr_t)certificate >> 4) * 0x9e3779b1u >> 8 & 255];
+
+	if(known->certificate == certificate){
+		X509_free(certificate);
+		return known;
+	}
+	X509_free(known->certificate);
+	*known = (struct common_name){.certificate = certificate};
+	X509_NAME *subject = X509_get_subject_name(certificate);
+	int at = X509_NAME_get_index_by_NID(subject, NID_commonName, -1);
+	const ASN1_STRING *name = at >= 0 ? X509_NAME_ENTRY_get_data(X509_NAME_get_entry(subject, at)) : NULL;
+	if(name && is_text(name)){
+		known->text = ASN1_STRING_get0_data(name);
+		known->len = (size_t)ASN1_STRING_length(name);
+	}
+	return known;
+}
+
 /* Whether the client presented a certificate whose first common name is its user name, byte for byte. The broker takes
  * the user name from there when use_identity_as_username is set; when it is not, the name is the client's own word. */
 static bool certified(struct mosquitto *client, const char *username)
 {
-	bool same = false;
-
 	if(!username) return false;
-	X509 *certificate = mosquitto_client_certificate(client);
+	X509 *certificate = mosquitto_client_certificate(client); /* a reference of our own */
 	if(!certificate) return false;
-	X509_NAME *subject = X509_get_subject_name(certificate);
-	int at = X509_NAME_get_index_by_NID(subject, NID_commonName, -1);
-	if(at >= 0){
-		const ASN1_STRING *name = X509_NAME_ENTRY_get_data(X509_NAME_get_entry(subject, at));
-		size_t len = strlen(username);
-		same = name && is_text(name) && (size_t)ASN1_STRING_length(name) == len
-				&& memcmp(ASN1_STRING_get0_data(name), username, len) == 0;
-	}
-	X509_free(certificate); /* the broker gave a reference of its own */
-	return same;
+	const struct common_name *name = common_name(certificate);
+	return name->text && name->len == strlen(username) && memcmp(name->text, username, name->len) == 0;
 }
 
 /* The broker installs its signal handlers after it has loaded plugins, without SA_ONSTACK. Where such a handler runs on

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -24,7 +25,8 @@ type logQueue struct {
 }
 
 type logLines struct {
-	mu      sync.Mutex // guards what follows; never held over a call into the broker
+	any     atomic.Bool // whether there are any, so that draining none costs one load
+	mu      sync.Mutex  // guards what follows; never held over a call into the broker
 	waiting []logLine
 	dropped int
 }
@@ -47,6 +49,7 @@ func (q *logQueue) Handle(_ context.Context, r slog.Record) error {
 	})
 	q.lines.mu.Lock()
 	defer q.lines.mu.Unlock()
+	q.lines.any.Store(true)
 	if len(q.lines.waiting) >= maxQueuedLines {
 		q.lines.dropped++
 		return nil
@@ -72,9 +75,13 @@ func (q *logQueue) WithGroup(name string) slog.Handler {
 
 // drain hands every waiting line to write, oldest first.
 func (q *logQueue) drain(write func(level slog.Level, line string)) {
+	if !q.lines.any.Load() {
+		return
+	}
 	q.lines.mu.Lock()
 	lines, dropped := q.lines.waiting, q.lines.dropped
 	q.lines.waiting, q.lines.dropped = nil, 0
+	q.lines.any.Store(false)
 	q.lines.mu.Unlock()
 	for _, l := range lines {
 		write(l.level, l.text)

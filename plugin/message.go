@@ -107,12 +107,15 @@ func (g *Gateway) accept(p *Publish, d *device, e *envelope.Envelope) Reason {
 	default: // judge has ruled out the others
 		return Internal
 	}
+	if d.topic != string(p.Topic) {
+		d.topic = string(p.Topic)
+	}
 	err := g.forwarder.Enqueue(forward.Message{
 		DeviceID:   d.registered.ID,
 		MessageID:  uuidText(e.MessageID),
 		Timestamp:  e.Timestamp,
 		AcceptedAt: g.decision.now,
-		Topic:      string(p.Topic),
+		Topic:      d.topic,
 		Payload:    bytes.Clone(e.Payload),
 	})
 	if err != nil {

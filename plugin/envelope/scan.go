@@ -378,10 +378,16 @@ func (s *scanner) object(depth int) error {
 // sortMembers puts the members of the object whose brace is canonical[open] in order, and reports whether their names
 // differ from one another.
 func (s *scanner) sortMembers(open int, members []member) bool {
-	slices.SortFunc(members, s.compareNames)
-	for i := range members[1:] {
-		if s.compareNames(members[i], members[i+1]) == 0 {
+	if len(members) <= fewMembers {
+		if !s.insertionSort(members) {
 			return false
+		}
+	} else {
+		slices.SortFunc(members, s.compareNames)
+		for i := range members[1:] {
+			if s.compareNames(members[i], members[i+1]) == 0 {
+				return false
+			}
 		}
 	}
 	s.reordered = s.reordered[:0]
@@ -390,6 +396,28 @@ func (s *scanner) sortMembers(open int, members []member) bool {
 		s.reordered = append(s.reordered, s.canonical[m.start:m.end]...)
 	}
 	copy(s.canonical[open+1:], s.reordered[1:])
+	return true
+}
+
+// insertionSort is for a few members, where slices.SortFunc would take twice as long. It stops at a name that comes
+// twice, and reports whether there was none.
+func (s *scanner) insertionSort(members []member) bool {
+	for i := 1; i < len(members); i++ {
+		m := members[i]
+		name := s.name(m)
+		j := i
+		for ; j > 0; j-- {
+			order := compareUTF16(s.name(members[j-1]), name)
+			if order == 0 {
+				return false
+			}
+			if order < 0 {
+				break
+			}
+			members[j] = members[j-1]
+		}
+		members[j] = m
+	}
 	return true
 }
 

@@ -42,6 +42,11 @@ type table struct {
 	buckets uint32
 	used    uint32 // records that were ever in use
 	free    uint32 // list of those that no longer are
+
+	// What find looked for last and did not find, with its result, so that the insertion that follows a lookup does
+	// not search again; nil: the table has changed since.
+	missed    *uint32
+	missedKey key
 }
 
 func newTable(capacity int) table {
@@ -74,6 +79,9 @@ func (t *table) bucket(k *key) *uint32 {
 // find returns the record of k and the link that leads to it, or a nil record
 // and the link at the end of its chain.
 func (t *table) find(k *key) (*uint32, *record) {
+	if t.missed != nil && t.missedKey == *k {
+		return t.missed, nil
+	}
 	link := t.bucket(k)
 	for *link != 0 {
 		r := t.at(*link)
@@ -82,6 +90,7 @@ func (t *table) find(k *key) (*uint32, *record) {
 		}
 		link = &r.chain
 	}
+	t.missed, t.missedKey = link, *k
 	return link, nil
 }
 
@@ -89,6 +98,7 @@ func (t *table) find(k *key) (*uint32, *record) {
 // which holds n records, and returns its index and record. The caller sets all
 // other fields.
 func (t *table) add(link *uint32, k *key, n int) (uint32, *record) {
+	t.missed = nil
 	i, slabAdded := t.free, false
 	if i != 0 {
 		t.free = t.at(i).chain
@@ -113,6 +123,7 @@ func (t *table) add(link *uint32, k *key, n int) (uint32, *record) {
 
 // drop puts r, which link leads to, on the free list.
 func (t *table) drop(link *uint32, r *record) {
+	t.missed = nil
 	i := *link
 	*link = r.chain
 	r.chain = t.free
