@@ -264,7 +264,7 @@ func TestOutcomes(t *testing.T) {
 		{status: 401, outcome: dead},
 		{status: 404, outcome: dead},
 		{status: 409, outcome: dead},
-		{status: 410, outcome: dead},
+		{status: 410, outcome: gone},
 		{status: 413, outcome: dead},
 		{status: 422, outcome: dead},
 		{status: 499, outcome: dead},
@@ -293,12 +293,18 @@ func TestOutcomes(t *testing.T) {
 		}
 		t.Run(fmt.Sprintf("%.30q", response), func(t *testing.T) {
 			url, requests := rawBackend(t, func(int) string { return response })
-			c, err := newClient(Config{URL: url + "/first", Timeout: 5 * time.Second, Concurrency: 1, idle: 50 * time.Millisecond})
+			target, err := parseTarget(url + "/first")
+			if err != nil {
+				t.Fatal(err)
+			}
+			c, err := newClient(Config{Timeout: 5 * time.Second, Concurrency: 1, idle: 50 * time.Millisecond}, target)
 			if err != nil {
 				t.Fatal(err)
 			}
 			m := message("a", 1)
-			r := c.courier().send(&m)
+			courier := c.courier()
+			courier.pack(&m)
+			r := courier.send()
 			if r.outcome() != test.outcome || r.retryAfter != test.retry {
 				t.Errorf("%+v: outcome %d, want %d, retry after %v", r, r.outcome(), test.outcome, test.retry)
 			}
@@ -312,7 +318,8 @@ func TestOutcomes(t *testing.T) {
 				t.Errorf("redirect followed, or repeated: %q", <-requests)
 			}
 			c.hangUp()
-			if r := c.courier().send(&m); r.outcome() != retry || r.err == nil {
+			courier.pack(&m)
+			if r := courier.send(); r.outcome() != retry || r.err == nil {
 				t.Errorf("after hanging up: %+v", r)
 			}
 			if len(c.conns) != 0 || c.http.ConnsCount() != 0 {
@@ -490,33 +497,24 @@ func TestAnswerLimits(t *testing.T) {
 }
 
 func TestFull(t *testing.T) {
-	one := message("a", 1)
-	for name, cfg := range map[string]Config{
-		"messages": {MaxMessages: 3},
-		"bytes":    {MaxBytes: 4*one.size() - 1},
-	} {
-		t.Run(name, func(t *testing.T) {
-			release := make(chan struct{})
-			cfg.URL = backend(t, func(http.ResponseWriter, *http.Request) { <-release }).URL
-			x := start(t, cfg)
-			for n := range 3 {
-				x.enqueue(message("a", n+1))
-			}
-			for range 2 {
-				if err := x.Enqueue(message("b", 1)); err != ErrFull {
-					t.Errorf("%v, want ErrFull", err)
-				}
-			}
-			if s := x.Stats(); s.Accepted != 3 || s.Pending != 3 || s.Bytes != 3*one.size() || s.Lanes != 1 {
-				t.Errorf("%+v", s)
-			}
-			release <- struct{}{}
-			eventually(t, "room", func() bool { return x.Enqueue(message("b", 1)) == nil })
-			close(release)
-			if s := x.drain(); s.Delivered != 4 {
-				t.Errorf("%+v", s)
-			}
-		})
+	release := make(chan struct{})
+	x := start(t, Config{MaxPending: 3, URL: backend(t, func(http.ResponseWriter, *http.Request) { <-release }).URL})
+	for n := range 3 {
+		x.enqueue(message("a", n+1))
+	}
+	for range 2 {
+		if err := x.Enqueue(message("b", 1)); err != ErrFull {
+			t.Errorf("%v, want ErrFull", err)
+		}
+	}
+	if s := x.Stats(); s.Accepted != 3 || s.Pending != 3 || s.Lanes != 1 {
+		t.Errorf("%+v", s)
+	}
+	release <- struct{}{}
+	eventually(t, "room", func() bool { return x.Enqueue(message("b", 1)) == nil })
+	close(release)
+	if s := x.drain(); s.Delivered != 4 {
+		t.Errorf("%+v", s)
 	}
 }
 
@@ -577,7 +575,8 @@ func TestPanicInAnswer(t *testing.T) {
 	s := backend(t, func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "x") })
 	var log logBuffer
 	var calls atomic.Int32
-	f, err := New(Config{URL: s.URL, idle: time.Millisecond}, func(Answer) {
+	store := newMemory(t)
+	f, err := New(Config{URL: s.URL, idle: time.Millisecond}, store, func(Answer) {
 		if calls.Add(1) == 1 {
 			panic("callback went wrong")
 		}
@@ -585,8 +584,8 @@ func TestPanicInAnswer(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f.Enqueue(message("a", 1))
-	f.Enqueue(message("a", 2))
+	f.Enqueue("a", store.add(message("a", 1)))
+	f.Enqueue("a", store.add(message("a", 2)))
 	if err := f.Close(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -756,54 +755,86 @@ func TestCloseRacesEnqueue(t *testing.T) {
 
 func TestEnqueueAllocations(t *testing.T) {
 	block := make(chan struct{})
-	x := start(t, Config{MaxMessages: 1 << 20, courier: func() courier {
-		return fake(func(*Message) reply { <-block; return reply{status: 200} })
-	}})
-	defer close(block)
-	m := message("a", 1)
-	x.enqueue(m)
-	if n := testing.AllocsPerRun(1000, func() { x.Enqueue(m) }); n > 1 {
+	store := &endless{m: message("a", 1)}
+	x, err := New(with(func(*Message) reply { <-block; return reply{status: 200} }), store, nil, (&logBuffer{}).logger())
+	if err != nil {
+		t.Fatal(err)
+	}
+	x.Enqueue("a", 1)
+	if n := testing.AllocsPerRun(1000, func() { x.Enqueue("a", 1) }); n > 0.1 {
 		t.Errorf("%v allocations", n)
+	}
+	close(block)
+	if err := x.Close(t.Context()); err != nil {
+		t.Error(err)
 	}
 }
 
+// endless is a Store of one message again and again, to measure the forwarder alone.
+type endless struct {
+	m         Message
+	delivered atomic.Uint64
+}
+
+func (s *endless) Load(_ uint64, m *Message) error {
+	m.Payload = append(m.Payload, s.m.Payload...)
+	m.MessageID, m.Timestamp, m.AcceptedAt, m.Topic = s.m.MessageID, s.m.Timestamp, s.m.AcceptedAt, s.m.Topic
+	return nil
+}
+func (s *endless) Delivered(uint64)              { s.delivered.Add(1) }
+func (s *endless) Dead(uint64, DeadLetter) error { panic("dead") }
+
 // BenchmarkForward measures messages from Enqueue to 2xx, client and server in one process.
 func BenchmarkForward(b *testing.B) {
-	run := func(b *testing.B, url string) {
-		x := start(b, Config{URL: url + "/device/{device_id}/data"})
+	run := func(b *testing.B, cfg Config) {
+		store := &endless{m: message("", 1)}
+		store.m.Payload = []byte(`{"temperature":22.5,"humidity":60,"status":"ok"}`)
+		cfg.idle = 50 * time.Millisecond
+		f, err := New(cfg, store, nil, (&logBuffer{}).logger())
+		if err != nil {
+			b.Fatal(err)
+		}
 		const devices = 100
 		var ids [devices]string
 		for d := range ids {
 			ids[d] = fmt.Sprintf("sensor_%03d", d)
 		}
-		m := message("", 1)
-		m.Payload = []byte(`{"temperature":22.5,"humidity":60,"status":"ok"}`)
 		b.ReportAllocs()
 		b.ResetTimer()
 		for n := range b.N {
-			m.DeviceID = ids[n%devices]
-			for x.Enqueue(m) == ErrFull {
-				time.Sleep(time.Millisecond)
+			if err := f.Enqueue(ids[n%devices], uint64(n)); err != nil {
+				b.Fatal(err)
 			}
 		}
-		s := x.drain()
+		if err := f.Close(context.Background()); err != nil {
+			b.Fatal(err)
+		}
 		b.StopTimer()
-		if s.Delivered != uint64(b.N) {
-			b.Fatalf("%+v\n%s", s, x.log)
+		if n := store.delivered.Load(); n != uint64(b.N) {
+			b.Fatalf("%d of %d delivered", n, b.N)
 		}
 		b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "messages/s")
 	}
-	b.Run("nethttp", func(b *testing.B) {
-		run(b, backend(b, func(_ http.ResponseWriter, r *http.Request) { io.Copy(io.Discard, r.Body) }).URL)
-	})
-	b.Run("fasthttp", func(b *testing.B) {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			b.Fatal(err)
-		}
-		s := &fasthttp.Server{Handler: func(*fasthttp.RequestCtx) {}, CloseOnShutdown: true}
-		go s.Serve(l)
-		defer s.Shutdown()
-		run(b, "http://"+l.Addr().String())
-	})
+	ways := map[string]func(url string) Config{
+		"single": func(url string) Config { return Config{URL: url + "/device/{device_id}/data"} },
+		"signed": func(url string) Config {
+			return Config{URL: url + "/device/{device_id}/data", SigningSecret: []byte("0123456789abcdef")}
+		},
+		"batch100": func(url string) Config { return Config{URL: url + "/data", Batch: 100} },
+	}
+	for _, name := range slices.Sorted(maps.Keys(ways)) {
+		b.Run(name+"/nethttp", func(b *testing.B) {
+			run(b, ways[name](backend(b, func(_ http.ResponseWriter, r *http.Request) { io.Copy(io.Discard, r.Body) }).URL))
+		})
+		b.Run(name+"/fasthttp", func(b *testing.B) {
+			l, err := net.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				b.Fatal(err)
+			}
+			s := &fasthttp.Server{Handler: func(*fasthttp.RequestCtx) {}, CloseOnShutdown: true}
+			go s.Serve(l)
+			defer s.Shutdown()
+			run(b, ways[name]("http://"+l.Addr().String()))
+		})
+	}
 }
