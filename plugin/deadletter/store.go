@@ -1,0 +1,206 @@
+// Package deadletter keeps, in SQLite, the messages that the backend will not have, until an operator requeues or drops
+// them. Nothing is removed by itself.
+//
+// The plugin adds letters and takes back what is requeued, while an operator's program lists and changes them: both use
+// a [Store]. The database keeps SQLite's rollback journal: with WAL, root and the broker's user would depend on files
+// that whoever comes first makes. Instead letters that come at once are stored in one transaction, and whatever changes
+// or lists many does so in steps between which others have their turn.
+//
+// # Requeueing without a loss
+//
+// Requeue only marks letters. The plugin takes marked letters with Requeued, stores each in its journal, and only then
+// calls Remove; after a crash in between the letter is taken once more, and the message delivered twice with one
+// idempotency key. A message that dies again before its letter is removed is a new death of the same letter: the mark
+// goes, and Remove leaves it, for what it was given is no longer what there is.
+package deadletter
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/mattn/go-sqlite3"
+)
+
+// What a Store's methods answer with where a caller may want to tell the cases apart.
+var (
+	ErrNotFound = errors.New("no such letter")
+	ErrClosed   = errors.New("the database of dead letters is closed")
+)
+
+// How long a Store waits for another program's transaction.
+const (
+	pluginBusy   = 2 * time.Second // it may try again, and must be able to stop
+	operatorBusy = 10 * time.Second
+)
+
+// A Store is the database of dead letters, which other programs may use at the same time. What a method has stored or
+// removed when it returns survives a failure of the power. A database that is moved away or replaced is let go, at the
+// next call, for the one that is there then. A Store's methods are safe for concurrent use.
+type Store struct {
+	path   string
+	create bool
+	busy   time.Duration
+
+	turn chan struct{} // holds one, of who uses what follows
+	db   *sql.DB
+	conn *sql.Conn   // nil: none
+	file fs.FileInfo // what conn was opened on
+	shut bool
+
+	mu      sync.Mutex  // guards waiting; never held during I/O
+	waiting []*addition // letters nobody has begun to store
+}
+
+// Open opens the database at path for the plugin, and makes it where there is none, with mode 0640: its group may read
+// payloads. The methods of the Store wait up to two seconds for another program's transaction.
+func Open(path string) (*Store, error) {
+	return open(&Store{path: path, create: true, busy: pluginBusy})
+}
+
+// OpenExisting opens the database at path for an operator, who should not become the owner of a new one: where there is
+// none, the error is fs.ErrNotExist. Permission to read is enough to read. The methods of the Store wait up to ten
+// seconds for another program's transaction.
+func OpenExisting(path string) (*Store, error) {
+	return open(&Store{path: path, busy: operatorBusy})
+}
+
+func open(s *Store) (*Store, error) {
+	s.turn = make(chan struct{}, 1)
+	err := s.use(context.Background(), func(*sql.Conn) error { return nil })
+	if err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// Close waits for what is under way and releases the database. It may be called more than once.
+func (s *Store) Close() error {
+	s.turn <- struct{}{}
+	defer func() { <-s.turn }()
+	s.shut = true
+	return s.disconnect()
+}
+
+// use runs do on the connection, when it is its turn.
+func (s *Store) use(ctx context.Context, do func(*sql.Conn) error) error {
+	select {
+	case s.turn <- struct{}{}:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	defer func() { <-s.turn }()
+	return s.used(ctx, do)
+}
+
+// used is use for who has the turn.
+func (s *Store) used(ctx context.Context, do func(*sql.Conn) error) error {
+	err := s.connect(ctx)
+	if err == nil {
+		err = do(s.conn)
+	}
+	if err == nil || errors.Is(err, ErrNotFound) || errors.Is(err, ErrClosed) {
+		return err
+	}
+	if !isCode(err, sqlite3.ErrBusy, sqlite3.ErrLocked) && ctx.Err() == nil {
+		_ = s.disconnect() // the next one may find what this one did not
+	}
+	return s.failed(err)
+}
+
+// connect makes the connection lead to the file that is at the path.
+func (s *Store) connect(ctx context.Context) error {
+	if s.shut {
+		return ErrClosed
+	}
+	file, err := os.Stat(s.path)
+	if err == nil && s.conn != nil && os.SameFile(file, s.file) {
+		return nil
+	}
+	_ = s.disconnect()
+	if errors.Is(err, fs.ErrNotExist) && s.create {
+		file, err = createFile(s.path)
+	}
+	if err != nil {
+		return err
+	}
+	path, err := filepath.Abs(s.path)
+	if err != nil {
+		return err
+	}
+	dsn := url.URL{Scheme: "file", Path: path, RawQuery: url.Values{
+		"mode":          {"rw"},
+		"_busy_timeout": {fmt.Sprint(s.busy.Milliseconds())},
+		// With less, a transaction could be undone by a failure of the power that follows it closely, while the journal
+		// of messages has noted that the letter is stored.
+		"_synchronous": {"EXTRA"},
+	}.Encode()}
+	if s.db, err = sql.Open("sqlite3", dsn.String()); err != nil {
+		return err
+	}
+	if s.conn, err = s.db.Conn(ctx); err != nil {
+		_ = s.disconnect()
+		return err
+	}
+	s.file = file
+	if err := migrate(ctx, s.conn, migrations()); err != nil {
+		_ = s.disconnect()
+		return err
+	}
+	return nil
+}
+
+// createFile makes an empty file, which to SQLite is an empty database; SQLite would take the mode from the umask.
+func createFile(path string) (fs.FileInfo, error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o640)
+	if err != nil {
+		return nil, err
+	}
+	info, err := f.Stat()
+	return info, errors.Join(err, f.Chmod(0o640), f.Close())
+}
+
+func (s *Store) disconnect() error {
+	var errs []error
+	if s.conn != nil {
+		errs = append(errs, s.conn.Close())
+	}
+	if s.db != nil {
+		errs = append(errs, s.db.Close())
+	}
+	s.db, s.conn, s.file = nil, nil, nil
+	return errors.Join(errs...)
+}
+
+// failed says which database failed, and what to do where that can be told.
+func (s *Store) failed(err error) error {
+	var advice string
+	switch {
+	case isCode(err, sqlite3.ErrBusy, sqlite3.ErrLocked):
+		advice = "; another program has not ended its transaction, try again"
+	case isCode(err, sqlite3.ErrNotADB, sqlite3.ErrCorrupt):
+		advice = "; move it away, or restore it from a backup"
+	case isCode(err, sqlite3.ErrFull):
+		advice = "; make room on the disk"
+	case isCode(err, sqlite3.ErrReadonly, sqlite3.ErrPerm, sqlite3.ErrCantOpen), errors.Is(err, fs.ErrPermission):
+		advice = "; it must be possible to write it and its directory: the broker's user can, and root"
+	}
+	if e, ok := errors.AsType[*fs.PathError](err); ok && e.Path == s.path {
+		err = e.Err
+	}
+	return fmt.Errorf("dead letters: %s: %w%s", s.path, err, advice)
+}
+
+// isCode reports whether err is SQLite's and has one of the codes.
+func isCode(err error, codes ...sqlite3.ErrNo) bool {
+	e, ok := errors.AsType[sqlite3.Error](err)
+	return ok && slices.Contains(codes, e.Code)
+}
