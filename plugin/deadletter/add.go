@@ -95,12 +95,12 @@ func (s *Store) takeWaiting() []*addition {
 
 func insert(ctx context.Context, conn *sql.Conn, batch []*addition) error {
 	letter, err := conn.PrepareContext(ctx, `INSERT INTO letters (device, message_id, timestamp, accepted_at, died_at, topic,
-			traceparent, bytes, reason, status, content_type, attempts, deaths, excerpt)
-		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1, ?)
+			traceparent, bytes, reason, status, attempts, deaths, excerpt)
+		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1, ?)
 		ON CONFLICT (device, message_id, timestamp) DO UPDATE SET
 			accepted_at = min(accepted_at, excluded.accepted_at), died_at = excluded.died_at, topic = excluded.topic,
 			traceparent = excluded.traceparent, bytes = excluded.bytes, reason = excluded.reason,
-			status = excluded.status, content_type = excluded.content_type, attempts = excluded.attempts,
+			status = excluded.status, attempts = excluded.attempts,
 			deaths = deaths + 1, requeued_at = NULL, excerpt = excluded.excerpt
 		WHERE excluded.died_at <> died_at
 		RETURNING id`)
@@ -116,7 +116,7 @@ func insert(ctx context.Context, conn *sql.Conn, batch []*addition) error {
 	for _, a := range batch {
 		var id int64
 		err := letter.QueryRowContext(ctx, a.Device, a.MessageID, a.Timestamp, a.AcceptedAt.UnixNano(), a.DiedAt.UnixNano(),
-			a.Topic, a.Traceparent, len(a.Payload), a.Reason, a.Status, a.ContentType, a.Attempts, a.Excerpt).Scan(&id)
+			a.Topic, a.Traceparent, len(a.Payload), a.Reason, a.Status, a.Attempts, a.Excerpt).Scan(&id)
 		if errors.Is(err, sql.ErrNoRows) { // stored before
 			continue
 		}

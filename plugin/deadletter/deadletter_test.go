@@ -58,7 +58,6 @@ func letter(n int) Letter {
 		Payload:     fmt.Appendf(nil, `{"n":%d}`, n),
 		Reason:      []string{"refused", "expired"}[n%2],
 		Status:      400,
-		ContentType: "text/plain",
 		Excerpt:     "no",
 		Attempts:    1,
 	}
@@ -171,6 +170,10 @@ func TestEmptyAndLargePayloads(t *testing.T) {
 	}
 	if got := totals(t, s); got != (Totals{Letters: 2, Bytes: 16 << 20}) {
 		t.Errorf("%+v", got)
+	}
+	changed(t, 1)(s.Requeue(t.Context(), Filter{IDs: []int64{1, 2}}, epoch)) // the other has nothing to send
+	if got := ids(requeued(t, s, 10)); !slices.Equal(got, []int64{2}) {
+		t.Errorf("letters %d", got)
 	}
 }
 
@@ -453,7 +456,7 @@ func TestDeathBeforeRemove(t *testing.T) {
 
 func TestRequeuedIsBounded(t *testing.T) {
 	s := openStore(t, newPath(t))
-	sizes := []int{maxRequeuedBytes + 1, maxRequeuedBytes, 0, 1}
+	sizes := []int{maxRequeuedBytes + 1, maxRequeuedBytes - 1, 1, 1, 0}
 	for i, size := range sizes {
 		l := letter(i)
 		l.Payload = make([]byte, size)

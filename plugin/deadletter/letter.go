@@ -24,15 +24,14 @@ type Letter struct {
 	DiedAt      time.Time
 	Topic       string
 	Traceparent string // "" if the publish carried none
-	Payload     []byte // nil in what List yields
+	Payload     []byte // nil in what List yields; empty where the message could not be read any more
 	Bytes       int64  // of the payload; Add ignores it
 
-	Reason      string // stable; the forwarder's
-	Status      int    // the backend's last, 0 if it sent none
-	ContentType string // of the response
-	Excerpt     string // the beginning of the response's body, at most MaxExcerpt bytes of valid UTF-8
-	Attempts    int    // requests made since it was accepted or requeued
-	Deaths      int    // how often it was stored: 1 unless requeued, or tried again after a crash; Add ignores it
+	Reason   string // stable; the forwarder's
+	Status   int    // the backend's last, 0 if it sent none
+	Excerpt  string // the beginning of the response's body, at most MaxExcerpt bytes of valid UTF-8
+	Attempts int    // requests made since it was accepted or requeued, as far as the forwarder remembers
+	Deaths   int    // how often it was stored: 1 unless requeued, or tried again after a crash; Add ignores it
 
 	RequeuedAt time.Time // when an operator last asked for it; zero: nobody did. Add ignores it
 }
@@ -67,7 +66,6 @@ func (l *Letter) prepare() error {
 	l.MessageID = strings.ToLower(l.MessageID)
 	l.Topic = bounded(l.Topic, maxText)
 	l.Traceparent = bounded(l.Traceparent, maxText)
-	l.ContentType = bounded(l.ContentType, MaxExcerpt)
 	l.Excerpt = bounded(l.Excerpt, MaxExcerpt)
 	if l.Payload == nil {
 		l.Payload = []byte{} // nil would be NULL

@@ -22,7 +22,7 @@ const (
 )
 
 const columns = `id, device, message_id, timestamp, accepted_at, died_at, topic, traceparent, bytes, reason, status,
-	content_type, attempts, deaths, requeued_at, excerpt`
+	attempts, deaths, requeued_at, excerpt`
 
 // scanLetter reads the columns, and into what else there is.
 func scanLetter(scan func(...any) error, more ...any) (Letter, error) {
@@ -30,7 +30,7 @@ func scanLetter(scan func(...any) error, more ...any) (Letter, error) {
 	var accepted, died int64
 	var requeued sql.NullInt64
 	err := scan(append([]any{&l.ID, &l.Device, &l.MessageID, &l.Timestamp, &accepted, &died, &l.Topic, &l.Traceparent, &l.Bytes,
-		&l.Reason, &l.Status, &l.ContentType, &l.Attempts, &l.Deaths, &requeued, &l.Excerpt}, more...)...)
+		&l.Reason, &l.Status, &l.Attempts, &l.Deaths, &requeued, &l.Excerpt}, more...)...)
 	if err != nil {
 		return Letter{}, err
 	}
@@ -163,12 +163,12 @@ func (s *Store) Get(ctx context.Context, id int64) (l Letter, err error) {
 func notFound(id int64) error { return fmt.Errorf("dead letter %d: %w", id, ErrNotFound) }
 
 // Requeue marks the letters the filter selects for the plugin to take back, and returns how many it marked; a letter
-// that is marked already is left as it is. Named by their numbers they are marked all or none, and the error is
+// that is marked already is left as it is, and so is one without a payload, for there is nothing to send. Named by their numbers they are marked all or none, and the error is
 // ErrNotFound where one is missing. Others are marked in steps: after an error some may be, and are counted.
 func (s *Store) Requeue(ctx context.Context, f Filter, now time.Time) (int64, error) {
-	return s.change(ctx, f, "requeued_at IS NULL", math.MaxInt64, func(conn *sql.Conn, ids string) (sql.Result, error) {
+	return s.change(ctx, f, "requeued_at IS NULL AND bytes > 0", math.MaxInt64, func(conn *sql.Conn, ids string) (sql.Result, error) {
 		return conn.ExecContext(ctx, `UPDATE letters SET requeued_at = ?
-			WHERE id IN (SELECT value FROM json_each(?)) AND requeued_at IS NULL`, now.UnixNano(), ids)
+			WHERE id IN (SELECT value FROM json_each(?))`, now.UnixNano(), ids)
 	})
 }
 

@@ -29,7 +29,6 @@ CREATE TABLE letters (
 	bytes        INTEGER NOT NULL,
 	reason       TEXT    NOT NULL,
 	status       INTEGER NOT NULL,
-	content_type TEXT    NOT NULL,
 	attempts     INTEGER NOT NULL,
 	deaths       INTEGER NOT NULL,
 	requeued_at  INTEGER,

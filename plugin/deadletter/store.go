@@ -30,6 +30,9 @@ import (
 	"github.com/mattn/go-sqlite3"
 )
 
+// FileName is the database's name in the state directory.
+const FileName = "dead.db"
+
 // What a Store's methods answer with where a caller may want to tell the cases apart.
 var (
 	ErrNotFound = errors.New("no such letter")
