@@ -1,0 +1,543 @@
+package journal
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"slices"
+	"time"
+)
+
+const (
+	flushInterval       = 20 * time.Millisecond // between two writes of outcomes
+	outcomesSync        = time.Second           // between two fsyncs of outcomes: one that is lost costs one delivery more
+	sweepInterval       = time.Second
+	retryInterval       = time.Second // after an error
+	reportInterval      = time.Second
+	maxSlotsAtOnce      = 16384
+	maxFilesSyncedAtEnd = 64 // outcomes, in Close
+)
+
+// background is the state of the journal's goroutine, and of Open before it runs.
+type background struct {
+	last    uint32 // number given to a segment
+	dropped dropped
+
+	queue    []settled // outcomes to be written
+	unsynced []*segment
+	synced   bool // unsynced was filled
+
+	sealed       []*segment // to be synced and closed
+	dirtyOutcome []*segment
+
+	prepareAt, flushAt, syncAt, outcomesSyncAt, sweepAt, reportAt time.Time
+
+	prepareFailing, flushFailing, dropFailing bool // to log the first error in a row alone
+	reportedRefusal                           bool
+	reportedFailure                           *failure
+
+	closeErr error
+}
+
+func (j *Journal) run() {
+	defer close(j.stopped)
+	defer j.lock.Close()
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-j.quit:
+			j.protect(j.finish)
+			return
+		case <-j.wake:
+		case <-timer.C:
+		}
+		next := time.Now().Add(retryInterval)
+		j.protect(func() { next = j.step(time.Now()) })
+		timer.Reset(time.Until(next))
+	}
+}
+
+// protect keeps a panic from ending the process that the journal lives in.
+func (j *Journal) protect(f func()) {
+	defer func() {
+		if r := recover(); r != nil {
+			j.counts.panics.Add(1)
+			j.log.Error("panic in the journal", "panic", fmt.Sprint(r), "stack", string(debug.Stack()))
+		}
+	}()
+	f()
+}
+
+// step does what is due and returns when there will be something to do again, unless something wakes the goroutine first.
+func (j *Journal) step(now time.Time) time.Time {
+	b := &j.background
+	if !now.Before(b.sweepAt) {
+		j.sweep(j.options.now())
+		b.sweepAt = now.Add(sweepInterval)
+	}
+	next := b.sweepAt
+	// due reports whether it is time for what there is to do.
+	due := func(at time.Time) bool {
+		if !now.Before(at) {
+			return true
+		}
+		next = earlier(next, at)
+		return false
+	}
+
+	if j.next.Load() == nil && due(b.prepareAt) {
+		j.prepare(now)
+	}
+	j.takeQueue()
+	if len(b.queue) > 0 && due(b.flushAt) {
+		b.flushAt = now.Add(flushInterval)
+		if !j.flush() {
+			b.flushAt = now.Add(retryInterval)
+			next = earlier(next, b.flushAt)
+		}
+	}
+	j.takeSealed()
+	if (len(b.sealed) > 0 || j.dirty.Load()) && due(b.syncAt) {
+		j.syncLogs()
+		b.syncAt = now.Add(j.options.Sync)
+	}
+	if j.syncRecovered() {
+		next = now
+	}
+	if len(b.dirtyOutcome) > 0 && due(b.outcomesSyncAt) {
+		j.syncOutcomes(math.MaxInt)
+		b.outcomesSyncAt = now.Add(max(outcomesSync, j.options.Sync))
+	}
+	if j.somethingToReport() && due(b.reportAt) {
+		j.report()
+		b.reportAt = now.Add(reportInterval)
+	}
+	return next
+}
+
+func earlier(a, b time.Time) time.Time {
+	if b.Before(a) {
+		return b
+	}
+	return a
+}
+
+// create makes the next segment.
+func (j *Journal) create() (*segment, error) {
+	b := &j.background
+	for number := b.last; number < math.MaxUint32; {
+		number++
+		h := header{kind: kindLog, number: number, salt: newSalt(), created: time.Now()}
+		f, err := createLog(j.options.Dir, h, j.options.fsync)
+		if errors.Is(err, fs.ErrExist) { // one that could not be read
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		b.last = number
+		s := newSegment(number, h.salt)
+		s.log = f
+		j.used.Add(s.charge())
+		j.mu.Lock()
+		j.segments[number] = s
+		j.mu.Unlock()
+		return s, nil
+	}
+	return nil, errors.New("every number of a segment is taken")
+}
+
+func (j *Journal) prepare(now time.Time) {
+	b := &j.background
+	s, err := j.create()
+	if err != nil {
+		b.prepareAt = now.Add(retryInterval)
+		if !b.prepareFailing {
+			b.prepareFailing = true
+			j.log.Error("the journal's next segment could not be made; trying again every second", "error", err)
+		}
+		return
+	}
+	if b.prepareFailing {
+		b.prepareFailing = false
+		j.log.Info("the journal's next segment is made")
+	}
+	j.next.Store(s)
+}
+
+func (j *Journal) takeQueue() {
+	b := &j.background
+	j.outcomesMu.Lock()
+	if len(b.queue) == 0 {
+		b.queue, j.outcomes = j.outcomes, b.queue[:0]
+	} else {
+		b.queue = append(b.queue, j.outcomes...)
+		j.outcomes = j.outcomes[:0]
+	}
+	j.outcomesMu.Unlock()
+}
+
+// flush writes the outcomes that wait, segment by segment, and reports whether none is left.
+func (j *Journal) flush() bool {
+	b := &j.background
+	slices.SortStableFunc(b.queue, func(x, y settled) int { return cmp.Compare(x.pos.segment(), y.pos.segment()) })
+	var left []settled
+	var failed error
+	for rest := b.queue; len(rest) > 0; {
+		n := 1
+		for n < len(rest) && n < maxSlotsAtOnce && rest[n].pos.segment() == rest[0].pos.segment() {
+			n++
+		}
+		if err := j.writeOutcomes(rest[:n]); err != nil {
+			failed = err
+			left = append(left, rest[:n]...)
+		}
+		rest = rest[n:]
+	}
+	if len(left) == 0 && cap(b.queue) <= 1<<16 {
+		b.queue = b.queue[:0]
+	} else {
+		b.queue = left
+	}
+	if failed != nil && !b.flushFailing {
+		j.log.Error("outcomes could not be written to the journal; trying again every second", "error", failed)
+	}
+	b.flushFailing = failed != nil
+	return failed == nil
+}
+
+// writeOutcomes writes outcomes of one segment behind those it has.
+func (j *Journal) writeOutcomes(all []settled) error {
+	number := all[0].pos.segment()
+	j.mu.Lock()
+	s := j.segments[number]
+	j.mu.Unlock()
+	if s == nil {
+		j.log.Warn("an outcome names a message that the journal does not have", "position", all[0].pos)
+		return nil
+	}
+	start := s.outcomesEnd
+	var data []byte
+	if start == 0 {
+		data = header{kind: kindOutcomes, number: number, salt: s.salt, created: time.Now()}.encode()
+	}
+	var delivered, dead uint64
+	for _, o := range all {
+		data = appendSlot(data, start+int64(len(data)), o.pos.offset(), o.kind, s.seed)
+		if o.kind == Delivered {
+			delivered++
+		} else {
+			dead++
+		}
+	}
+	f, err := os.OpenFile(filepath.Join(j.options.Dir, outcomesName(number)), os.O_WRONLY|os.O_CREATE, 0o600)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if _, err := f.WriteAt(data, start); err != nil {
+		_ = f.Truncate(start) // where that fails it is overwritten
+		return err
+	}
+	s.outcomesEnd = start + int64(len(data))
+	s.outcomes += uint64(len(all))
+	s.delivered += delivered
+	s.dead += dead
+	if !slices.Contains(j.background.dirtyOutcome, s) {
+		j.background.dirtyOutcome = append(j.background.dirtyOutcome, s)
+	}
+	return nil
+}
+
+func (j *Journal) syncOutcomes(limit int) {
+	b := &j.background
+	for _, s := range b.dirtyOutcome[:min(limit, len(b.dirtyOutcome))] {
+		if err := syncFile(filepath.Join(j.options.Dir, outcomesName(s.number))); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			j.counts.syncErrors.Add(1)
+			j.log.Error("fsync of outcomes failed; a failure of the power may have their messages delivered once more",
+				"file", outcomesName(s.number), "error", err)
+		}
+	}
+	b.dirtyOutcome = b.dirtyOutcome[:0]
+	if err := syncDirectory(j.options.Dir); err != nil {
+		j.counts.syncErrors.Add(1)
+		j.log.Error("fsync of the journal's directory failed", "error", err)
+	}
+}
+
+func syncFile(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return f.Sync()
+}
+
+func (j *Journal) takeSealed() {
+	j.mu.Lock()
+	j.background.sealed = append(j.background.sealed, j.sealed...)
+	j.sealed = j.sealed[:0]
+	j.mu.Unlock()
+}
+
+// syncLogs makes durable what was appended before it is called.
+func (j *Journal) syncLogs() {
+	b := &j.background
+	dirty := j.dirty.Swap(false)
+	j.mu.Lock()
+	current := j.current
+	j.mu.Unlock()
+	// A segment sealed since then is synced as current, or in the next round.
+	for _, s := range b.sealed {
+		if s != current && !s.distrusted.Load() {
+			if err := j.timedSync(s.log); err != nil {
+				j.distrust(s, err)
+			}
+		}
+		s.log.Close()
+		s.closed = true
+	}
+	b.sealed = b.sealed[:0]
+	if dirty && !current.distrusted.Load() {
+		if err := j.timedSync(current.log); err != nil {
+			j.distrust(current, err)
+		}
+	}
+}
+
+// syncRecovered makes durable what recovery read, which the former process may not have done, one segment at a time. It
+// reports whether there are more.
+func (j *Journal) syncRecovered() bool {
+	b := &j.background
+	if !b.synced {
+		b.synced = true
+		j.mu.Lock()
+		for _, s := range j.segments {
+			if s.unsynced {
+				b.unsynced = append(b.unsynced, s)
+			}
+		}
+		j.mu.Unlock()
+		slices.SortFunc(b.unsynced, func(x, y *segment) int { return cmp.Compare(y.number, x.number) }) // newest first
+	}
+	if len(b.unsynced) == 0 {
+		return false
+	}
+	s := b.unsynced[0]
+	b.unsynced = b.unsynced[1:]
+	s.unsynced = false
+	if err := syncFile(filepath.Join(j.options.Dir, logName(s.number))); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		j.distrust(s, err)
+	}
+	return len(b.unsynced) > 0
+}
+
+// timedSync is fsync, with figures.
+func (j *Journal) timedSync(f *os.File) error {
+	began := time.Now()
+	err := j.options.fsync(f)
+	took := int64(time.Since(began))
+	c := &j.counts
+	c.syncs.Add(1)
+	c.syncNanos.Add(took)
+	c.syncLast.Store(took)
+	if took > c.syncMax.Load() {
+		c.syncMax.Store(took)
+	}
+	return err
+}
+
+// distrust notes that an fsync of s failed. The kernel reports that once and then takes the pages it could not write as
+// clean, so a later fsync that succeeds says nothing about them. Nothing more is appended to the segment.
+func (j *Journal) distrust(s *segment, err error) {
+	j.counts.syncErrors.Add(1)
+	// In this order: who finds the segment distrusted finds the reason.
+	j.failed.Store(&failure{s, err})
+	s.distrusted.Store(true)
+	j.poke()
+}
+
+// sweep drops the segments that are done with at the time.
+func (j *Journal) sweep(now time.Time) {
+	oldest := now.Add(-j.options.Keep).Unix() // what is older need not be kept
+	var candidates []*segment
+	j.mu.Lock()
+	for _, s := range j.segments {
+		if s.closed && s.outcomes >= s.accepted.count+s.stray.count && s.newest < oldest {
+			candidates = append(candidates, s)
+		}
+	}
+	j.mu.Unlock()
+	slices.SortFunc(candidates, func(x, y *segment) int { return cmp.Compare(x.number, y.number) })
+	candidates = slices.DeleteFunc(candidates, func(s *segment) bool { return !j.isSettled(s) })
+	if len(candidates) == 0 {
+		return
+	}
+	err := j.drop(candidates)
+	if err != nil && !j.background.dropFailing {
+		j.log.Error("segments of the journal could not be dropped; trying again every second", "error", err)
+	}
+	j.background.dropFailing = err != nil
+}
+
+// isSettled holds the outcomes in a segment's file against its messages: what would be lost by an error is not dropped on
+// the word of a counter. It corrects the counters.
+func (j *Journal) isSettled(s *segment) bool {
+	var outcomes []outcome
+	f, size, err := j.openOutcomes(s.number)
+	if err != nil {
+		return false
+	}
+	if f != nil {
+		outcomes, _, _ = readOutcomes(f, size, s.seed)
+		f.Close()
+	}
+	var found tally
+	delivered := -s.strayDelivered
+	for _, o := range outcomes {
+		found.add(o.offset)
+		if o.kind == Delivered {
+			delivered++
+		}
+	}
+	dead := found.count - s.stray.count - delivered
+	s.outcomes = found.count
+	if found != s.accepted.plus(s.stray) {
+		return false
+	}
+	j.delivered.Add(delivered - s.delivered)
+	j.dead.Add(dead - s.dead)
+	s.delivered, s.dead = delivered, dead
+	return true
+}
+
+// drop removes settled segments.
+func (j *Journal) drop(segments []*segment) error {
+	b := &j.background
+	newest := int64(math.MinInt64)
+	for _, s := range segments {
+		newest = max(newest, s.newest)
+	}
+	if j.options.BeforeDrop != nil && newest != math.MinInt64 {
+		if err := j.options.BeforeDrop(newest); err != nil {
+			return err
+		}
+	}
+	first := uint32(math.MaxUint32) // of those that stay
+	j.mu.Lock()
+	for number, s := range j.segments {
+		if !slices.Contains(segments, s) {
+			first = min(first, number)
+		}
+	}
+	j.mu.Unlock()
+	d := dropped{Delivered: b.dropped.Delivered, Dead: b.dropped.Dead}
+	for _, n := range b.dropped.Segments {
+		_, err := os.Lstat(filepath.Join(j.options.Dir, logName(n.Number)))
+		if n.Number > first || !errors.Is(err, fs.ErrNotExist) {
+			d.Segments = append(d.Segments, n)
+		}
+	}
+	for _, s := range segments {
+		d.Delivered += s.delivered
+		d.Dead += s.dead
+		d.Segments = append(d.Segments, droppedName{s.number, s.salt})
+	}
+	j.stateMu.Lock()
+	err := d.save(j.options.Dir)
+	j.stateMu.Unlock()
+	if err != nil {
+		return err
+	}
+	b.dropped = d
+
+	var failed error
+	for _, s := range segments {
+		j.mu.Lock()
+		delete(j.segments, s.number)
+		reader := s.reader
+		s.reader = nil
+		j.open = slices.DeleteFunc(j.open, func(o *segment) bool { return o == s })
+		j.mu.Unlock()
+		if reader != nil {
+			reader.Close()
+		}
+		if err := j.removeFiles(s.number); err != nil {
+			failed = err
+		}
+		j.used.Add(-s.charge())
+		j.counts.dropped.Add(1)
+	}
+	j.log.Debug("segments of the journal dropped", "count", len(segments), "last", logName(segments[len(segments)-1].number))
+	if r := j.refused.Load(); r != nil && *r == ErrFull {
+		j.refused.CompareAndSwap(r, nil) // there is room again
+	}
+	return failed
+}
+
+func (j *Journal) somethingToReport() bool {
+	return (j.refused.Load() != nil) != j.background.reportedRefusal || j.failed.Load() != j.background.reportedFailure
+}
+
+// report logs what the appending thread, which must not wait for a log, has met with.
+func (j *Journal) report() {
+	b := &j.background
+	if f := j.failed.Load(); f != b.reportedFailure {
+		b.reportedFailure = f
+		j.log.Error("fsync of the journal failed: the latest messages may not survive a failure of the power; the segment is closed, check the disk",
+			"file", logName(f.segment.number), "error", f.err)
+	}
+	r := j.refused.Load()
+	if (r != nil) == b.reportedRefusal {
+		return
+	}
+	b.reportedRefusal = r != nil
+	if r != nil {
+		j.log.Error("the journal cannot store messages; they are refused", "error", *r,
+			"bytes", j.used.Load(), "max_bytes", j.options.MaxBytes)
+	} else {
+		j.log.Info("the journal stores messages again", "refused", j.counts.refused.Load())
+	}
+}
+
+// finish is the goroutine's part of Close.
+func (j *Journal) finish() {
+	b := &j.background
+	j.takeQueue()
+	if len(b.queue) > 0 && !j.flush() {
+		b.closeErr = fmt.Errorf("journal: %d outcomes could not be written; their messages are delivered once more", len(b.queue))
+	}
+	j.takeSealed()
+	before := j.counts.syncErrors.Load()
+	j.syncLogs()
+	j.syncOutcomes(maxFilesSyncedAtEnd)
+	if j.counts.syncErrors.Load() != before || j.current.distrusted.Load() {
+		b.closeErr = errors.Join(b.closeErr, errors.New("journal: fsync failed; the latest messages may not survive a failure of the power"))
+	}
+	j.report()
+	if err := j.current.log.Close(); err != nil {
+		b.closeErr = errors.Join(b.closeErr, fmt.Errorf("journal: %w", err))
+	}
+	if s := j.next.Swap(nil); s != nil { // no message is in it
+		s.log.Close()
+		_ = j.removeFiles(s.number)
+	}
+	j.mu.Lock()
+	open := j.open
+	j.open = nil
+	j.mu.Unlock()
+	for _, s := range open {
+		j.mu.Lock()
+		f := s.reader
+		s.reader = nil
+		j.mu.Unlock()
+		f.Close()
+	}
+}

@@ -1,0 +1,294 @@
+package journal
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+)
+
+// recover passes over what is in the directory and returns the number after which new segments are numbered.
+func (j *Journal) recover(recovery Recovery) (last uint32, err error) {
+	began := time.Now()
+	dir := j.options.Dir
+	l, err := list(dir)
+	if err != nil {
+		return 0, err
+	}
+	for _, name := range l.foreign {
+		j.counts.foreign.Add(1)
+		j.log.Warn("a file in the journal's directory is not the journal's; it is left alone", "file", filepath.Join(dir, name))
+	}
+	for _, name := range l.leftovers {
+		if err := removeIfThere(filepath.Join(dir, name)); err != nil {
+			return 0, fmt.Errorf("journal: %w", err)
+		}
+	}
+	d, err := loadDropped(dir)
+	if errors.Is(err, ErrDamaged) {
+		j.log.Error("the journal's totals are damaged; they begin anew", "error", err)
+	} else if err != nil {
+		return 0, err
+	}
+	j.delivered.Store(d.Delivered)
+	j.dead.Store(d.Dead)
+	j.accepted.Store(d.Delivered + d.Dead)
+
+	for _, n := range d.Segments {
+		last = max(last, n.Number)
+	}
+	var present, blank []uint32
+	for _, number := range l.logs {
+		state, err := j.recoverSegment(number, &d, recovery)
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			continue
+		case errors.Is(err, errUnreadable):
+			j.counts.unreadable.Add(1)
+			j.log.Error("a segment of the journal cannot be read: its messages are lost unless the file is repaired; it is left alone",
+				"file", filepath.Join(dir, logName(number)), "error", err)
+			present = append(present, number)
+			continue
+		case err != nil:
+			return 0, fmt.Errorf("journal: %s: %w", filepath.Join(dir, logName(number)), err)
+		}
+		switch state {
+		case segmentBlank:
+			blank = append(blank, number)
+			fallthrough
+		case segmentRecovered:
+			present = append(present, number)
+			last = max(last, number)
+		}
+	}
+	j.reportMissing(present, &d)
+	if err := j.removeStrayOutcomes(l, present); err != nil {
+		return 0, err
+	}
+	// Those made ready for messages that did not come.
+	for i := len(blank) - 1; i >= 0 && blank[i] == last && present[len(present)-1] == last; i-- {
+		if err := j.removeFiles(last); err != nil {
+			return 0, fmt.Errorf("journal: %w", err)
+		}
+		if s := j.segments[last]; s != nil {
+			j.used.Add(-s.charge())
+			delete(j.segments, last)
+		}
+		present = present[:len(present)-1]
+		last--
+	}
+	j.background.dropped = d
+	j.log.Info("journal recovered", "segments", len(j.segments), "accepted", j.accepted.Load(),
+		"pending", j.accepted.Load()-j.delivered.Load()-j.dead.Load(), "damaged", j.counts.damaged.Load(),
+		"bytes", j.used.Load(), "took", time.Since(began).Round(time.Millisecond))
+	return last, nil
+}
+
+var errUnreadable = errors.New("unreadable")
+
+type segmentState int
+
+const (
+	segmentRecovered segmentState = iota
+	segmentBlank                  // without a record, or the beginning of one
+	segmentDropped                // what was left of it is removed
+)
+
+func (j *Journal) recoverSegment(number uint32, d *dropped, recovery Recovery) (segmentState, error) {
+	dir := j.options.Dir
+	f, err := os.Open(filepath.Join(dir, logName(number)))
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) {
+		return 0, err // a mistake, not damage: to start without what was accepted would make it worse
+	}
+	if err != nil {
+		return 0, fmt.Errorf("%w: %w", errUnreadable, err)
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return 0, err
+	}
+	size := info.Size()
+
+	outcomesFile, outcomesSize, err := j.openOutcomes(number)
+	if err != nil {
+		return 0, err
+	}
+	if outcomesFile != nil {
+		defer outcomesFile.Close()
+	}
+	h, err := readHeader(f, kindLog, 0, headerCopy)
+	if errors.Is(err, errDamagedHeader) && outcomesFile != nil && size > logStart {
+		h, err = readHeader(outcomesFile, kindOutcomes, 0)
+	}
+	switch {
+	case errors.Is(err, errNewerVersion):
+		return 0, err
+	case err != nil && size <= logStart:
+		return segmentBlank, nil
+	case err != nil:
+		j.used.Add(size)
+		return 0, fmt.Errorf("%w: %w", errUnreadable, err)
+	case h.number != number:
+		j.used.Add(size)
+		return 0, fmt.Errorf("%w: it is segment %s under another name", errUnreadable, logName(h.number))
+	case slices.Contains(d.Segments, droppedName{number, h.salt}):
+		return segmentDropped, j.removeFiles(number)
+	}
+
+	s := newSegment(number, h.salt)
+	s.closed = true
+	s.unsynced = true
+	s.end = max(size, logStart)
+	j.segments[number] = s
+	if size <= logStart {
+		j.used.Add(s.charge())
+		return segmentBlank, nil
+	}
+	var outcomes []outcome
+	if outcomesFile != nil && outcomesSize >= headerSize {
+		var damaged uint64
+		outcomes, s.outcomes, damaged = readOutcomes(outcomesFile, outcomesSize, s.seed)
+		s.outcomesEnd = headerSize + (outcomesSize-headerSize)/slotSize*slotSize
+		if damaged > 0 {
+			j.counts.damagedOutcomes.Add(damaged)
+			j.log.Warn("outcomes in the journal are damaged; their messages are delivered once more",
+				"file", filepath.Join(dir, outcomesName(number)), "damaged", damaged)
+		}
+	}
+	j.scanSegment(s, f, size, outcomes, recovery)
+	j.used.Add(s.charge())
+	return segmentRecovered, nil
+}
+
+// scanSegment gives the records of a segment to recovery, each with its outcome. Both come by offset.
+func (j *Journal) scanSegment(s *segment, f *os.File, size int64, outcomes []outcome, recovery Recovery) {
+	stray := func(o outcome) {
+		s.stray.add(o.offset)
+		if o.kind == Delivered {
+			s.strayDelivered++
+		}
+	}
+	result := scan(f, size, s.seed, func(offset uint32, _ int, a *Accepted) {
+		for len(outcomes) > 0 && outcomes[0].offset < offset {
+			stray(outcomes[0])
+			outcomes = outcomes[1:]
+		}
+		kind := Pending
+		if len(outcomes) > 0 && outcomes[0].offset == offset {
+			kind = outcomes[0].kind
+			outcomes = outcomes[1:]
+		}
+		switch kind {
+		case Delivered:
+			s.delivered++
+		case Dead:
+			s.dead++
+		}
+		s.accepted.add(offset)
+		s.newest = max(s.newest, a.Timestamp)
+		recovery(s.position(offset), a, kind)
+	})
+	for _, o := range outcomes {
+		stray(o)
+	}
+	s.outcomes = s.delivered + s.dead + s.stray.count
+	j.accepted.Add(s.accepted.count)
+	j.delivered.Add(s.delivered)
+	j.dead.Add(s.dead)
+
+	path := filepath.Join(j.options.Dir, logName(s.number))
+	if result.damaged > 0 {
+		j.counts.damaged.Add(uint64(result.damaged))
+		j.log.Error("messages in the journal are damaged and lost; the others are not affected",
+			"file", path, "damaged", result.damaged, "first_at", result.firstAt, "messages", s.accepted.count)
+	}
+	if result.unreadable > 0 {
+		j.log.Error("the disk did not read a part of the journal", "file", path, "bytes", result.unreadable)
+	}
+	if result.torn == 0 {
+		return
+	}
+	j.counts.tornBytes.Add(uint64(result.torn))
+	j.log.Warn("a segment of the journal ends with an incomplete record, which was not acknowledged or not yet safe; it is cut off",
+		"file", path, "at", result.end, "bytes", result.torn)
+	if result.unreadable > 0 {
+		return // it may be readable another time
+	}
+	if err := os.Truncate(path, result.end); err != nil {
+		j.log.Warn("the incomplete record could not be cut off; it is skipped instead", "error", err)
+		return
+	}
+	s.end = result.end
+}
+
+// openOutcomes returns nil if the segment has none.
+func (j *Journal) openOutcomes(number uint32) (*os.File, int64, error) {
+	f, err := os.Open(filepath.Join(j.options.Dir, outcomesName(number)))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, 0, nil
+	}
+	if err != nil {
+		return nil, 0, err
+	}
+	info, err := f.Stat()
+	if err != nil {
+		f.Close()
+		return nil, 0, err
+	}
+	return f, info.Size(), nil
+}
+
+func (j *Journal) removeFiles(number uint32) error {
+	if err := removeIfThere(filepath.Join(j.options.Dir, logName(number))); err != nil {
+		return err
+	}
+	return removeIfThere(filepath.Join(j.options.Dir, outcomesName(number)))
+}
+
+// reportMissing finds the gaps between the segments that are present. Those before the first are taken as dropped.
+func (j *Journal) reportMissing(present []uint32, d *dropped) {
+	for i := 1; i < len(present); i++ {
+		from, to := present[i-1], present[i] // both excluded
+		gap := uint64(to-from) - 1
+		for _, n := range d.Segments {
+			if n.Number > from && n.Number < to {
+				gap--
+			}
+		}
+		if gap > 0 {
+			j.counts.missing.Add(gap)
+			j.log.Error("segments of the journal are missing; their messages are lost", "count", gap,
+				"after", logName(from), "before", logName(to))
+		}
+	}
+}
+
+// removeStrayOutcomes removes outcomes whose log is gone.
+func (j *Journal) removeStrayOutcomes(l listing, present []uint32) error {
+	for _, number := range l.outcomes {
+		if slices.Contains(present, number) || slices.Contains(l.logs, number) {
+			continue
+		}
+		f, _, err := j.openOutcomes(number)
+		if f == nil {
+			return err
+		}
+		h, err := readHeader(f, kindOutcomes, 0)
+		f.Close()
+		path := filepath.Join(j.options.Dir, outcomesName(number))
+		if err != nil || h.number != number {
+			j.counts.foreign.Add(1)
+			j.log.Warn("a file in the journal's directory is not the journal's; it is left alone", "file", path)
+			continue
+		}
+		j.log.Warn("outcomes of a segment that is gone are removed", "file", path)
+		if err := removeIfThere(path); err != nil {
+			return fmt.Errorf("journal: %w", err)
+		}
+	}
+	return nil
+}
