@@ -100,7 +100,7 @@ func (x *fixture) Enqueue(m Message) error {
 	pos := x.store.add(m)
 	err := x.Forwarder.Enqueue(m.DeviceID, pos)
 	if err != nil {
-		x.store.settle(pos, "rejected")
+		x.store.reject(pos)
 	}
 	return err
 }

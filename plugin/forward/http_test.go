@@ -350,6 +350,43 @@ func TestPoisonHoldsNobody(t *testing.T) {
 	}
 }
 
+func TestExcerpt(t *testing.T) {
+	body := strings.Repeat("0123456789", 200)
+	s := backend(t, func(w http.ResponseWriter, r *http.Request) {
+		number := r.Header.Get("Ce-Id")[35:]
+		if number == "2" {
+			w.Header().Set("Content-Encoding", "gzip")
+		}
+		w.WriteHeader(http.StatusUnprocessableEntity)
+		switch number {
+		case "1":
+			io.WriteString(w, "no \"temperature\"\n")
+		case "2":
+			io.WriteString(w, "zzz")
+		case "3":
+			io.WriteString(w, body)
+		case "4":
+			io.WriteString(w, strings.Repeat("x", maxExcerpt-1)+"\u00e9")
+		case "5":
+			io.WriteString(w, "\xff\xfe\u00e9\x00")
+		}
+	})
+	x := start(t, Config{URL: s.URL, Concurrency: 1})
+	for n := range 6 {
+		x.enqueue(message("a", n+1))
+	}
+	x.drain()
+	want := []string{"no \"temperature\"\n", "", body[:maxExcerpt], strings.Repeat("x", maxExcerpt-1) + "?", "?\u00e9\x00", ""}
+	for i, l := range x.store.letters {
+		if l.DeadLetter != (DeadLetter{Reason: ReasonRefused, Status: 422, Excerpt: want[i], Attempts: 1}) {
+			t.Errorf("%d: %+v", i+1, l.DeadLetter)
+		}
+	}
+	if len(x.store.letters) != len(want) {
+		t.Errorf("%d dead letters", len(x.store.letters))
+	}
+}
+
 func TestRedirectNotFollowed(t *testing.T) {
 	var elsewhere atomic.Int32
 	other := backend(t, func(http.ResponseWriter, *http.Request) { elsewhere.Add(1) })

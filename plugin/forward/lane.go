@@ -131,6 +131,7 @@ type parcel struct {
 
 	// letter is set when the backend has refused the first message and the Store has not taken the dead letter yet.
 	letter   *DeadLetter
+	letterOf string    // the message's id
 	holds    int       // failures of the Store, of the first message
 	until    time.Time // end of the back-off, while waiting
 	retrying bool      // in flight after a failure

@@ -89,6 +89,13 @@ func (s *memory) settle(pos uint64, became string) {
 	s.settled[r.DeviceID] = pos
 }
 
+// reject takes back what add added.
+func (s *memory) reject(pos uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.at(pos).became = "rejected"
+}
+
 func (s *memory) Delivered(pos uint64) {
 	s.check("delivered", pos)
 	s.settle(pos, "delivered")

@@ -94,7 +94,7 @@ type attempt struct {
 func (f *Forwarder) try(w *worker, p *parcel) (a attempt) {
 	a.device = p.device()
 	if p.letter != nil { // only the Store is still to be told
-		a.outcome, a.letter = dead, *p.letter
+		a.outcome, a.letter, a.messageID = dead, *p.letter, p.letterOf
 		return a
 	}
 	defer func() {
@@ -179,7 +179,7 @@ func (f *Forwarder) settle(w *worker, p *parcel, a attempt) (more bool) {
 		}
 	case dead:
 		if err := f.bury(p.positions[0], &a); err != nil {
-			p.letter = &a.letter
+			p.letter, p.letterOf = &a.letter, a.messageID
 			a.outcome, a.err = hold, err
 		}
 	case split:
