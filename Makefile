@@ -71,7 +71,7 @@ bench-verdict: deps-build ## benchmarks of the verdict, the replay memory and th
 
 .PHONY: bench-broker
 bench-broker: deps-test build ## the broker's CPU with the plugin against without, in turn
-	BOUNCER_SO=$(CURDIR)/build/mosquitto_bouncer.so $(GO) test -run '^$$' -bench BenchmarkBroker -benchtime 7x -timeout 20m ./test/bench
+	BOUNCER_SO=$(CURDIR)/build/mosquitto_bouncer.so $(GO) test -run '^$$' -bench BenchmarkBroker -benchtime 15x -timeout 20m ./test/bench
 
 .PHONY: bench-callback
 bench-callback: deps-test ## how long the callbacks take inside the broker, from C entry to return

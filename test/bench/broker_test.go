@@ -27,6 +27,9 @@ const benchPayload = `{"temperature":22.5,"humidity":60,"battery":3.71,"unit":"d
 // limit bounds every single wait; nothing waits for it in vain but a benchmark that fails.
 const limit = 20 * time.Second
 
+// runTime is how long a broker is under load at a time: short, so that both brokers of a pair find the same machine.
+const runTime = 500 * time.Millisecond
+
 // A sink is a backend that takes everything at once, with 204 and no body.
 type sink struct {
 	taken atomic.Int64
@@ -94,9 +97,10 @@ func compare(b *testing.B, operation string, with, without *broker.Broker, measu
 	thread, process, rates = [2][]float64{}, [2][]float64{}, [2][]float64{}
 	var ratios, processRatios []float64
 	for b.Loop() {
-		run(plugin)
-		run(bare)
-		i := len(thread[bare]) - 1
+		i := len(ratios)
+		// In turn, so that a drift of the machine favours neither.
+		run(i % 2)
+		run(1 - i%2)
 		ratios = append(ratios, thread[plugin][i]/thread[bare][i])
 		processRatios = append(processRatios, process[plugin][i]/process[bare][i])
 		fmt.Fprintf(os.Stderr, "%s, pair %d: thread %.2f and %.2f us a %s, ratio %.3f; process %.2f and %.2f us, ratio %.3f\n",
@@ -182,7 +186,7 @@ func BenchmarkBrokerPublish(b *testing.B) {
 	compare(b, "publish", with, without, func(of *broker.Broker) (used, int) {
 		taken := backend.taken.Load()
 		before := usedBy(b, of.Process())
-		n := publish(b, device.Load{Devices: devicesOf(b, of, ids), Window: 50, Burst: 25, Duration: time.Second, Payload: []byte(benchPayload)})
+		n := publish(b, device.Load{Devices: devicesOf(b, of, ids), Window: 50, Burst: 25, Duration: runTime, Payload: []byte(benchPayload)})
 		if of == with {
 			until(b, "the delivery to the backend", func() bool { return backend.taken.Load() == taken+int64(n) })
 		}
@@ -225,7 +229,7 @@ func BenchmarkBrokerDelivery(b *testing.B) {
 				}
 				before := usedBy(b, of.Process())
 				n := publish(b, device.Load{
-					Devices: devicesOf(b, of, []string{c.publisher}), Window: 10, Duration: time.Second,
+					Devices: devicesOf(b, of, []string{c.publisher}), Window: 10, Duration: runTime,
 					Payload: []byte(benchPayload), Topic: c.topic,
 				})
 				after := usedBy(b, of.Process())
