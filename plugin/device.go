@@ -157,7 +157,7 @@ func (d *device) redelivers(p *Publish, session uint64) bool {
 
 // tag is what the replay memory keeps of an envelope's signature: with the signature verified, two envelopes of a
 // device with the same id and tag are the same.
-func tag(e *envelope.Envelope) [16]byte { return [16]byte(e.MAC[:16]) }
+func tag(e *envelope.Envelope) [8]byte { return [8]byte(e.MAC[:8]) }
 
 func (d *device) remember(e *envelope.Envelope, p *Publish) replay.Entry {
 	return replay.Entry{Tag: tag(e), Session: d.session(p)}

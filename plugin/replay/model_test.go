@@ -79,7 +79,7 @@ func (w *world) look(k modelKey) (*modelRecord, bool) {
 func (w *world) insert(k modelKey, timestamp int64) {
 	w.serial++
 	entry := Entry{Session: w.serial << 30}
-	binary.BigEndian.PutUint64(entry.Tag[4:], w.serial)
+	binary.BigEndian.PutUint64(entry.Tag[:], w.serial)
 	_, found := w.look(k)
 	want, n := Inserted, w.set.Len()
 	switch {

@@ -30,8 +30,8 @@ const maxClock = 1 << 33
 // Entry is what a Set keeps with a remembered id, to tell a redelivery of the
 // same message from a replay.
 type Entry struct {
-	Tag     [16]byte // the first 16 bytes of the message's MAC
-	Session uint64   // the caller's mark for the connection it came on
+	Tag     [8]byte // the first 8 bytes of the message's MAC
+	Session uint64  // the caller's mark for the connection it came on
 }
 
 // Result says what [Set.Insert] did. Its zero value is none of them.
@@ -163,8 +163,7 @@ func (s *Set) SetSession(device uint32, id [16]byte, session uint64) {
 // Timestamp is the message's own, in unix seconds.
 func (s *Set) Insert(device uint32, id [16]byte, timestamp int64, e Entry) Result {
 	key := makeKey(device, id)
-	at, r := s.find(&key)
-	if r != nil {
+	if _, r := s.find(&key); r != nil {
 		return Duplicate
 	}
 	if s.Forgotten(timestamp) {
@@ -174,7 +173,7 @@ func (s *Set) Insert(device uint32, id [16]byte, timestamp int64, e Entry) Resul
 	if n == s.capacity {
 		return Full
 	}
-	i, r := s.add(at, &key, n)
+	i, r := s.add(&key, n)
 	r.timestamp = uint32(timestamp)
 	r.tag = e.Tag
 	r.session = [2]uint32{uint32(e.Session), uint32(e.Session >> 32)}
@@ -192,12 +191,12 @@ func (s *Set) Insert(device uint32, id [16]byte, timestamp int64, e Entry) Resul
 // accepted message it would admit a replay.
 func (s *Set) Remove(device uint32, id [16]byte) bool {
 	key := makeKey(device, id)
-	at, r := s.find(&key)
+	i, r := s.find(&key)
 	if r == nil {
 		return false
 	}
-	s.unlink(*at, r)
-	s.drop(at, r)
+	s.unlink(i, r)
+	s.drop(i, r)
 	s.length.Add(-1)
 	return true
 }
@@ -240,8 +239,7 @@ func (s *Set) Expire(now int64, limit int) (removed int) {
 			continue
 		}
 		s.forgotten.add(Span{timestamp, timestamp})
-		at, _ := s.find(&r.key)
-		s.drop(at, r)
+		s.drop(i, r)
 		removed++
 	}
 	if removed > 0 {

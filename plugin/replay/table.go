@@ -9,18 +9,18 @@ import (
 // Blocks of memory fill Go's size class of 32 KiB, and hold no pointers, so that
 // the garbage collector neither scans them nor wastes on them.
 const (
-	slabRecords = 32 << 10 / 60
-	chunkHeads  = 32 << 10 / 4
+	slabRecords  = 32 << 10 / 52
+	chunkBuckets = 32 << 10 / 8
 )
 
-// record is one remembered id: 60 bytes. Indices count from 1; 0 is none.
+// record is one remembered id: 52 bytes. Indices count from 1; 0 is none.
 type record struct {
 	key        key
 	chain      uint32 // the next record of the bucket, or of the free list
 	timestamp  uint32 // unix seconds
 	next, prev uint32 // neighbours in the wheel's slot
 	session    [2]uint32
-	tag        [16]byte
+	tag        [8]byte
 }
 
 // key is the device's serial, little endian, and the message id.
@@ -32,72 +32,91 @@ func makeKey(device uint32, id [16]byte) (k key) {
 	return k
 }
 
+// bucket is the head of a chain of records. It has the hash of the first one, and
+// whether that is the only one, so that most searches for an id that is not there,
+// and most splits, touch no record: each would be a miss of the processor's caches.
+type bucket struct {
+	first uint32 // index, and more
+	hash  uint32 // of the first record's key
+}
+
+// more is set in bucket.first if the chain has a second record.
+const more = 1 << 31
+
 // table is a linear hash table (Litwin, 1980) of records: it grows by one bucket
-// at a time, so that no insertion pays for the whole. Three buckets to four
-// records keep the chain that a search walks at 1.5 records or fewer on average.
+// at a time, so that no insertion pays for the whole, and has as many as records.
 type table struct {
 	seed    maphash.Seed // random: devices choose message ids, and could choose colliding ones
 	slabs   []*[slabRecords]record
-	chunks  []*[chunkHeads]uint32
+	chunks  []*[chunkBuckets]bucket
 	buckets uint32
 	used    uint32 // records that were ever in use
 	free    uint32 // list of those that no longer are
 
-	// What find looked for last and did not find, with its result, so that the insertion that follows a lookup does
-	// not search again; nil: the table has changed since.
-	missed    *uint32
-	missedKey key
+	// What find looked for last and did not find, with its bucket and hash, so that the insertion that follows a lookup
+	// does not search again; nil: the table has changed since.
+	missed     *bucket
+	missedKey  key
+	missedHash uint32
 }
 
 func newTable(capacity int) table {
 	t := table{
 		seed:    maphash.MakeSeed(),
 		slabs:   make([]*[slabRecords]record, capacity/slabRecords+1),
-		chunks:  make([]*[chunkHeads]uint32, capacity/chunkHeads+1),
+		chunks:  make([]*[chunkBuckets]bucket, capacity/chunkBuckets+1),
 		buckets: 1,
 	}
-	t.chunks[0] = new([chunkHeads]uint32)
+	t.chunks[0] = new([chunkBuckets]bucket)
 	return t
 }
 
 func (t *table) at(i uint32) *record { return &t.slabs[i/slabRecords][i%slabRecords] }
 
-func (t *table) head(bucket uint32) *uint32 {
-	return &t.chunks[bucket/chunkHeads][bucket%chunkHeads]
-}
+func (t *table) bucket(n uint32) *bucket { return &t.chunks[n/chunkBuckets][n%chunkBuckets] }
 
-// bucket returns the head of the chain that k belongs to.
-func (t *table) bucket(k *key) *uint32 {
+func (t *table) hash(k *key) uint32 { return uint32(maphash.Bytes(t.seed, k[:])) }
+
+// bucketOf returns the bucket to which a key with this hash belongs.
+func (t *table) bucketOf(hash uint32) *bucket {
 	half := uint32(1) << (bits.Len32(t.buckets) - 1)
-	b := uint32(maphash.Bytes(t.seed, k[:])) & (2*half - 1)
-	if b >= t.buckets {
-		b -= half
+	n := hash & (2*half - 1)
+	if n >= t.buckets {
+		n -= half
 	}
-	return t.head(b)
+	return t.bucket(n)
 }
 
-// find returns the record of k and the link that leads to it, or a nil record
-// and the link at the end of its chain.
-func (t *table) find(k *key) (*uint32, *record) {
+// find returns the index and the record of k, or 0 and nil.
+func (t *table) find(k *key) (uint32, *record) {
 	if t.missed != nil && t.missedKey == *k {
-		return t.missed, nil
+		return 0, nil
 	}
-	link := t.bucket(k)
-	for *link != 0 {
-		r := t.at(*link)
-		if r.key == *k {
-			return link, r
+	hash := t.hash(k)
+	b := t.bucketOf(hash)
+	i := b.first &^ more
+	if i != 0 && b.hash != hash {
+		if b.first&more == 0 {
+			i = 0
+		} else {
+			i = t.at(i).chain
 		}
-		link = &r.chain
 	}
-	t.missed, t.missedKey = link, *k
-	return link, nil
+	for i != 0 {
+		r := t.at(i)
+		if r.key == *k {
+			return i, r
+		}
+		i = r.chain
+	}
+	t.missed, t.missedKey, t.missedHash = b, *k, hash
+	return 0, nil
 }
 
-// add puts k, which find did not find but returned link for, into the table,
-// which holds n records, and returns its index and record. The caller sets all
-// other fields.
-func (t *table) add(link *uint32, k *key, n int) (uint32, *record) {
+// add puts k, which find has just not found, into the table, which holds n
+// records, and returns its index and record. The caller sets all other fields.
+func (t *table) add(k *key, n int) (uint32, *record) {
+	b, hash := t.missed, t.missedHash
 	t.missed = nil
 	i, slabAdded := t.free, false
 	if i != 0 {
@@ -112,20 +131,46 @@ func (t *table) add(link *uint32, k *key, n int) (uint32, *record) {
 	}
 	r := t.at(i)
 	r.key = *k
-	r.chain = 0
-	*link = i
+	b.push(i, r, hash)
 	// After a new slab the split waits for the next call: it may need a chunk.
-	if !slabAdded && uint64(n)*3 > uint64(t.buckets)*4 {
+	if !slabAdded && n >= int(t.buckets) {
 		t.split()
 	}
 	return i, r
 }
 
-// drop puts r, which link leads to, on the free list.
-func (t *table) drop(link *uint32, r *record) {
+// push puts a record at the head of the chain.
+func (b *bucket) push(i uint32, r *record, hash uint32) {
+	r.chain = b.first &^ more
+	*b = bucket{first: i, hash: hash}
+	if r.chain != 0 {
+		b.first |= more
+	}
+}
+
+// drop takes r, which is record i, out of its chain and puts it on the free list.
+func (t *table) drop(i uint32, r *record) {
 	t.missed = nil
-	i := *link
-	*link = r.chain
+	b := t.bucketOf(t.hash(&r.key))
+	if first := b.first &^ more; first == i {
+		*b = bucket{first: r.chain}
+		if r.chain != 0 {
+			next := t.at(r.chain)
+			b.hash = t.hash(&next.key)
+			if next.chain != 0 {
+				b.first |= more
+			}
+		}
+	} else {
+		before := t.at(first)
+		if before.chain == i && r.chain == 0 {
+			b.first = first
+		}
+		for before.chain != i {
+			before = t.at(before.chain)
+		}
+		before.chain = r.chain
+	}
 	r.chain = t.free
 	t.free = i
 }
@@ -134,16 +179,28 @@ func (t *table) drop(link *uint32, r *record) {
 // bucket whose share it takes.
 func (t *table) split() {
 	half := uint32(1) << (bits.Len32(t.buckets) - 1)
-	if chunk := &t.chunks[t.buckets/chunkHeads]; *chunk == nil {
-		*chunk = new([chunkHeads]uint32)
+	if chunk := &t.chunks[t.buckets/chunkBuckets]; *chunk == nil {
+		*chunk = new([chunkBuckets]bucket)
 	}
-	from := t.head(t.buckets - half)
+	low, high := t.bucket(t.buckets-half), t.bucket(t.buckets)
 	t.buckets++
-	i := *from
-	*from = 0
+	if low.first&more == 0 {
+		if low.first != 0 && low.hash&half != 0 {
+			*high, *low = *low, bucket{}
+		}
+		return
+	}
+	i := low.first &^ more
+	*low = bucket{}
 	for i != 0 {
 		r := t.at(i)
-		head := t.bucket(&r.key)
-		i, r.chain, *head = r.chain, *head, i
+		next := r.chain
+		hash := t.hash(&r.key)
+		to := low
+		if hash&half != 0 {
+			to = high
+		}
+		to.push(i, r, hash)
+		i = next
 	}
 }
