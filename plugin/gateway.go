@@ -151,6 +151,11 @@ func Start(configFile string, host Host) (_ *Gateway, err error) {
 		decoder:   new(envelope.Decoder),
 		seen:      g.seen,
 	}
+	g.decision.decoder.MessageID = func(id [16]byte) {
+		if d := g.pending.device; d != nil {
+			g.seen.Prefetch(d.registered.Serial, id)
+		}
+	}
 	if g.registry, err = registry.Open(c.Database, g.log); err != nil {
 		return nil, fmt.Errorf("%s: %w", c.Where("database"), err)
 	}

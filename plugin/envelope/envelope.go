@@ -57,6 +57,10 @@ type Envelope struct {
 // A Decoder parses envelopes, one at a time, reusing its memory. The zero value is ready for use. Not safe for concurrent
 // use.
 type Decoder struct {
+	// MessageID, if not nil, is called by Decode as soon as the message's id is known, with the rest yet to be read: a
+	// caller who will look it up can have its memory fetched meanwhile.
+	MessageID func(id [16]byte)
+
 	scanner  scanner
 	sorter   scanner // of payloads that scanner has left unsorted
 	envelope Envelope
@@ -136,6 +140,9 @@ func (e *Envelope) readMember(name []byte, s *scanner) (bit int, err error) {
 		e.MessageIDText, err = s.plainString(ErrMessageID)
 		if err == nil && !parseUUID(&e.MessageID, e.MessageIDText) {
 			err = ErrMessageID
+		}
+		if err == nil && e.decoder.MessageID != nil {
+			e.decoder.MessageID(e.MessageID)
 		}
 		return 1 << 2, err
 	case "payload":

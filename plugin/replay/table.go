@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"hash/maphash"
 	"math/bits"
+	"unsafe"
 )
 
 // Blocks of memory fill Go's size class of 32 KiB, and hold no pointers, so that
@@ -71,9 +72,18 @@ func newTable(capacity int) table {
 	return t
 }
 
-func (t *table) at(i uint32) *record { return &t.slabs[i/slabRecords][i%slabRecords] }
+// at returns record i, whose slab exists. Written as an index, it would have the compiler read the slab's first byte,
+// for the case that there is no slab: one more miss of the caches.
+func (t *table) at(i uint32) *record {
+	slab := unsafe.Pointer(t.slabs[i/slabRecords])
+	return (*record)(unsafe.Add(slab, uintptr(i%slabRecords)*unsafe.Sizeof(record{})))
+}
 
-func (t *table) bucket(n uint32) *bucket { return &t.chunks[n/chunkBuckets][n%chunkBuckets] }
+// bucket returns bucket n, whose chunk exists.
+func (t *table) bucket(n uint32) *bucket {
+	chunk := unsafe.Pointer(t.chunks[n/chunkBuckets])
+	return (*bucket)(unsafe.Add(chunk, uintptr(n%chunkBuckets)*unsafe.Sizeof(bucket{})))
+}
 
 func (t *table) hash(k *key) uint32 { return uint32(maphash.Bytes(t.seed, k[:])) }
 
