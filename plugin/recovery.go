@@ -19,9 +19,8 @@ import (
 // messages themselves are dropped.
 const forgottenState = "forgotten"
 
-// keepBeyond is how much longer than the replay memory the journal keeps a message, at least: ids are forgotten some
-// seconds late.
-const keepBeyond = time.Minute
+// keepBeyond is how much longer than the tolerance the journal keeps a message: ids are forgotten some seconds late.
+const keepBeyond = 5 * time.Second
 
 // A recovery rebuilds from the journal, in one pass, what the process before knew: which ids were accepted, and what the
 // backend has not got yet.

@@ -28,11 +28,12 @@ type requeued struct {
 
 // housekeeper does once a second what is nobody's hurry.
 type housekeeper struct {
-	g      *Gateway
-	cancel context.CancelFunc
-	ended  chan struct{}
-	fullAt time.Time // when the log last said who fills the journal
-	handed *requeued // to the broker's thread; nil: none
+	g       *Gateway
+	cancel  context.CancelFunc
+	ended   chan struct{}
+	fullAt  time.Time // when the log last said who fills the journal
+	refused uint64    // by the journal, until then
+	handed  *requeued // to the broker's thread; nil: none
 }
 
 func (g *Gateway) startHousekeeping() {
@@ -124,11 +125,12 @@ func (h *housekeeper) remove(ctx context.Context, letters []deadletter.Letter) b
 // reportFull says who fills the journal, while it is full.
 func (h *housekeeper) reportFull(now time.Time) {
 	s := h.g.journal.Stats()
-	if s.Err == nil || now.Sub(h.fullAt) < fullInterval {
+	refused := s.Refused - h.refused
+	if refused == 0 || now.Sub(h.fullAt) < fullInterval {
 		return
 	}
-	h.fullAt = now
-	h.g.log.Error("publishes are refused as overloaded: the journal takes no more", "error", s.Err, "bytes", s.Bytes,
+	h.fullAt, h.refused = now, s.Refused
+	h.g.log.Error("publishes were refused as overloaded, the journal had no room for them", "count", refused, "bytes", s.Bytes,
 		"max_bytes", s.MaxBytes, "pending", s.Pending)
 	for _, b := range h.g.forwarder.Longest(3) {
 		h.g.log.Warn("waiting for the backend", "device", b.Device, "messages", b.Messages, "bytes", b.Bytes)
