@@ -8,7 +8,6 @@ import (
 	"net/http"
 	"os"
 	"strconv"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -138,19 +137,7 @@ func TestTorture(t *testing.T) {
 		return backend.Answer{}
 	})
 	book := ledger{keys: map[string]string{}, last: map[string]int{}}
-	reading, stopReading := context.WithCancel(context.Background())
-	var reader sync.WaitGroup
-	reader.Go(func() {
-		for {
-			requests, err := g.backend.Take(reading)
-			for _, r := range requests {
-				book.enter(t, r)
-			}
-			if err != nil {
-				return
-			}
-		}
-	})
+	stop := g.reader(func(r *backend.Request) { book.enter(t, r) })
 	senders := make([]*sender, len(ids))
 	for i, id := range ids {
 		senders[i] = &sender{Device: g.device(id)}
@@ -181,9 +168,7 @@ func TestTorture(t *testing.T) {
 	g.drained(time.Minute)
 	g.no(g.broker.Stop())
 	g.settledAt(accepted)
-	time.Sleep(10 * time.Millisecond) // the last answers are on their way to the reader
-	stopReading()
-	reader.Wait()
+	stop()
 	for _, s := range senders {
 		if book.last[s.ID] != len(s.acknowledged) {
 			t.Errorf("%s: the backend got messages up to %d, %d were acknowledged", s.ID, book.last[s.ID], len(s.acknowledged))

@@ -16,6 +16,8 @@ import (
 
 	"mosquitto-bouncer/plugin/config"
 	"mosquitto-bouncer/plugin/journal"
+	"mosquitto-bouncer/plugin/registry"
+	"mosquitto-bouncer/plugin/suspension"
 )
 
 func newQueue() *cobra.Command {
@@ -45,15 +47,83 @@ may run or not. What it does meanwhile may or may not be seen.`,
 			if err != nil {
 				return err
 			}
+			if q.suspended, err = suspension.List(filepath.Join(cfg.StateDir, suspension.DirName)); err != nil {
+				return err
+			}
 			if asJSON {
 				return q.printJSON(c.OutOrStdout())
 			}
 			return q.print(c.OutOrStdout())
 		},
 	}
-	c.Flags().StringVar(&configFile, "config", defaultConfig, "the bouncer.toml `file`")
+	c.PersistentFlags().StringVar(&configFile, "config", defaultConfig, "the bouncer.toml `file`")
 	c.Flags().BoolVar(&asJSON, "json", false, "print a JSON object")
+	c.AddCommand(newQueueResume(&configFile))
 	return c
+}
+
+func newQueueResume(configFile *string) *cobra.Command {
+	return &cobra.Command{
+		Use:   "resume [DEVICE]",
+		Short: "Deliver again where the backend answered 410 Gone",
+		Long: `Deliver again to a URL of the backend that answered 410 Gone: a device's, where
+the URL of [backend] names the device, else everybody's, without DEVICE. The
+messages have been kept. A running broker goes on within a second.`,
+		Example: `  bouncerctl queue resume sensor_001
+  bouncerctl queue resume`,
+		Args: func(c *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return nil
+			}
+			return oneID(c, args)
+		},
+		RunE: func(c *cobra.Command, args []string) error {
+			device, what := "", "delivery"
+			if len(args) == 1 {
+				device, what = args[0], "delivery for "+args[0]
+				if !registry.ValidID(device) {
+					return noDeviceID(c, device)
+				}
+			}
+			cfg, err := config.Load(*configFile)
+			if err != nil {
+				return err
+			}
+			dir := filepath.Join(cfg.StateDir, suspension.DirName)
+			err = suspension.Resume(dir, device)
+			if errors.Is(err, fs.ErrNotExist) {
+				list, err := suspension.List(dir)
+				if err != nil {
+					return err
+				}
+				return fmt.Errorf("%s is not suspended; %s", what, suspendedURLs(list))
+			}
+			if errors.Is(err, fs.ErrPermission) {
+				return fmt.Errorf("%w; run bouncerctl as root, or as the broker's user", err)
+			}
+			if err != nil {
+				return err
+			}
+			_, err = fmt.Fprintf(c.OutOrStdout(), "Resumed: %s\n", what)
+			return err
+		},
+	}
+}
+
+// suspendedURLs says what is suspended, of many the first.
+func suspendedURLs(list []suspension.Suspension) string {
+	if len(list) == 0 {
+		return "nothing is"
+	}
+	const shown = 5
+	text := counted(int64(len(list)), "URL") + " of the backend:"
+	for _, s := range list[:min(len(list), shown)] {
+		text += " " + quoted(cmp.Or(s.Device, "all devices"))
+	}
+	if len(list) > shown {
+		text += " ..."
+	}
+	return text
 }
 
 // queue is what waits for the backend.
@@ -62,6 +132,8 @@ type queue struct {
 	messages int64
 	bytes    int64 // of payloads
 	journal  journal.Inspection
+
+	suspended []suspension.Suspension
 }
 
 // queuedDevice is what waits of one device.
@@ -120,6 +192,9 @@ func (q *queue) print(w io.Writer) error {
 	}
 	fmt.Fprintf(w, "\nIn all: %s of %s, %s of payload. The journal takes %s.\n", counted(q.messages, "message"),
 		counted(int64(len(q.devices)), "device"), counted(q.bytes, "byte"), counted(q.journal.Bytes, "byte"))
+	if len(q.suspended) > 0 {
+		fmt.Fprintf(w, "Suspended, because the backend answered 410 Gone: %s.\n", suspendedURLs(q.suspended))
+	}
 	if q.journal.Damaged > 0 || q.journal.Unreadable > 0 {
 		_, err := fmt.Fprintf(w, "Damaged, and not counted: %s, %s.\n",
 			counted(int64(q.journal.Damaged), "message"), counted(int64(q.journal.Unreadable), "segment"))
@@ -137,6 +212,7 @@ func (q *queue) printJSON(w io.Writer) error {
 		JournalBytes int64 `json:"journal_bytes"`
 		Damaged      int   `json:"damaged_messages"`
 		Unreadable   int   `json:"unreadable_segments"`
+		Suspended    int   `json:"suspended_urls"`
 	}
 	fmt.Fprint(w, "{\"devices\":[")
 	separator := "\n"
@@ -150,7 +226,7 @@ func (q *queue) printJSON(w io.Writer) error {
 		}
 		separator = ",\n"
 	}
-	line, err := terminalJSON(totals{q.messages, q.bytes, len(q.devices), q.journal.Bytes, q.journal.Damaged, q.journal.Unreadable})
+	line, err := terminalJSON(totals{q.messages, q.bytes, len(q.devices), q.journal.Bytes, q.journal.Damaged, q.journal.Unreadable, len(q.suspended)})
 	if err != nil {
 		return err
 	}

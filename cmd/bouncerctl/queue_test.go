@@ -39,7 +39,7 @@ func TestQueue(t *testing.T) {
 	if got, want := queue(), "DEVICE   MESSAGES   BYTES   OLDEST\n\nIn all: 0 messages of 0 devices, 0 bytes of payload. JOURNAL.\n"; got != want {
 		t.Errorf("got\n%swant\n%s", got, want)
 	}
-	const noJSON = "{\"devices\":[\n],\"totals\":{\"messages\":0,\"bytes\":0,\"devices\":0,JOURNAL,\"damaged_messages\":0,\"unreadable_segments\":0}}\n"
+	const noJSON = "{\"devices\":[\n],\"totals\":{\"messages\":0,\"bytes\":0,\"devices\":0,JOURNAL,\"damaged_messages\":0,\"unreadable_segments\":0,\"suspended_urls\":0}}\n"
 	if got := queue("--json"); got != noJSON {
 		t.Errorf("got\n%swant\n%s", got, noJSON)
 	}
@@ -73,7 +73,7 @@ In all: 4 messages of 3 devices, 28 bytes of payload. JOURNAL.
 {"device":"sensor_003","messages":2,"bytes":14,"oldest":"2026-11-22T12:00:02Z"},
 {"device":"odd\u001b","messages":1,"bytes":7,"oldest":"2026-11-22T12:00:05Z"},
 {"device":"sensor_001","messages":1,"bytes":7,"oldest":"2026-11-22T12:00:04Z"}
-],"totals":{"messages":4,"bytes":28,"devices":3,JOURNAL,"damaged_messages":0,"unreadable_segments":0}}
+],"totals":{"messages":4,"bytes":28,"devices":3,JOURNAL,"damaged_messages":0,"unreadable_segments":0,"suspended_urls":0}}
 `
 	if got := queue("--json"); got != want {
 		t.Errorf("got\n%swant\n%s", got, want)
