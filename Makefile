@@ -80,6 +80,17 @@ bench-callback: deps-test ## how long the callbacks take inside the broker, from
 	@rm -f build/timed/mosquitto_bouncer.h
 	BOUNCER_TIMED_SO=$(CURDIR)/build/timed/mosquitto_bouncer.so $(GO) test -run '^$$' -bench BenchmarkCallback -benchtime 3x -timeout 20m ./test/bench
 
+.PHONY: bench-forward
+bench-forward: deps-test build ## the journal, recovery of a million messages, and delivery from devices to a backend
+	$(GO) test -run '^$$' -bench 'Append|Recovery' -benchmem -count 3 ./plugin/journal
+	BOUNCER_SO=$(CURDIR)/build/mosquitto_bouncer.so $(GO) test -run '^$$' -bench BenchmarkDelivery -benchtime 5x -timeout 20m ./test/bench
+
+KILLS ?= 1000
+
+.PHONY: torture
+torture: deps-test build/test/mosquitto_bouncer.so ## kill the broker KILLS times under load, and check that nothing is lost (KILLS=1000)
+	KILLS=$(KILLS) $(GO) test -run TestTorture -count=1 -timeout 60m -v ./test
+
 .PHONY: install
 install: ## install what `make build` built (PREFIX, LIBDIR and DESTDIR are honoured)
 	@test -e build/mosquitto_bouncer.so -a -e build/bouncerctl || { echo "install: nothing is built yet; run make build first" >&2; exit 1; }

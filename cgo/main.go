@@ -8,6 +8,7 @@ package main
 #include <stdlib.h>
 #include <mosquitto.h>
 #include "plugin.h"
+#include "properties.h"
 */
 import "C"
 
@@ -158,6 +159,7 @@ func borrowPublish(p *C.struct_bouncer_publish) plugin.Publish {
 		Payload:    borrow(p.payload, p.payload_len),
 		QoS:        byte(p.qos),
 		Retain:     bool(p.retain),
+		Properties: unsafe.Pointer(p.properties),
 	}
 }
 
@@ -218,5 +220,11 @@ func (broker) SetOthers(others plugin.Others) {
 }
 
 func (broker) Wake() { C.bouncer_wake() }
+
+func (broker) Traceparent(properties unsafe.Pointer) string {
+	var value [C.BOUNCER_TRACEPARENT]C.char
+	n := C.bouncer_traceparent(properties, &value[0])
+	return C.GoStringN(&value[0], C.int(n))
+}
 
 func (broker) Is2_1() bool { return bool(C.bouncer_broker_is_2_1()) }

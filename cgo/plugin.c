@@ -171,6 +171,7 @@ static int on_message(int event, void *event_data, void *userdata)
 	}
 	fill(&publish, message->client, message->topic, message->payload, message->payloadlen, message->qos,
 			message->retain);
+	publish.properties = message->properties;
 	bool checked = looked_at.client == message->client && looked_at.topic == message->topic;
 	publish.certified = checked ? looked_at.certified : certified(message->client, publish.identity);
 	looked_at.client = NULL;

@@ -21,6 +21,7 @@ struct bouncer_publish {
 	size_t payload_len;
 	int qos;
 	bool retain;
+	const void *properties; /* of MQTT 5, in a message; NULL: none */
 	bool certified; /* a certificate was presented and identity is its common name */
 };
 

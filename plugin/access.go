@@ -145,6 +145,7 @@ func (g *Gateway) decide(p *Publish, level []byte) {
 	g.decision.now = time.Now()
 	g.missTicks()
 	g.seen.Expire(g.decision.now.Unix(), expirePerMessage)
+	g.noteForgotten(g.decision.now.Unix())
 	v := &g.pending
 	v.keep(p, g.decision.maxBytes)
 	v.device = g.devices.of(g.registry.Lookup(p.Identity))

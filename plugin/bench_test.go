@@ -11,6 +11,7 @@ import (
 	"runtime"
 	"testing"
 	"time"
+	"unsafe"
 
 	"github.com/google/uuid"
 
@@ -53,12 +54,13 @@ func benchEnvelope(b *testing.B, secret, device string, timestamp int64, id stri
 // silentBroker is a Host that does nothing.
 type silentBroker struct{}
 
-func (silentBroker) Log(slog.Level, string)         {}
-func (silentBroker) Publish(downlink.Publish) error { return nil }
-func (silentBroker) Kick(string)                    {}
-func (silentBroker) Wake()                          {}
-func (silentBroker) SetOthers(Others)               {}
-func (silentBroker) Is2_1() bool                    { return false }
+func (silentBroker) Log(slog.Level, string)            {}
+func (silentBroker) Publish(downlink.Publish) error    { return nil }
+func (silentBroker) Kick(string)                       {}
+func (silentBroker) Wake()                             {}
+func (silentBroker) SetOthers(Others)                  {}
+func (silentBroker) Is2_1() bool                       { return false }
+func (silentBroker) Traceparent(unsafe.Pointer) string { return "" }
 
 // A benchGateway is a running gateway whose backend takes connections and never answers, so that nothing but the
 // benchmark runs; and good publishes of its devices, in no order that a processor foresees.
@@ -92,8 +94,8 @@ func startBench(b *testing.B, ago time.Duration) *benchGateway {
 		b.Fatal(err)
 	}
 	file := filepath.Join(dir, "bouncer.toml")
-	text := fmt.Sprintf("database = \"devices.db\"\n[publish]\ntolerance = \"1h\"\n"+
-		"[backend]\nurl = \"http://%s/{device_id}\"\nconcurrency = 1\n", backend.Addr())
+	text := fmt.Sprintf("state_dir = \".\"\ndatabase = \"devices.db\"\n[publish]\ntolerance = \"1h\"\n"+
+		"[backend]\nurl = \"http://%s/{device_id}\"\nconcurrency = 1\n[journal]\nmax_bytes = \"64GiB\"\n", backend.Addr())
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		b.Fatal(err)
 	}
@@ -227,9 +229,10 @@ func (g *benchGateway) renew(b *testing.B) {
 	b.Helper()
 	g.dropQueue()
 	var err error
-	if g.forwarder, err = forward.New(forward.Config{URL: g.backend, Concurrency: 1, Timeout: time.Hour}, nil, g.log); err != nil {
+	if g.forwarder, err = forward.New(forward.Config{URL: g.backend, Concurrency: 1, Timeout: time.Hour}, g.store, nil, g.log); err != nil {
 		b.Fatal(err)
 	}
+	g.forwarder.Start(forward.Counts{})
 	runtime.GC()
 	for _, p := range g.publishes {
 		e, err := new(envelope.Decoder).Decode(p.Payload)

@@ -1,7 +1,7 @@
 package plugin
 
 import (
-	"hash/maphash"
+	"hash/crc32"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -19,9 +19,8 @@ type device struct {
 	limiter    *rate.Limiter // of its publishes; nil: no limit
 	lines      *rate.Limiter // of its refusals in the log; nil: none yet
 	publishers [4]publisher
-	departures uint32 // connections of publishers that have ended
+	departures uint32 // connections of publishers that have ended, and one more
 	bad        badSignatures
-	topic      string // of its latest accepted message, so that it is not copied for each
 }
 
 // signed reports whether the envelope is signed with any of the device's current secrets.
@@ -53,7 +52,7 @@ func (ds *devices) of(registered *registry.Device) *device {
 	}
 	d := ds.bySerial[serial]
 	if d == nil {
-		d = new(device)
+		d = &device{departures: 1}
 		if ds.limit != rate.Inf {
 			d.limiter = rate.NewLimiter(ds.limit, ds.burst)
 		}
@@ -82,7 +81,8 @@ func (ds *devices) known(registered *registry.Device) *device {
 //	bits 63-32  a hash of the client id that the message came from
 //	bit  31     it came at QoS 2
 //	bit  30     a subscriber has been given it after its release (QoS 2)
-//	bits 29-0   how many connections of the device had ended when it came
+//	bits 29-0   one more than how many connections of the device had ended when it came; 0: it came before the start,
+//	            over a connection that has ended since
 const (
 	sessionQoS2     = 1 << 31
 	sessionReleased = 1 << 30
@@ -95,11 +95,11 @@ type publisher struct {
 	departure uint32 // device.departures when its latest connection had ended; 0: none has
 }
 
-// clientSeed makes the hashes of client ids; it differs from run to run.
-var clientSeed = maphash.MakeSeed()
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// hashClient returns a hash other than 0.
-func hashClient(id []byte) uint32 { return uint32(maphash.Bytes(clientSeed, id)) | 1 }
+// hashClient returns a hash other than 0, the same in every run. It need not resist a forger: whoever bears the device's
+// certificate, as every publisher does, can connect with the very client id.
+func hashClient(id []byte) uint32 { return crc32.Checksum(id, castagnoli) | 1 }
 
 // published notes that a client has published a good message. When there are more client ids than the device has room
 // for, the one whose connection ended longest ago gives way: what it sends again is taken for a replay.
@@ -123,7 +123,7 @@ func (d *device) disconnected(clientID []byte) {
 	client := hashClient(clientID)
 	for i := range d.publishers {
 		if d.publishers[i].client == client {
-			d.departures = (d.departures + 1) & sessionCount
+			d.departures = max(1, (d.departures+1)&sessionCount)
 			d.publishers[i].departure = d.departures
 			return
 		}
@@ -146,6 +146,9 @@ func (d *device) redelivers(p *Publish, session uint64) bool {
 	client := hashClient(p.ClientID)
 	if p.QoS == 0 || client != uint32(session>>32) {
 		return false
+	}
+	if session&sessionCount == 0 {
+		return true
 	}
 	for _, known := range d.publishers {
 		if known.client == client && known.departure > uint32(session&sessionCount) {

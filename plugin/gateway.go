@@ -4,14 +4,15 @@
 package plugin
 
 import (
-	"context"
 	"fmt"
 	"log/slog"
 	"maps"
 	"runtime/debug"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
+	"unsafe"
 
 	"golang.org/x/time/rate"
 
@@ -20,8 +21,10 @@ import (
 	"mosquitto-bouncer/plugin/downlink"
 	"mosquitto-bouncer/plugin/envelope"
 	"mosquitto-bouncer/plugin/forward"
+	"mosquitto-bouncer/plugin/journal"
 	"mosquitto-bouncer/plugin/registry"
 	"mosquitto-bouncer/plugin/replay"
+	"mosquitto-bouncer/plugin/suspension"
 )
 
 // Version is the version of this software.
@@ -41,8 +44,9 @@ const (
 	maxAnswers      = 8192
 	maxAnswerBytes  = 32 << 20
 	maxAnswerLength = 64 << 10
-	// stopWithin is how long Stop waits for the backend to take what is still queued.
-	stopWithin = 4 * time.Second
+	// stopWithin is how long Stop waits for the backend to take what is still queued. The rest is delivered after the
+	// next start.
+	stopWithin = 1500 * time.Millisecond
 	// maxCopies is how many redelivered QoS 2 messages are watched at a time.
 	maxCopies = 1024
 	// maxOffenders is how many clients are disconnected for bad signatures between two ticks.
@@ -66,6 +70,9 @@ type Host interface {
 	SetOthers(Others)
 	// Is2_1 reports whether the broker is Mosquitto 2.1 or later.
 	Is2_1() bool
+	// Traceparent returns what the user property of this name says, "" if there is none or it is longer than one can be.
+	// properties are Publish.Properties. Broker's thread only.
+	Traceparent(properties unsafe.Pointer) string
 }
 
 // A Gateway is one running instance. Its methods are called on the broker's thread alone. None waits for anything,
@@ -94,15 +101,27 @@ type Gateway struct {
 	offenders []offender // to be disconnected at the next tick
 	maxBad    int        // bad signatures a minute; 0: any number
 	forwarder *forward.Forwarder
-	answers   *downlink.Queue
-	waker     *downlink.Waker
-	logs      *logQueue
-	log       *slog.Logger
-	refusals  *refusalLog
-	panics    rate.Sometimes // how often a panic is worth its stack in the log
-	clockOff  clockOff
-	ticks     uint64 // how often Tick was called
-	tickless  bool   // the log has been told that it never is
+	journal   *journal.Journal
+	store     *store
+	record    journal.Accepted // what accept appends
+	recovered Accounts         // at the start
+
+	suspensions *suspension.Set
+	housekeeper *housekeeper
+	requeued    atomic.Pointer[requeued]
+	complaints  rate.Sometimes // of the housekeeper's
+	forgotten   atomic.Pointer[forgotten]
+	forgottenAt int64 // when that was set, in seconds since 1970
+
+	answers  *downlink.Queue
+	waker    *downlink.Waker
+	logs     *logQueue
+	log      *slog.Logger
+	refusals *refusalLog
+	panics   rate.Sometimes // how often a panic is worth its stack in the log
+	clockOff clockOff
+	ticks    uint64 // how often Tick was called
+	tickless bool   // the log has been told that it never is
 }
 
 // Start reads the configuration and the registry and starts what runs beside the broker's thread. The error says what is
@@ -132,6 +151,8 @@ func Start(configFile string, host Host) (_ *Gateway, err error) {
 		refusals: newRefusalLog(),
 		copies:   make(map[messageKey]copies),
 		panics:   rate.Sometimes{First: 3, Interval: 10 * time.Second},
+
+		complaints: rate.Sometimes{Interval: 10 * time.Minute},
 	}
 	defer func() {
 		if err != nil {
@@ -165,15 +186,7 @@ func Start(configFile string, host Host) (_ *Gateway, err error) {
 		rounds = 2
 	}
 	g.waker = downlink.NewWaker(host.Wake, rounds, g.log)
-	g.forwarder, err = forward.New(forward.Config{
-		URL:         c.Backend.URL,
-		Timeout:     c.Backend.Timeout,
-		Concurrency: c.Backend.Concurrency,
-		BearerToken: c.Backend.BearerToken,
-		TLS:         c.Backend.TLS,
-		Version:     Version,
-	}, g.answered, g.log)
-	if err != nil {
+	if err = g.startDelivery(c); err != nil {
 		return nil, err
 	}
 	g.log.Info("ready", "version", Version, "config", configFile, "devices", g.registry.Len(),
@@ -200,6 +213,7 @@ func (g *Gateway) Tick() {
 	g.departed = 0
 	g.waker.Tick()
 	g.drain()
+	g.forwarder.Dispatch()
 	// Kick calls Disconnected, which takes the client off the list.
 	for len(g.offenders) > 0 {
 		last := g.offenders[len(g.offenders)-1]
@@ -212,6 +226,7 @@ func (g *Gateway) Tick() {
 		maps.DeleteFunc(g.copies, func(_ messageKey, c copies) bool { return c.expires < now.Unix() })
 	}
 	g.seen.Expire(now.Unix(), expirePerTick)
+	g.noteForgotten(now.Unix())
 	g.refusals.flush(now, g.host.Log)
 }
 
@@ -233,7 +248,7 @@ func (g *Gateway) Disconnected(connection uintptr, identity, clientID []byte) {
 // Stop ends everything that Start began. It waits up to stopWithin for the backend to take what is still queued.
 func (g *Gateway) Stop() {
 	g.stop()
-	g.log.Info("stopped")
+	g.log.Info("stopped", g.Stats().Accounts.attrs()...)
 	g.flushLog()
 }
 
@@ -244,13 +259,7 @@ func (g *Gateway) stop() {
 			g.survived("stop", v)
 		}
 	}()
-	if g.forwarder != nil {
-		ctx, cancel := context.WithTimeout(context.Background(), stopWithin)
-		defer cancel()
-		if err := g.forwarder.Close(ctx); err != nil {
-			g.log.Error("the backend did not take every accepted message before the stop; the rest is lost", "error", err)
-		}
-	}
+	g.stopDelivery()
 	if g.waker != nil {
 		g.waker.Stop()
 	}
@@ -287,6 +296,7 @@ func (g *Gateway) answered(a forward.Answer) {
 
 // drain hands waiting answers and log lines to the broker.
 func (g *Gateway) drain() {
+	g.takeRequeued()
 	g.answers.Drain(func(p downlink.Publish) {
 		if err := g.host.Publish(p); err != nil {
 			g.host.Log(slog.LevelWarn, fmt.Sprintf("the broker did not take a response topic=%s error=%q", p.Topic, err))

@@ -13,6 +13,7 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+	"unsafe"
 
 	"github.com/google/uuid"
 
@@ -30,14 +31,15 @@ type aBroker struct {
 	wakes     atomic.Int64
 }
 
-func (b *aBroker) Log(_ slog.Level, line string)    { b.lines = append(b.lines, line) }
-func (b *aBroker) Publish(p downlink.Publish) error { b.published = append(b.published, p); return nil }
-func (b *aBroker) Kick(clientID string)             { b.kicked = append(b.kicked, clientID) }
-func (b *aBroker) Wake()                            { b.wakes.Add(1) }
-func (b *aBroker) SetOthers(o Others)               { b.others = o }
-func (b *aBroker) Is2_1() bool                      { return false }
-func (b *aBroker) last() string                     { return b.lines[len(b.lines)-1] }
-func (b *aBroker) count(part string) (n int)        { return strings.Count(strings.Join(b.lines, "\n"), part) }
+func (b *aBroker) Log(_ slog.Level, line string)     { b.lines = append(b.lines, line) }
+func (b *aBroker) Publish(p downlink.Publish) error  { b.published = append(b.published, p); return nil }
+func (b *aBroker) Kick(clientID string)              { b.kicked = append(b.kicked, clientID) }
+func (b *aBroker) Wake()                             { b.wakes.Add(1) }
+func (b *aBroker) SetOthers(o Others)                { b.others = o }
+func (b *aBroker) Is2_1() bool                       { return false }
+func (b *aBroker) Traceparent(unsafe.Pointer) string { return "" }
+func (b *aBroker) last() string                      { return b.lines[len(b.lines)-1] }
+func (b *aBroker) count(part string) (n int)         { return strings.Count(strings.Join(b.lines, "\n"), part) }
 
 // aGateway is a running gateway with two devices, sensor_001 and sensor_002, whose secret is "s", and a real backend.
 type aGateway struct {
@@ -69,7 +71,7 @@ func startGateway(t *testing.T, settings string) *aGateway {
 		t.Fatal(err)
 	}
 	file := filepath.Join(dir, "bouncer.toml")
-	text := fmt.Sprintf("database = \"devices.db\"\n[backend]\nurl = \"%s/{device_id}\"\n%s", server.URL, settings)
+	text := fmt.Sprintf("state_dir = \".\"\ndatabase = \"devices.db\"\n[backend]\nurl = \"%s/{device_id}\"\n%s", server.URL, settings)
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}

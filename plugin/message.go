@@ -1,12 +1,11 @@
 package plugin
 
 import (
-	"bytes"
-	"encoding/hex"
+	"errors"
 	"time"
 
 	"mosquitto-bouncer/plugin/envelope"
-	"mosquitto-bouncer/plugin/forward"
+	"mosquitto-bouncer/plugin/journal"
 	"mosquitto-bouncer/plugin/replay"
 )
 
@@ -51,7 +50,7 @@ func (g *Gateway) Message(p *Publish) (outcome Outcome) {
 	v.set = false
 	switch v.reason {
 	case Accepted:
-		v.reason = g.accept(p, v.device, v.envelope)
+		v.reason, v.detail = g.accept(p, v.device, v.envelope)
 		if v.reason == Accepted {
 			return Route
 		}
@@ -68,6 +67,7 @@ func (g *Gateway) Message(p *Publish) (outcome Outcome) {
 // routed until its release has been seen, and only one of the copies is let out: see release.
 func (g *Gateway) redelivered(p *Publish, d *device, e *envelope.Envelope) Outcome {
 	serial := d.registered.Serial
+	d.published(p.ClientID) // after a restart it has not, as far as is known
 	entry, _ := g.seen.Lookup(serial, e.MessageID)
 	// Once more on this connection would be a replay.
 	const kept = sessionQoS2 | sessionReleased
@@ -96,47 +96,47 @@ type copies struct {
 	first   uintptr // where the copy lies that was released first; 0: none yet
 }
 
-// accept remembers the id of a message that has passed every check and hands the message over. If either cannot be done
-// the other is undone: the device may send the message again.
-func (g *Gateway) accept(p *Publish, d *device, e *envelope.Envelope) Reason {
+// accept remembers the id of a message that has passed every check, stores the message in the journal and hands it over.
+// If one of them cannot be done, nothing is: the device may send the message again.
+func (g *Gateway) accept(p *Publish, d *device, e *envelope.Envelope) (Reason, error) {
+	if err := g.forwarder.Admit(d.registered.ID); err != nil {
+		return Overloaded, err
+	}
 	serial := d.registered.Serial
-	switch g.seen.Insert(serial, e.MessageID, e.Timestamp, d.remember(e, p)) {
+	session := d.remember(e, p)
+	switch g.seen.Insert(serial, e.MessageID, e.Timestamp, session) {
 	case replay.Inserted:
 	case replay.Full:
-		return Overloaded
+		return Overloaded, errRemembered
 	default: // judge has ruled out the others
-		return Internal
+		return Internal, nil
 	}
-	if d.topic != string(p.Topic) {
-		d.topic = string(p.Topic)
-	}
-	err := g.forwarder.Enqueue(forward.Message{
-		DeviceID:   d.registered.ID,
-		MessageID:  uuidText(e.MessageID),
+	a := &g.record
+	*a = journal.Accepted{
+		Device:     d.registered.ID,
+		MessageID:  e.MessageID,
+		Tag:        session.Tag,
+		QoS2:       p.QoS == 2,
 		Timestamp:  e.Timestamp,
 		AcceptedAt: g.decision.now,
-		Topic:      d.topic,
-		Payload:    bytes.Clone(e.Payload),
-	})
+		Topic:      p.Topic,
+		Payload:    e.Payload,
+		Client:     uint32(session.Session >> 32),
+	}
+	if p.Properties != nil {
+		a.Traceparent = g.host.Traceparent(p.Properties)
+	}
+	pos, err := g.journal.Append(a)
 	if err != nil {
 		g.seen.Remove(serial, e.MessageID)
-		return Overloaded
+		return Overloaded, err
+	}
+	g.forwarder.Enqueue(a.Device, uint64(pos), a.Size())
+	if g.ticks == 0 {
+		g.forwarder.Dispatch()
 	}
 	d.published(p.ClientID)
-	return Accepted
+	return Accepted, nil
 }
 
-// uuidText returns the text form of a UUID, in lower case (RFC 9562, section 4).
-func uuidText(id [16]byte) string {
-	var text [envelope.MessageIDLen]byte
-	hex.Encode(text[0:8], id[0:4])
-	text[8] = '-'
-	hex.Encode(text[9:13], id[4:6])
-	text[13] = '-'
-	hex.Encode(text[14:18], id[6:8])
-	text[18] = '-'
-	hex.Encode(text[19:23], id[8:10])
-	text[23] = '-'
-	hex.Encode(text[24:36], id[10:16])
-	return string(text[:])
-}
+var errRemembered = errors.New("as many message ids are remembered as there is room for")

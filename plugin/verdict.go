@@ -3,6 +3,7 @@ package plugin
 import (
 	"bytes"
 	"time"
+	"unsafe"
 
 	"mosquitto-bouncer/plugin/envelope"
 	"mosquitto-bouncer/plugin/replay"
@@ -84,6 +85,9 @@ type Publish struct {
 	Retain bool
 	// Connection tells connections apart that exist at the same time. The broker uses a number again for another one.
 	Connection uintptr
+	// Properties are the broker's MQTT 5 properties of the message, for Host alone; nil: there are none. Only Message is
+	// given them.
+	Properties unsafe.Pointer
 }
 
 // circumstances is what the verdict on a publish depends on beside the publish itself.

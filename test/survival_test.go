@@ -343,7 +343,7 @@ func (g *gate) stopped(sig syscall.Signal, within time.Duration, left int) {
 	if !ok || exit.Code != 0 {
 		g.Errorf("%v: %v", sig, p.Ended())
 	}
-	lost := g.broker.Log().Find(mark, broker.Contains("bouncer: the backend did not take every accepted message before the stop"))
+	lost := g.broker.Log().Find(mark, broker.Contains("bouncer: the backend has not taken every accepted message yet"))
 	switch {
 	case left == 0 && len(lost) > 0:
 		g.Errorf("%v: all was delivered, but the log says: %s", sig, lost)
@@ -355,8 +355,17 @@ func (g *gate) stopped(sig syscall.Signal, within time.Duration, left int) {
 	}
 }
 
+// settledAt checks the plugin's last account: all that was ever accepted is with the backend.
+func (g *gate) settledAt(n int) {
+	g.Helper()
+	stopped := g.broker.Log().Find(0, broker.Contains("bouncer: stopped "))
+	if want := fmt.Sprintf("accepted=%d delivered=%d dead=0 pending=0", n, n); len(stopped) == 0 || !strings.HasSuffix(stopped[len(stopped)-1], want) {
+		g.Errorf("the plugin stopped with %q, want %s", stopped, want)
+	}
+}
+
 func TestStops(t *testing.T) {
-	const idle, busy = 2 * time.Second, 6 * time.Second // the most that a stop may take
+	const idle, busy = 2 * time.Second, 5 * time.Second // the most that a stop may take
 	ids := names(5)
 	send := func(g *gate, n int) {
 		g.Helper()
@@ -401,6 +410,12 @@ func TestStops(t *testing.T) {
 				g.no(g.backend.Down())
 				send(g, 100)
 				g.stopped(sig, busy, 100)
+				g.no(g.backend.Up())
+				g.no(g.broker.Start())
+				_, err = g.backend.Wait(g.limit(), 101)
+				g.no(err)
+				g.stopped(sig, idle, 0)
+				g.settledAt(101)
 			})
 			t.Run("backend hangs", func(t *testing.T) {
 				t.Parallel()

@@ -278,17 +278,20 @@ func TestRateLimitPasses(t *testing.T) {
 	g.noMore("the backend", g.unexpectedRequests())
 }
 
-// TestOverloaded fills the queue to a backend that does not answer. What is accepted is delivered when it answers again;
-// what is refused may be sent again, and is then accepted.
+// TestOverloaded fills the journal while the backend does not answer. What is accepted is delivered when it answers
+// again. What is refused has not been remembered: under the same id it is accepted once there is room, which is when what
+// was delivered is too old to be replayed.
 func TestOverloaded(t *testing.T) {
 	const (
-		queue   = 64 << 20 // forward.DefaultMaxBytes
+		journal = 64 << 20
 		payload = 8 << 20
 	)
 	fillers := []string{"filler_1", "filler_2", "filler_3", "filler_4", "filler_5", "filler_6", "filler_7"} // none may fill it alone
 	g := newGate(t, broker.Options{
-		Devices:  append(fillers, "sensor_001"),
-		Settings: map[string]any{"publish.max_bytes": 16 << 20, "backend.timeout": "1m"},
+		Devices: append(fillers, "sensor_001"),
+		Settings: map[string]any{
+			"publish.max_bytes": 16 << 20, "publish.tolerance": "3s", "backend.timeout": "1m", "journal.max_bytes": journal,
+		},
 	})
 	g.watch()
 	hold := newHold(g)
@@ -298,17 +301,14 @@ func TestOverloaded(t *testing.T) {
 	})
 	d := g.device("sensor_001")
 	large := `"` + strings.Repeat("x", payload) + `"`
-
-	room := queue
-	for _, name := range fillers {
+	for i, name := range fillers {
 		filler := g.device(name)
 		c := g.connect(filler, mqtt5)
 		m := filler.Sign(large)
 		g.expect(filler.DataTopic(), m)
 		if ack := g.publish(c, filler.DataTopic(), 1, m.Bytes); !ack.Accepted() {
-			t.Fatalf("with %d bytes to go: %v", room, ack)
+			t.Fatalf("with %d bytes to go: %v", journal-i*payload, ack)
 		}
-		room -= payload + 1000
 	}
 	var refused []device.Message
 	g.eachWay(func(g *gate, p protocol, qos byte) {
@@ -325,13 +325,30 @@ func TestOverloaded(t *testing.T) {
 	}
 	g.delivered(d.DataTopic(), last.Bytes)
 	g.noMore("the monitor", g.unexpectedPublishes())
+	_, err := g.broker.WaitLog(g.limit(), 0, broker.Contains("bouncer: the journal cannot store messages; they are refused"))
+	g.no(err)
+	_, err = g.broker.WaitLog(g.limit(), 0, broker.Contains("bouncer: waiting for the backend device=filler_"))
+	g.no(err)
 
 	hold.release()
 	for _, d := range g.accepted {
 		g.posted(d.Message)
 	}
-	g.accept(sensor, 1, refused[0])
-	g.nothingElse("sensor_001")
+	again := func() device.Message { return d.Sign(large, device.WithMessageID(refused[0].MessageID)) }
+	m := again()
+	every := time.NewTicker(200 * time.Millisecond)
+	defer every.Stop()
+	for ctx := g.limit(); !g.publish(sensor, d.DataTopic(), 1, m.Bytes).Accepted(); m = again() {
+		select {
+		case <-every.C:
+		case <-ctx.Done():
+			t.Fatal("there is no room yet")
+		}
+	}
+	g.expect(d.DataTopic(), m)
+	g.posted(m)
+	g.no(g.broker.Stop())
+	g.noMore("the backend", g.unexpectedRequests())
 }
 
 // A hold keeps the backend from answering.

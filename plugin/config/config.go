@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io/fs"
 	"path/filepath"
+	"strings"
 	"time"
 )
 
@@ -29,7 +30,7 @@ const DeviceID = "{device_id}"
 // Each field is the setting of the same name in lower case with underscores;
 // paths in the file may be relative to the directory of bouncer.toml.
 type Config struct {
-	// StateDir is the directory of the journal. Default
+	// StateDir is the directory of the journal and of the dead letters. Default
 	// "/var/lib/mosquitto-bouncer".
 	StateDir string
 	// Database is the SQLite file of the devices. Default
@@ -99,6 +100,13 @@ type Backend struct {
 	// MaxAge is how old an undelivered message becomes before it is a dead
 	// letter: 1m to 8760h (a year). Default "72h".
 	MaxAge time.Duration
+	// Batch is how many messages one request carries at most, 1 to 1000. Above
+	// 1 they go as a JSON array of CloudEvents, and {device_id} in URL is
+	// refused. Default 1.
+	Batch int
+	// Linger is how long a message waits for others to fill a batch: 1ms to
+	// 10s. Default "20ms".
+	Linger time.Duration
 	// BearerToken is sent in Authorization; from bearer_token_file. Default
 	// none.
 	BearerToken Secret
@@ -154,7 +162,8 @@ type ACL struct {
 // Journal is [journal]: the log of accepted messages in StateDir.
 type Journal struct {
 	// MaxBytes is the room it may take: 1MiB to 1TiB, as an integer or a size
-	// such as "1GiB". Publishes are refused when it is full. Default "1GiB".
+	// such as "1GiB", and at least publish.max_bytes + 128KiB. Publishes are
+	// refused when it is full. Default "1GiB".
 	MaxBytes int64
 	// Sync is the time between two fsyncs, 1ms to 10s; what a power failure
 	// may cost. 0, written "always": fsync before every PUBACK. Default
@@ -196,6 +205,9 @@ func Load(path string) (*Config, error) {
 	return parse(path, filepath.Dir(absolute), source, unavailable)
 }
 
+// journalRoom is what the journal needs beside the largest message.
+const journalRoom = 128 << 10
+
 // parse is Load after the reading. Relative paths in source are relative to
 // dir.
 func parse(file, dir string, source []byte, unavailable []string) (*Config, error) {
@@ -206,6 +218,9 @@ func parse(file, dir string, source []byte, unavailable []string) (*Config, erro
 	d.refuseUnavailable(unavailable)
 	c := d.settings()
 	d.keepTopicsApart(c)
+	if least := int64(c.Publish.MaxBytes) + journalRoom; c.Journal.MaxBytes < least {
+		d.problem("journal.max_bytes", "%d bytes is too little for messages of publish.max_bytes (%d); use at least %d", c.Journal.MaxBytes, c.Publish.MaxBytes, least)
+	}
 	d.refuseUnknown()
 	if err := d.err(); err != nil {
 		return nil, err
@@ -264,8 +279,16 @@ func (d *document) backend() Backend {
 		Timeout:       d.duration("backend.timeout", 5*time.Second, 100*time.Millisecond, 5*time.Minute),
 		Concurrency:   int(d.integer("backend.concurrency", 64, 1, 4096)),
 		MaxAge:        d.duration("backend.max_age", 72*time.Hour, time.Minute, 8760*time.Hour),
+		Batch:         int(d.integer("backend.batch", 1, 1, 1000)),
+		Linger:        d.duration("backend.linger", 20*time.Millisecond, time.Millisecond, 10*time.Second),
 		BearerToken:   d.secret("backend.bearer_token_file"),
 		SigningSecret: d.secret("backend.signing_secret_file"),
+	}
+	switch {
+	case b.Batch > 1 && strings.Contains(url, DeviceID):
+		d.problem("backend.batch", "messages of many devices go in one request, so the URL cannot name one; remove %s from backend.url, or the line", DeviceID)
+	case b.Batch == 1 && d.isSet("backend.linger"):
+		d.problem("backend.linger", "does nothing without a batch; set backend.batch or remove the line")
 	}
 	pool := d.certPool("backend.ca_file")
 	certificates := d.keyPair("backend.cert_file", "backend.key_file")

@@ -43,6 +43,8 @@ func TestDefaults(t *testing.T) {
 			Backend: Backend{
 				URL:         "http://localhost:5000/device/{device_id}/data",
 				Timeout:     5 * time.Second,
+				Batch:       1,
+				Linger:      20 * time.Millisecond,
 				Concurrency: 64,
 				MaxAge:      72 * time.Hour,
 			},
@@ -131,6 +133,8 @@ key_file   = "key.pem"
 		Backend: Backend{
 			URL:           "https://backend.example:8443/in/{device_id}?v=1",
 			Timeout:       1500 * time.Millisecond,
+			Batch:         1,
+			Linger:        20 * time.Millisecond,
 			Concurrency:   8,
 			MaxAge:        24 * time.Hour,
 			BearerToken:   Secret("backend-token"),
@@ -193,6 +197,10 @@ func TestProblems(t *testing.T) {
 		{"[backend]\ntimeout = \"99ms\"\n", `2: backend.timeout: "99ms" is out of range; use 100ms to 5m, for example "5s"`},
 		{"[backend]\nmax_age = \"59s\"\n", `2: backend.max_age: "59s" is out of range; use 1m to 8760h, for example "72h"`},
 		{"[journal]\nsync = \"never\"\n", `2: journal.sync: "never" is not a duration; write a number and a unit (ms, s, m, h), for example "100ms"`},
+		{"[backend]\nbatch = 1001\n", `2: backend.batch: 1001 is out of range; use 1 to 1000`},
+		{"[backend]\nbatch = 2\n", `2: backend.batch: messages of many devices go in one request, so the URL cannot name one; remove {device_id} from backend.url, or the line`},
+		{"[backend]\nlinger = \"1s\"\n", `2: backend.linger: does nothing without a batch; set backend.batch or remove the line`},
+		{"[publish]\nmax_bytes = 1048576\n[journal]\nmax_bytes = 1048576\n", `4: journal.max_bytes: 1048576 bytes is too little for messages of publish.max_bytes (1048576); use at least 1179648`},
 		{"[journal]\nsync = \"11s\"\n", `2: journal.sync: "11s" is out of range; use 1ms to 10s, for example "100ms"`},
 
 		// Numbers and sizes.

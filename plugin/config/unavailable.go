@@ -9,11 +9,8 @@ import (
 // of them to anything but "" refuses the load: a setting that is accepted and
 // does nothing is worse than none. An entry that ends in "." is a section.
 var unavailable = []string{
-	"backend.max_age",
-	"backend.signing_secret_file",
 	"command.topic",
 	"rejected.topic",
-	"journal.",
 	"http.",
 }
 

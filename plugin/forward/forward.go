@@ -3,44 +3,57 @@
 package forward
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/time/rate"
 )
 
 var (
-	// ErrFull is returned by Enqueue when one of the queue's two bounds is reached.
+	// ErrFull is returned by Admit when Config.MaxPending is reached.
 	ErrFull = errors.New("the queue to the backend is full")
-	// ErrClosed is returned by Enqueue and Close once Close has been called.
+	// ErrShare is returned by Admit when the device has taken its share of the queue.
+	ErrShare = errors.New("the device has taken its share of the queue to the backend")
+	// ErrClosed is returned by Admit and Close once Close has been called.
 	ErrClosed = errors.New("the forwarder is closed")
+	// ErrUnreadable is what Store.Load returns, wrapped or not, for a message that is damaged or gone for good.
+	ErrUnreadable = errors.New("the message cannot be read any more")
+
+	errSuspended = errors.New("the backend answered 410 Gone; resume its delivery")
 )
 
 // What a zero field of Config stands for.
 const (
 	DefaultTimeout     = 5 * time.Second
 	DefaultConcurrency = 64
-	DefaultMaxMessages = 65536
-	DefaultMaxBytes    = 64 << 20
+	DefaultMaxPending  = 1 << 26
+	DefaultLinger      = 20 * time.Millisecond
 )
+
+// MaxBatch is the largest Config.Batch.
+const MaxBatch = 1000
 
 // laneShare is which part of the queue one device may take, in messages and in bytes: one that sends faster than the
 // backend answers must leave room for the others. One message always fits, if the queue has room for it.
 const laneShare = 4
 
-// closeGrace is how long Close waits for the workers once every connection has been cut. Only a callback that blocks
-// can make it that long.
+// closeGrace is how long Close waits for the workers once every connection has been cut. Only a callback or a Store
+// that blocks can make it that long.
 const closeGrace = 2 * time.Second
 
 // Config says where messages go and what delivering them may cost.
 type Config struct {
 	// URL is an absolute http or https URL. Every {device_id} in its path or query stands for the device's id,
-	// escaped. It may not carry user information or a fragment.
+	// escaped; there must be none in batch mode. It may not carry user information or a fragment.
 	URL string
 	// Timeout bounds one request, from dialling to the last byte of the response.
 	Timeout time.Duration
@@ -49,21 +62,42 @@ type Config struct {
 	// MaxAge is the time since its acceptance after which a message is not sent again and becomes a dead letter.
 	// 0: no limit.
 	MaxAge time.Duration
+	// Batch above 1 is batch mode: up to so many messages, at most MaxBatch, go in one request, as a JSON array of
+	// CloudEvents. They are answered together, by the status alone: the callback of New is never called. A lane that
+	// could be sent waits up to Linger for others to fill the batch.
+	Batch  int
+	Linger time.Duration
 	// BearerToken, if not empty, is sent as "Authorization: Bearer TOKEN".
 	BearerToken []byte
+	// SigningSecret, if not empty, makes every request carry a signature by Standard Webhooks 1.0: "whsec_" and the
+	// key in base64, or the key itself.
+	SigningSecret []byte
 	// TLS is used for https; nil stands for the system's roots and no client certificate. It is cloned.
 	TLS *tls.Config
-	// MaxMessages and MaxBytes bound the messages not yet delivered, those in flight included. The bytes are those of
-	// payload, topic and ids. One device's may be a quarter of either.
-	MaxMessages int
-	MaxBytes    int64
+	// MaxPending bounds the messages not yet delivered, which cost some 10 bytes of memory each, and 110 a device. One
+	// device's may be a quarter.
+	MaxPending int
+	// MaxBytes is how much the Store has room for: one device's messages may take about a quarter. 0: any number.
+	MaxBytes int64
 	// Version goes into the User-Agent, mosquitto-bouncer/VERSION.
 	Version string
+
+	// Gone, if not nil, is called when the backend answers 410 Gone: from then on nothing is sent to that URL before
+	// Resume. The unit is the device when its id is part of Config.URL, for each device then has a URL of its own;
+	// else device is "" and everything is suspended. A worker calls Gone, once each time delivery is suspended, so
+	// that the caller can write it down and name it in Suspended at the next start.
+	Gone func(device, url string)
+	// Suspended lists the devices that Gone was called for and Resume was not; "" stands for everything.
+	Suspended []string
 
 	// idle overrides maxIdleConn and courier replaces HTTP, both for tests.
 	idle    time.Duration
 	courier func() courier
 }
+
+// Counts are what became of messages in earlier processes. Those still pending are not among them: they are counted when
+// they are enqueued again.
+type Counts struct{ Delivered, Dead uint64 }
 
 // Message is one accepted publish.
 type Message struct {
@@ -72,176 +106,342 @@ type Message struct {
 	Timestamp  int64     // the device's, Unix seconds
 	AcceptedAt time.Time // Config.MaxAge counts from here
 	Topic      string
-	Payload    []byte // sent as it is
+	Payload    []byte // one JSON value, sent as it is
+	// Traceparent is passed on in the header of that name, in a batch as the event's attribute, if it is valid by W3C
+	// Trace Context.
+	Traceparent string
 }
 
-func (m *Message) size() int64 {
-	return int64(len(m.DeviceID) + len(m.MessageID) + len(m.Topic) + len(m.Payload))
+// Store is where the messages are. Its methods are called by several workers at a time and may do I/O; a panic in one
+// counts as an error.
+type Store interface {
+	// Load reads a message into m, whose DeviceID is set: every other field. m.Payload is empty and is to be appended
+	// to; m.Topic may be left if it is right already. The Forwarder uses m again. An error makes Load be repeated,
+	// after a back-off; ErrUnreadable makes the message a dead letter.
+	Load(pos uint64, m *Message) error
+	// Delivered notes that the backend has taken a message, before the device's next one is sent.
+	Delivered(pos uint64)
+	// Dead keeps a message of the device that is not to be delivered. An error leaves it first in its lane and makes Dead alone be
+	// repeated, after a back-off.
+	Dead(device string, pos uint64, d DeadLetter) error
 }
+
+// DeadLetter says why a message is given up.
+type DeadLetter struct {
+	Reason   string // one of the constants below
+	Status   int    // of the response, 0 if there was none
+	Excerpt  string // what its body begins with: valid UTF-8, at most 1 KiB; may hold control characters
+	Attempts int    // requests with this message, since the start of the process
+	// DiedAt is the same however often the Store is told of this death.
+	DiedAt time.Time
+}
+
+// Why a message became a dead letter. The strings are stable.
+const (
+	ReasonRefused    = "refused"    // the backend answered 3xx or a final 4xx
+	ReasonExpired    = "expired"    // older than Config.MaxAge
+	ReasonPanic      = "panic"      // delivering it panicked, maxPanics times
+	ReasonUnreadable = "unreadable" // Store.Load returned ErrUnreadable
+)
 
 // Answer is the body with which the backend took a message.
 type Answer struct {
-	Message     *Message
-	Status      int    // 2xx
-	Body        []byte // not empty, at most 64 KiB; belongs to the callee
-	ContentType string // as the backend sent it, "" if it sent none
+	Message     *Message // the Forwarder's again when the callback returns; its strings may be kept
+	Status      int      // 2xx
+	Body        []byte   // not empty, at most 64 KiB; belongs to the callee
+	ContentType string   // as the backend sent it, "" if it sent none
 	// Latency is the backend's: of the one request that succeeded, from sending to the last byte of the response.
 	Latency time.Duration
 }
 
 // Stats is a consistent view of a Forwarder: Accepted = Delivered + Dead + Pending, always.
 type Stats struct {
-	Accepted  uint64 // taken by Enqueue
+	Accepted  uint64 // what Start was told of and what Enqueue and Restore took
 	Delivered uint64 // answered 2xx
 	Dead      uint64 // given up
 	Pending   int    // neither yet; those in flight included
-	Bytes     int64  // of the pending messages, as Config.MaxBytes counts them
 	Lanes     int    // devices with a pending message
 	InFlight  int    // requests
-	Retries   uint64 // attempts that failed and are, or were, to be repeated
+	Retries   uint64 // requests that failed and are, or were, to be repeated
+	// StoreErrors counts the times that the Store failed to load a message or to keep a dead letter.
+	StoreErrors uint64
 	// AnswersDropped counts 2xx bodies that were not handed on: too large, compressed, or the callback panicked.
 	AnswersDropped uint64
-	// Suspended says that the backend as a whole seems down: one request at a time asks whether it is back.
-	Suspended bool
+	// Down says that the backend as a whole seems down: one request at a time asks whether it is back.
+	Down bool
+	// Suspended says that nothing is sent before Resume(""), SuspendedDevices for how many devices that is so.
+	Suspended        bool
+	SuspendedDevices int
+	// Latency is the time from a message's acceptance to its delivery.
+	Latency Histogram
 }
 
 // Forwarder is the queue of messages and the workers that deliver them. All its methods are safe for concurrent use.
 //
-// Every device has a lane: a FIFO of its messages of which only the first is ever in flight. A lane is ready, in
-// flight, or waiting for its back-off to end, and does not exist when it has nothing to send. A fixed set of workers
-// takes one message at a time from the lane that has been ready longest.
+// Every device has a lane: a FIFO of the positions of its messages, of which only the first is ever in flight, or in
+// batch mode the first few, together. A lane is ready, in flight, or waiting for its back-off to end, and does not exist
+// when it has nothing to send. A fixed set of workers takes one parcel at a time from the lanes that have been ready
+// longest, and only then reads its messages from the Store.
 type Forwarder struct {
 	cfg     Config
+	target  target
+	store   Store
 	answer  func(Answer)
 	log     *slog.Logger
 	sampler sampler
 	hangUp  func() // makes every request in flight, and every later one, fail at once
 
-	drained chan struct{} // closed when Close has been called and nothing is pending
-	exited  chan struct{} // closed when the last worker has ended
+	intake intake
+	wake   chan struct{} // holds one; see Dispatch
+	quit   chan struct{} // closed to end the dispatcher
+	shut   atomic.Bool   // closed, to be read without the lock
+	open   atomic.Int64  // messages enqueued and not settled
+
+	drained chan struct{} // closed when Close has been called and nothing is left to be sent
+	exited  chan struct{} // closed when the last worker and the dispatcher have ended
 
 	mu sync.Mutex // protects everything below; never held during I/O, logging or a callback
 	schedule
 	closed         bool
+	isDrained      bool
 	workers        int
 	accepted       uint64
 	delivered      uint64
 	dead           uint64
 	pending        int
-	bytes          int64
 	retries        uint64
+	storeErrors    uint64
 	answersDropped uint64
 	outage         outage
+	latency        Histogram
 }
 
-// New starts the workers. answer, which may be nil, is called once for every message taken with a body, in the order
-// of the device's messages, by several workers at a time; it must return quickly and may keep what it is given.
-func New(cfg Config, answer func(Answer), log *slog.Logger) (*Forwarder, error) {
+// New returns a Forwarder that sends nothing before Start. answer, which may be nil, is called once for every message taken with a body, in the order
+// of the device's messages, by several workers at a time, and before the Store is told; it must return quickly.
+func New(cfg Config, store Store, answer func(Answer), log *slog.Logger) (*Forwarder, error) {
 	if cfg.Timeout == 0 {
 		cfg.Timeout = DefaultTimeout
 	}
 	if cfg.Concurrency == 0 {
 		cfg.Concurrency = DefaultConcurrency
 	}
-	if cfg.MaxMessages == 0 {
-		cfg.MaxMessages = DefaultMaxMessages
+	if cfg.MaxPending == 0 {
+		cfg.MaxPending = DefaultMaxPending
 	}
-	if cfg.MaxBytes == 0 {
-		cfg.MaxBytes = DefaultMaxBytes
+	if cfg.Linger == 0 {
+		cfg.Linger = DefaultLinger
 	}
-	if cfg.Timeout < 0 || cfg.Concurrency < 0 || cfg.MaxAge < 0 || cfg.MaxMessages < 0 || cfg.MaxBytes < 0 {
-		return nil, errors.New("backend: timeout, concurrency, maximum age and queue bounds must not be negative")
+	if cfg.Timeout < 0 || cfg.Concurrency < 0 || cfg.MaxAge < 0 || cfg.MaxPending < 0 || cfg.MaxBytes < 0 || cfg.Batch < 0 || cfg.Linger < 0 {
+		return nil, errors.New("backend: timeout, concurrency, maximum age, batch, linger and queue bound must not be negative")
+	}
+	if cfg.Batch > MaxBatch {
+		return nil, fmt.Errorf("backend: batch is %d; at most %d messages fit", cfg.Batch, MaxBatch)
 	}
 	f := &Forwarder{
 		cfg:     cfg,
+		store:   store,
 		answer:  answer,
 		log:     log,
 		sampler: sampler{limiter: rate.NewLimiter(10, 100)},
 		hangUp:  func() {},
+		wake:    make(chan struct{}, 1),
+		quit:    make(chan struct{}),
 		drained: make(chan struct{}),
 		exited:  make(chan struct{}),
-		workers: cfg.Concurrency,
+	}
+	var err error
+	if f.target, err = parseTarget(cfg.URL); err != nil {
+		return nil, fmt.Errorf("backend: %w", err)
+	}
+	if cfg.Batch > 1 && f.target.perDevice() {
+		return nil, fmt.Errorf("backend: url %q: with batch, messages of many devices go in one request: "+
+			"remove %s, or batch", cfg.URL, placeholder)
 	}
 	if f.cfg.courier == nil {
-		c, err := newClient(cfg)
+		c, err := newClient(cfg, f.target)
 		if err != nil {
 			return nil, fmt.Errorf("backend: %w", err)
 		}
 		f.cfg.courier = func() courier { return c.courier() }
+		if cfg.Batch > 1 {
+			f.cfg.courier = func() courier { return c.batchCourier() }
+		}
 		f.hangUp = c.hangUp
 	}
-	f.schedule.init(&f.mu, cfg.Concurrency)
-	for range cfg.Concurrency {
-		go f.work()
-	}
+	f.schedule.init(&f.mu, &cfg, f.arrive, func() bool { return f.intake.n.Load() > 0 })
 	return f, nil
 }
 
-// Enqueue takes m for delivery; its payload belongs to the Forwarder from then on. It never blocks: it returns ErrFull
-// when m would exceed a bound, and ErrClosed after Close.
-func (f *Forwarder) Enqueue(m Message) error {
-	e := &entry{Message: m}
-	size := m.size()
-
+// Restore takes a message of an earlier process, before Start, in the order in which they were accepted.
+func (f *Forwarder) Restore(device string, pos uint64, bytes int) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.closed {
-		return ErrClosed
-	}
-	if f.pending >= f.cfg.MaxMessages || f.bytes+size > f.cfg.MaxBytes {
-		return ErrFull
-	}
-	if l := f.lanes[m.DeviceID]; l != nil && (l.count >= max(1, f.cfg.MaxMessages/laneShare) || l.bytes+size > f.cfg.MaxBytes/laneShare) {
-		return ErrFull
-	}
+	f.schedule.add(device, pos, uint32(min(bytes, math.MaxUint32)))
 	f.accepted++
 	f.pending++
-	f.bytes += size
-	f.schedule.add(e)
+	f.open.Add(1)
+}
+
+// Start starts the workers, once, with what became of messages in earlier processes.
+func (f *Forwarder) Start(before Counts) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.accepted += before.Delivered + before.Dead
+	f.delivered, f.dead = before.Delivered, before.Dead
+	f.workers = f.cfg.Concurrency + 1
+	go f.dispatcher()
+	for range f.cfg.Concurrency {
+		go f.work()
+	}
+}
+
+// Admit reports whether there is room for a message of the device: nil, ErrFull, ErrShare or ErrClosed. Like Enqueue it
+// takes no lock that the workers hold for longer than a swap.
+func (f *Forwarder) Admit(device string) error {
+	switch {
+	case f.shut.Load():
+		return ErrClosed
+	case f.open.Load() >= int64(f.cfg.MaxPending):
+		return ErrFull
+	}
+	if crowding := f.crowding.Load(); crowding != nil {
+		if _, is := (*crowding)[device]; is {
+			return ErrShare
+		}
+	}
 	return nil
+}
+
+// Enqueue takes the message at pos, which takes so many bytes in the Store, for delivery after all others of the device.
+// It is for messages that Admit had room for. It neither blocks nor allocates in the long run, and wakes nobody: see
+// Dispatch. What comes after Close stays in the Store. It keeps device, which is best a string that lives anyway.
+func (f *Forwarder) Enqueue(device string, pos uint64, bytes int) {
+	if f.shut.Load() {
+		return
+	}
+	f.open.Add(1)
+	f.intake.put(arrival{device, pos, uint32(min(bytes, math.MaxUint32))})
+}
+
+// Resume goes on delivering a device's messages after Gone, or everything if device is "". It reports whether any were
+// suspended.
+func (f *Forwarder) Resume(device string) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	now := time.Now()
+	resumed := false
+	if device != "" {
+		resumed = f.schedule.resume(device, now)
+	} else {
+		resumed = f.halted || len(f.suspended) > 0
+		f.halted = false
+		for device := range f.suspended {
+			f.schedule.resume(device, now)
+		}
+	}
+	f.idle.Broadcast()
+	return resumed
 }
 
 // Stats returns the counters, all of the same moment.
 func (f *Forwarder) Stats() Stats {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if f.intake.n.Load() > 0 {
+		f.arrive()
+		f.idle.Signal()
+	}
 	return Stats{
-		Accepted:       f.accepted,
-		Delivered:      f.delivered,
-		Dead:           f.dead,
-		Pending:        f.pending,
-		Bytes:          f.bytes,
-		Lanes:          len(f.lanes),
-		InFlight:       f.inFlight,
-		Retries:        f.retries,
-		AnswersDropped: f.answersDropped,
-		Suspended:      f.breaker.open,
+		Accepted:         f.accepted,
+		Delivered:        f.delivered,
+		Dead:             f.dead,
+		Pending:          f.pending,
+		Lanes:            len(f.lanes),
+		InFlight:         f.inFlight,
+		Retries:          f.retries,
+		StoreErrors:      f.storeErrors,
+		AnswersDropped:   f.answersDropped,
+		Down:             f.breaker.open,
+		Suspended:        f.halted,
+		SuspendedDevices: len(f.suspended),
+		Latency:          f.latency,
 	}
 }
 
-// Close takes no more messages, goes on delivering until none is left or ctx is done, then cuts what is in flight and
-// ends the workers. The error says how many messages were not delivered. The answer callback is not called after it
-// has returned, unless the callback itself was what Close waited for in vain.
+// drain notes whether Close need not wait any more.
+func (f *Forwarder) drain() {
+	if f.closed && !f.isDrained && f.schedule.stuck() {
+		f.isDrained = true
+		close(f.drained)
+	}
+}
+
+// A Backlog is what waits of one device.
+type Backlog struct {
+	Device   string
+	Messages int
+	Bytes    int64 // about
+}
+
+// Longest returns the n devices of which the most waits, in bytes. It looks at every lane, so it is for rare occasions.
+func (f *Forwarder) Longest(n int) (longest []Backlog) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, l := range f.lanes {
+		b := Backlog{l.device, int(l.n), int64(l.units) * laneUnit}
+		if len(longest) == n && b.Bytes <= longest[n-1].Bytes {
+			continue
+		}
+		i, _ := slices.BinarySearchFunc(longest, b, func(x, y Backlog) int { return cmp.Compare(y.Bytes, x.Bytes) })
+		longest = slices.Insert(longest, i, b)
+		longest = longest[:min(n, len(longest))]
+	}
+	return longest
+}
+
+// Close takes no more messages, goes on delivering until none is left that is not suspended or ctx is done, then cuts
+// what is in flight and ends the workers. Where ctx has a deadline, the last quarter of the time until then is left to
+// requests in flight: what is cut off goes to the backend once more. The error says how many messages were not
+// delivered: they are still the Store's. The answer callback is not called after it has returned, unless the callback
+// itself was what Close waited for in vain. It may be called before Start.
 func (f *Forwarder) Close(ctx context.Context) error {
 	f.mu.Lock()
 	if f.closed {
 		f.mu.Unlock()
 		return ErrClosed
 	}
-	f.closed = true
-	if f.pending == 0 {
-		close(f.drained)
+	f.shut.Store(true)
+	f.arrive()
+	f.closed, f.draining = true, true
+	f.drain()
+	f.idle.Broadcast() // what lingers need not
+	if f.workers == 0 {
+		close(f.exited)
 	}
 	f.mu.Unlock()
 
+	var enough <-chan time.Time
+	if deadline, ok := ctx.Deadline(); ok {
+		timer := time.NewTimer(time.Until(deadline) * 3 / 4)
+		defer timer.Stop()
+		enough = timer.C
+	}
 	select {
+	case <-f.exited:
 	case <-f.drained:
+	case <-enough:
 	case <-ctx.Done():
 	}
 
 	f.mu.Lock()
 	f.schedule.stop()
 	f.mu.Unlock()
+	close(f.quit)
+	select {
+	case <-f.exited:
+	case <-f.drained:
+	case <-ctx.Done():
+	}
 	f.hangUp()
 
 	grace := time.NewTimer(closeGrace)
@@ -254,13 +454,22 @@ func (f *Forwarder) Close(ctx context.Context) error {
 	}
 
 	f.mu.Lock()
-	pending, inFlight := f.pending, f.inFlight
+	f.arrive() // what Enqueue was about to put there when Close began
+	pending, inFlight, halted := f.pending, f.inFlight, f.halted || len(f.suspended) > 0
 	f.mu.Unlock()
+	why := context.Cause(ctx)
+	switch {
+	case why != nil:
+	case halted:
+		why = errSuspended
+	default:
+		why = context.DeadlineExceeded
+	}
 	switch {
 	case stuck:
 		return fmt.Errorf("%d messages were not delivered, and %d deliveries do not end", pending, inFlight)
 	case pending > 0:
-		return fmt.Errorf("%d messages were not delivered: %w", pending, context.Cause(ctx))
+		return fmt.Errorf("%d messages were not delivered: %w", pending, why)
 	}
 	return nil
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -57,6 +58,7 @@ func (l *logBuffer) logger() *slog.Logger { return slog.New(slog.NewTextHandler(
 type fixture struct {
 	*Forwarder
 	t        testing.TB
+	store    *memory
 	log      *logBuffer
 	patience time.Duration
 	mu       sync.Mutex
@@ -65,14 +67,17 @@ type fixture struct {
 
 func start(t testing.TB, cfg Config) *fixture {
 	t.Helper()
-	x := &fixture{t: t, log: &logBuffer{}, patience: 20 * time.Second}
+	x := &fixture{t: t, store: newMemory(t), log: &logBuffer{}, patience: 20 * time.Second}
 	if cfg.courier != nil {
 		x.patience = time.Hour // on synthetic time
 	}
 	if cfg.idle == 0 {
 		cfg.idle = 50 * time.Millisecond // fasthttp's cleaner outlives Close by as much
 	}
-	f, err := New(cfg, func(a Answer) {
+	f, err := New(cfg, x.store, func(a Answer) {
+		m := *a.Message
+		m.Payload = slices.Clone(m.Payload)
+		a.Message = &m
 		x.mu.Lock()
 		defer x.mu.Unlock()
 		x.answers = append(x.answers, a)
@@ -81,6 +86,7 @@ func start(t testing.TB, cfg Config) *fixture {
 		t.Fatal(err)
 	}
 	x.Forwarder = f
+	f.Start(Counts{})
 	t.Cleanup(func() {
 		ctx, cancel := context.WithCancel(context.Background())
 		cancel()
@@ -88,6 +94,16 @@ func start(t testing.TB, cfg Config) *fixture {
 		<-f.exited
 	})
 	return x
+}
+
+// Enqueue stores m and enqueues its position.
+func (x *fixture) Enqueue(m Message) error {
+	if err := x.Admit(m.DeviceID); err != nil {
+		return err
+	}
+	x.Forwarder.Enqueue(m.DeviceID, x.store.add(m), len(m.Payload))
+	x.Dispatch()
+	return nil
 }
 
 func (x *fixture) enqueue(m Message) {
@@ -106,8 +122,17 @@ func (x *fixture) drain() Stats {
 		x.t.Fatalf("Close: %v\nlog:\n%s", err, x.log)
 	}
 	s := x.Stats()
-	if s.Pending != 0 || s.Bytes != 0 || s.Lanes != 0 || s.InFlight != 0 || s.Accepted != s.Delivered+s.Dead {
+	if s.Pending != 0 || s.Lanes != 0 || s.InFlight != 0 || s.Accepted != s.Delivered+s.Dead ||
+		s.Delivered != uint64(x.store.count("delivered")) ||
+		s.Dead != uint64(x.store.count("dead")) || x.store.count("") != 0 {
 		x.t.Fatalf("after Close: %+v", s)
+	}
+	observed := uint64(0)
+	for _, n := range s.Latency.Counts {
+		observed += n
+	}
+	if observed != s.Delivered {
+		x.t.Fatalf("%d latencies of %d deliveries", observed, s.Delivered)
 	}
 	return s
 }
@@ -240,12 +265,18 @@ func TestTargetEscapes(t *testing.T) {
 
 func TestNewRefuses(t *testing.T) {
 	for want, cfg := range map[string]Config{
-		"backend: url is missing":             {},
-		"backend: version \"1\\r\\n\" cannot": {URL: "http://h/", Version: "1\r\n"},
-		"backend: the bearer token holds a":   {URL: "http://h/", BearerToken: []byte("geheim\n")},
-		"backend: timeout, concurrency,":      {URL: "http://h/", Concurrency: -1},
+		"backend: url is missing":              {},
+		"backend: version \"1\\r\\n\" cannot":  {URL: "http://h/", Version: "1\r\n"},
+		"backend: the bearer token holds a":    {URL: "http://h/", BearerToken: []byte("geheim\n")},
+		"backend: timeout, concurrency,":       {URL: "http://h/", Concurrency: -1},
+		"backend: batch is 1001; at most 1000": {URL: "http://h/", Batch: 1001},
+		`backend: url "http://h/{device_id}": with batch, messages of many devices go in one request: remove {device_id}, or batch`: {URL: "http://h/{device_id}", Batch: 2},
+		`backend: url "http://h/?d={device_id}": with batch,`:                                                                       {URL: "http://h/?d={device_id}", Batch: 2},
+		"backend: the signing secret begins with whsk_, a private key":                                                              {URL: "http://h/", SigningSecret: []byte("whsk_geheim")},
+		"backend: the signing secret has no key behind whsec_":                                                                      {URL: "http://h/", SigningSecret: []byte("whsec_")},
+		"backend: the signing secret is not base64 behind whsec_; remove the":                                                       {URL: "http://h/", SigningSecret: []byte("whsec_geheim!")},
 	} {
-		_, err := New(cfg, nil, (&logBuffer{}).logger())
+		_, err := New(cfg, newMemory(t), nil, (&logBuffer{}).logger())
 		if err == nil || !strings.HasPrefix(err.Error(), want) {
 			t.Errorf("got %v, want %s...", err, want)
 		}

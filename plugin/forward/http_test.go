@@ -264,7 +264,7 @@ func TestOutcomes(t *testing.T) {
 		{status: 401, outcome: dead},
 		{status: 404, outcome: dead},
 		{status: 409, outcome: dead},
-		{status: 410, outcome: dead},
+		{status: 410, outcome: gone},
 		{status: 413, outcome: dead},
 		{status: 422, outcome: dead},
 		{status: 499, outcome: dead},
@@ -293,12 +293,18 @@ func TestOutcomes(t *testing.T) {
 		}
 		t.Run(fmt.Sprintf("%.30q", response), func(t *testing.T) {
 			url, requests := rawBackend(t, func(int) string { return response })
-			c, err := newClient(Config{URL: url + "/first", Timeout: 5 * time.Second, Concurrency: 1, idle: 50 * time.Millisecond})
+			target, err := parseTarget(url + "/first")
+			if err != nil {
+				t.Fatal(err)
+			}
+			c, err := newClient(Config{Timeout: 5 * time.Second, Concurrency: 1, idle: 50 * time.Millisecond}, target)
 			if err != nil {
 				t.Fatal(err)
 			}
 			m := message("a", 1)
-			r := c.courier().send(&m)
+			courier := c.courier()
+			courier.pack(&m)
+			r := courier.send()
 			if r.outcome() != test.outcome || r.retryAfter != test.retry {
 				t.Errorf("%+v: outcome %d, want %d, retry after %v", r, r.outcome(), test.outcome, test.retry)
 			}
@@ -312,7 +318,8 @@ func TestOutcomes(t *testing.T) {
 				t.Errorf("redirect followed, or repeated: %q", <-requests)
 			}
 			c.hangUp()
-			if r := c.courier().send(&m); r.outcome() != retry || r.err == nil {
+			courier.pack(&m)
+			if r := courier.send(); r.outcome() != retry || r.err == nil {
 				t.Errorf("after hanging up: %+v", r)
 			}
 			if len(c.conns) != 0 || c.http.ConnsCount() != 0 {
@@ -340,6 +347,47 @@ func TestPoisonHoldsNobody(t *testing.T) {
 	}
 	if strings.Contains(x.log.String(), `{\"n\"`) || len(x.answers) != 0 {
 		t.Errorf("payload in the log, or an answer:\n%s", x.log)
+	}
+}
+
+func TestExcerpt(t *testing.T) {
+	body := strings.Repeat("0123456789", 200)
+	s := backend(t, func(w http.ResponseWriter, r *http.Request) {
+		number := r.Header.Get("Ce-Id")[35:]
+		if number == "2" {
+			w.Header().Set("Content-Encoding", "gzip")
+		}
+		w.WriteHeader(http.StatusUnprocessableEntity)
+		switch number {
+		case "1":
+			io.WriteString(w, "no \"temperature\"\n")
+		case "2":
+			io.WriteString(w, "zzz")
+		case "3":
+			io.WriteString(w, body)
+		case "4":
+			io.WriteString(w, strings.Repeat("x", maxExcerpt-1)+"\u00e9")
+		case "5":
+			io.WriteString(w, "\xff\xfe\u00e9\x00")
+		}
+	})
+	x := start(t, Config{URL: s.URL, Concurrency: 1})
+	for n := range 6 {
+		x.enqueue(message("a", n+1))
+	}
+	x.drain()
+	want := []string{"no \"temperature\"\n", "", body[:maxExcerpt], strings.Repeat("x", maxExcerpt-1) + "?", "?\u00e9\x00", ""}
+	for i, l := range x.store.letters {
+		if l.DiedAt.IsZero() {
+			t.Errorf("%d: it never died", i+1)
+		}
+		l.DiedAt = time.Time{}
+		if l.DeadLetter != (DeadLetter{Reason: ReasonRefused, Status: 422, Excerpt: want[i], Attempts: 1}) {
+			t.Errorf("%d: %+v", i+1, l.DeadLetter)
+		}
+	}
+	if len(x.store.letters) != len(want) {
+		t.Errorf("%d dead letters", len(x.store.letters))
 	}
 }
 
@@ -490,33 +538,24 @@ func TestAnswerLimits(t *testing.T) {
 }
 
 func TestFull(t *testing.T) {
-	one := message("a", 1)
-	for name, cfg := range map[string]Config{
-		"messages": {MaxMessages: 3},
-		"bytes":    {MaxBytes: 4*one.size() - 1},
-	} {
-		t.Run(name, func(t *testing.T) {
-			release := make(chan struct{})
-			cfg.URL = backend(t, func(http.ResponseWriter, *http.Request) { <-release }).URL
-			x := start(t, cfg)
-			for _, device := range []string{"a", "b", "c"} {
-				x.enqueue(message(device, 1))
-			}
-			for range 2 {
-				if err := x.Enqueue(message("d", 1)); err != ErrFull {
-					t.Errorf("%v, want ErrFull", err)
-				}
-			}
-			if s := x.Stats(); s.Accepted != 3 || s.Pending != 3 || s.Bytes != 3*one.size() || s.Lanes != 3 {
-				t.Errorf("%+v", s)
-			}
-			release <- struct{}{}
-			eventually(t, "room", func() bool { return x.Enqueue(message("d", 1)) == nil })
-			close(release)
-			if s := x.drain(); s.Delivered != 4 {
-				t.Errorf("%+v", s)
-			}
-		})
+	release := make(chan struct{})
+	x := start(t, Config{MaxPending: 3, URL: backend(t, func(http.ResponseWriter, *http.Request) { <-release }).URL})
+	for _, device := range []string{"a", "b", "c"} {
+		x.enqueue(message(device, 1))
+	}
+	for range 2 {
+		if err := x.Enqueue(message("d", 1)); err != ErrFull {
+			t.Errorf("%v, want ErrFull", err)
+		}
+	}
+	if s := x.Stats(); s.Accepted != 3 || s.Pending != 3 || s.Lanes != 3 {
+		t.Errorf("%+v", s)
+	}
+	release <- struct{}{}
+	eventually(t, "room", func() bool { return x.Enqueue(message("d", 1)) == nil })
+	close(release)
+	if s := x.drain(); s.Delivered != 4 {
+		t.Errorf("%+v", s)
 	}
 }
 
@@ -524,25 +563,31 @@ func TestFull(t *testing.T) {
 func TestOneDeviceLeavesRoom(t *testing.T) {
 	one := message("a", 1)
 	for name, cfg := range map[string]Config{
-		"messages": {MaxMessages: 10 * laneShare},
-		"bytes":    {MaxBytes: 10 * laneShare * one.size()},
+		"messages": {MaxPending: 10 * laneShare},
+		"bytes":    {MaxBytes: int64(10 * laneShare * laneUnit * (len(one.Payload)/laneUnit + 1))},
 	} {
 		t.Run(name, func(t *testing.T) {
 			release := make(chan struct{})
 			cfg.URL = backend(t, func(http.ResponseWriter, *http.Request) { <-release }).URL
 			x := start(t, cfg)
-			for n := range 10 {
-				x.enqueue(message("a", n%9+1))
+			sent := uint64(0)
+			for x.Enqueue(one) == nil {
+				sent++
+				x.Stats() // has it looked at, which a worker may not have done yet
+				if sent > 100 {
+					t.Fatal("one device takes everything")
+				}
 			}
-			if err := x.Enqueue(message("a", 1)); err != ErrFull {
-				t.Errorf("more than a device's share: %v, want ErrFull", err)
+			if sent < 10 || sent > 11 { // one may be in flight
+				t.Errorf("%d messages of one device, want a quarter of 40", sent)
+			}
+			if err := x.Enqueue(one); err != ErrShare {
+				t.Errorf("more than a device's share: %v, want ErrShare", err)
 			}
 			x.enqueue(message("b", 1))
-			release <- struct{}{} // one of the two
-			release <- struct{}{} // the other one, or the next of a
-			eventually(t, "room", func() bool { return x.Enqueue(message("a", 1)) == nil })
 			close(release)
-			if s := x.drain(); s.Delivered != 12 {
+			eventually(t, "room", func() bool { return x.Enqueue(one) == nil })
+			if s := x.drain(); s.Delivered != sent+2 || x.crowding.Load() != nil {
 				t.Errorf("%+v", s)
 			}
 		})
@@ -606,7 +651,8 @@ func TestPanicInAnswer(t *testing.T) {
 	s := backend(t, func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "x") })
 	var log logBuffer
 	var calls atomic.Int32
-	f, err := New(Config{URL: s.URL, idle: time.Millisecond}, func(Answer) {
+	store := newMemory(t)
+	f, err := New(Config{URL: s.URL, idle: time.Millisecond}, store, func(Answer) {
 		if calls.Add(1) == 1 {
 			panic("callback went wrong")
 		}
@@ -614,8 +660,9 @@ func TestPanicInAnswer(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f.Enqueue(message("a", 1))
-	f.Enqueue(message("a", 2))
+	f.Start(Counts{})
+	f.Enqueue("a", store.add(message("a", 1)), 1)
+	f.Enqueue("a", store.add(message("a", 2)), 1)
 	if err := f.Close(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -750,7 +797,7 @@ func TestInvariantUnderLoad(t *testing.T) {
 	}
 }
 
-// Close while others enqueue: whatever was accepted is accounted for.
+// Close while others enqueue: whatever was taken is accounted for, and what came too late is left to the Store.
 func TestCloseRacesEnqueue(t *testing.T) {
 	s := backend(t, func(http.ResponseWriter, *http.Request) {})
 	x := start(t, Config{URL: s.URL})
@@ -776,63 +823,101 @@ func TestCloseRacesEnqueue(t *testing.T) {
 		})
 	}
 	eventually(t, "some messages", func() bool { return accepted.Load() > 100 })
-	got := x.drain()
+	if err := x.Close(t.Context()); err != nil {
+		t.Error(err)
+	}
 	wg.Wait()
-	if got.Delivered != accepted.Load() {
+	got := x.Stats()
+	if got.Delivered != got.Accepted || got.Accepted > accepted.Load() || got.Accepted+4 < accepted.Load() {
 		t.Errorf("%d accepted, %+v", accepted.Load(), got)
 	}
 }
 
 func TestEnqueueAllocations(t *testing.T) {
 	block := make(chan struct{})
-	x := start(t, Config{MaxMessages: 1 << 20, courier: func() courier {
-		return fake(func(*Message) reply { <-block; return reply{status: 200} })
-	}})
-	defer close(block)
-	m := message("a", 1)
-	x.enqueue(m)
-	if n := testing.AllocsPerRun(1000, func() { x.Enqueue(m) }); n > 1 {
+	store := &endless{m: message("a", 1)}
+	x, err := New(with(func(*Message) reply { <-block; return reply{status: 200} }), store, nil, (&logBuffer{}).logger())
+	if err != nil {
+		t.Fatal(err)
+	}
+	x.Start(Counts{})
+	x.Enqueue("a", 1, 1)
+	if n := testing.AllocsPerRun(1000, func() { x.Enqueue("a", 1, 1) }); n > 0.1 {
 		t.Errorf("%v allocations", n)
+	}
+	close(block)
+	if err := x.Close(t.Context()); err != nil {
+		t.Error(err)
 	}
 }
 
+// endless is a Store of one message again and again, to measure the forwarder alone.
+type endless struct {
+	m         Message
+	delivered atomic.Uint64
+}
+
+func (s *endless) Load(_ uint64, m *Message) error {
+	m.Payload = append(m.Payload, s.m.Payload...)
+	m.MessageID, m.Timestamp, m.AcceptedAt, m.Topic = s.m.MessageID, s.m.Timestamp, s.m.AcceptedAt, s.m.Topic
+	return nil
+}
+func (s *endless) Delivered(uint64)                      { s.delivered.Add(1) }
+func (s *endless) Dead(string, uint64, DeadLetter) error { panic("dead") }
+
 // BenchmarkForward measures messages from Enqueue to 2xx, client and server in one process.
 func BenchmarkForward(b *testing.B) {
-	run := func(b *testing.B, url string) {
-		x := start(b, Config{URL: url + "/device/{device_id}/data"})
+	run := func(b *testing.B, cfg Config) {
+		store := &endless{m: message("", 1)}
+		store.m.Payload = []byte(`{"temperature":22.5,"humidity":60,"status":"ok"}`)
+		cfg.idle = 50 * time.Millisecond
+		f, err := New(cfg, store, nil, (&logBuffer{}).logger())
+		if err != nil {
+			b.Fatal(err)
+		}
+		f.Start(Counts{})
 		const devices = 100
 		var ids [devices]string
 		for d := range ids {
 			ids[d] = fmt.Sprintf("sensor_%03d", d)
 		}
-		m := message("", 1)
-		m.Payload = []byte(`{"temperature":22.5,"humidity":60,"status":"ok"}`)
 		b.ReportAllocs()
 		b.ResetTimer()
 		for n := range b.N {
-			m.DeviceID = ids[n%devices]
-			for x.Enqueue(m) == ErrFull {
-				time.Sleep(time.Millisecond)
+			f.Enqueue(ids[n%devices], uint64(n), len(store.m.Payload))
+			if n%10 == 0 {
+				f.Dispatch()
 			}
 		}
-		s := x.drain()
+		if err := f.Close(context.Background()); err != nil {
+			b.Fatal(err)
+		}
 		b.StopTimer()
-		if s.Delivered != uint64(b.N) {
-			b.Fatalf("%+v\n%s", s, x.log)
+		if n := store.delivered.Load(); n != uint64(b.N) {
+			b.Fatalf("%d of %d delivered", n, b.N)
 		}
 		b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "messages/s")
 	}
-	b.Run("nethttp", func(b *testing.B) {
-		run(b, backend(b, func(_ http.ResponseWriter, r *http.Request) { io.Copy(io.Discard, r.Body) }).URL)
-	})
-	b.Run("fasthttp", func(b *testing.B) {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			b.Fatal(err)
-		}
-		s := &fasthttp.Server{Handler: func(*fasthttp.RequestCtx) {}, CloseOnShutdown: true}
-		go s.Serve(l)
-		defer s.Shutdown()
-		run(b, "http://"+l.Addr().String())
-	})
+	ways := map[string]func(url string) Config{
+		"single": func(url string) Config { return Config{URL: url + "/device/{device_id}/data"} },
+		"signed": func(url string) Config {
+			return Config{URL: url + "/device/{device_id}/data", SigningSecret: []byte("0123456789abcdef")}
+		},
+		"batch100": func(url string) Config { return Config{URL: url + "/data", Batch: 100} },
+	}
+	for _, name := range slices.Sorted(maps.Keys(ways)) {
+		b.Run(name+"/nethttp", func(b *testing.B) {
+			run(b, ways[name](backend(b, func(_ http.ResponseWriter, r *http.Request) { io.Copy(io.Discard, r.Body) }).URL))
+		})
+		b.Run(name+"/fasthttp", func(b *testing.B) {
+			l, err := net.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				b.Fatal(err)
+			}
+			s := &fasthttp.Server{Handler: func(*fasthttp.RequestCtx) {}, CloseOnShutdown: true}
+			go s.Serve(l)
+			defer s.Shutdown()
+			run(b, ways[name]("http://"+l.Addr().String()))
+		})
+	}
 }

@@ -21,24 +21,30 @@ type reply struct {
 	body        []byte        // a copy; nil unless it is to be handed on
 	contentType string
 	unusable    string // why the body of a 2xx is not handed on
+	excerpt     string // of the body of a final refusal
 	latency     time.Duration
 }
 
 type outcome uint8
 
 const (
-	retry outcome = iota
-	delivered
-	dead
+	retry     outcome = iota
+	delivered         // all of the request
+	dead              // the one message of the request
+	gone              // the URL is, and an operator is to say whether it is back
+	split             // the backend refused a batch: half of it may do better
+	hold              // the Store failed
 )
 
 // outcome sorts a reply: 2xx to its end is a delivery. The backend may yet take a message on which it, or the way to
 // it, failed: no or a broken response, 408, 425, 429, 5xx. The same request would be refused again: 3xx and every
-// other 4xx, whatever becomes of their body.
+// other 4xx, whatever becomes of their body; and 410 says that so would every other request.
 func (r *reply) outcome() outcome {
 	switch s := r.status; {
 	case s == 408, s == 425, s == 429:
 		return retry
+	case s == 410:
+		return gone
 	case s >= 300 && s < 500:
 		return dead
 	case s >= 200 && s < 300 && r.err == nil:

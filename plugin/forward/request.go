@@ -13,6 +13,7 @@ import (
 	"syscall"
 	"time"
 
+	standardwebhooks "github.com/standard-webhooks/standard-webhooks/libraries/go"
 	"github.com/valyala/fasthttp"
 )
 
@@ -27,7 +28,8 @@ const (
 )
 
 const (
-	maxAnswer = 64 << 10
+	maxAnswer  = 64 << 10
+	maxExcerpt = 1 << 10
 	// maxIdleConn is below the keep-alive of the usual servers (Node.js and uvicorn: 5 s), so that we hang up first
 	// and no request meets a connection that the server is just closing.
 	maxIdleConn = 4 * time.Second
@@ -43,7 +45,8 @@ type client struct {
 	target    target
 	timeout   time.Duration
 	userAgent string
-	bearer    string // "Bearer TOKEN" or ""
+	bearer    string                    // "Bearer TOKEN" or ""
+	signer    *standardwebhooks.Webhook // nil: no signature
 
 	ctx    context.Context // done after hangUp
 	cancel context.CancelFunc
@@ -53,11 +56,7 @@ type client struct {
 	closed bool
 }
 
-func newClient(cfg Config) (*client, error) {
-	t, err := parseTarget(cfg.URL)
-	if err != nil {
-		return nil, err
-	}
+func newClient(cfg Config, t target) (*client, error) {
 	c := &client{target: t, timeout: cfg.Timeout, userAgent: "mosquitto-bouncer", conns: make(map[*conn]struct{})}
 	if cfg.Version != "" {
 		c.userAgent += "/" + cfg.Version
@@ -70,6 +69,10 @@ func newClient(cfg Config) (*client, error) {
 			return nil, errors.New("the bearer token holds a character that cannot be part of an HTTP header: " +
 				"only printable ASCII without spaces or line ends is allowed")
 		}
+	}
+	var err error
+	if c.signer, err = newSigner(cfg.SigningSecret); err != nil {
+		return nil, err
 	}
 	idle := cfg.idle
 	if idle == 0 {
@@ -179,30 +182,92 @@ func (c *conn) Close() error {
 	return c.Conn.Close()
 }
 
-// httpCourier is the courier over HTTP: a request and a response that are used again and again.
-type httpCourier struct {
+// exchange is a request and its response, used again and again.
+type exchange struct {
 	*client
 	req  fasthttp.Request
 	resp fasthttp.Response
 	buf  []byte
 }
 
-func (c *client) courier() *httpCourier {
-	h := &httpCourier{client: c}
-	h.req.Header.SetMethod(fasthttp.MethodPost)
-	h.req.Header.SetUserAgent(c.userAgent)
-	h.req.Header.SetContentType("application/json")
+func (x *exchange) init(c *client, contentType string) {
+	x.client = c
+	x.req.Header.SetMethod(fasthttp.MethodPost)
+	x.req.Header.SetUserAgent(c.userAgent)
+	x.req.Header.SetContentType(contentType)
 	// Without the field any content coding would be acceptable (RFC 9110, section 12.5.3).
-	h.req.Header.Set("Accept-Encoding", "identity")
+	x.req.Header.Set("Accept-Encoding", "identity")
+	if c.bearer != "" {
+		x.req.Header.Set("Authorization", c.bearer)
+	}
+}
+
+// do makes the attempt. The Idempotency-Key in buf, without its quotes, also makes the webhook-id.
+func (x *exchange) do(body []byte) (r reply) {
+	x.req.SetBodyRaw(body)
+	defer x.req.SetBodyRaw(nil)
+	if x.signer != nil {
+		if r.err = x.sign(x.buf, body, time.Now()); r.err != nil {
+			return r
+		}
+	}
+	start := time.Now()
+	// DoTimeout runs in this goroutine; the time-out becomes the deadlines of dialling, writing and reading.
+	r.err = x.http.DoTimeout(&x.req, &x.resp, x.timeout)
+	r.latency = time.Since(start)
+
+	// 200 is also what StatusCode says when there was no status line, which is never the case without an error; with
+	// one, a 200 counts for nothing anyway.
+	r.status = x.resp.StatusCode()
+	if errors.Is(r.err, fasthttp.ErrBodyTooLarge) {
+		r.err = nil
+		r.unusable = fmt.Sprintf("longer than %d bytes", maxAnswer)
+	}
+	if r.err != nil && r.status == fasthttp.StatusOK {
+		r.status = 0
+	}
+	switch r.outcome() {
+	case retry:
+		r.retryAfter = parseRetryAfter(string(x.resp.Header.Peek(fasthttp.HeaderRetryAfter)), time.Now())
+	case dead:
+		r.excerpt = x.excerpt()
+	}
+	return r
+}
+
+// coding returns the content coding of the response, "" if there is none.
+func (x *exchange) coding() string {
+	if coding := string(x.resp.Header.ContentEncoding()); coding != "identity" {
+		return coding
+	}
+	return ""
+}
+
+// excerpt returns what the response's body begins with: nothing of a compressed one, or of one that was not read
+// because it was announced to be longer than an answer may be.
+func (x *exchange) excerpt() string {
+	if x.coding() != "" {
+		return ""
+	}
+	body := x.resp.Body()
+	return strings.ToValidUTF8(string(body[:min(len(body), maxExcerpt)]), "?")
+}
+
+// httpCourier is the courier over HTTP of one message at a time.
+type httpCourier struct {
+	exchange
+	payload []byte
+}
+
+func (c *client) courier() *httpCourier {
+	h := &httpCourier{}
+	h.init(c, "application/json")
 	h.req.Header.Set("Ce-Specversion", eventSpec)
 	h.req.Header.Set("Ce-Type", eventType)
-	if c.bearer != "" {
-		h.req.Header.Set("Authorization", c.bearer)
-	}
 	return h
 }
 
-// prepare fills in what differs from message to message:
+// pack fills in what differs from message to message:
 //
 //	POST {path}
 //	Ce-Id: 550e8400-e29b-41d4-a716-446655440000
@@ -210,18 +275,17 @@ func (c *client) courier() *httpCourier {
 //	Ce-Subject: device/sensor_001/data
 //	Ce-Time: 2024-09-30T16:00:00Z
 //	Idempotency-Key: "sensor_001:550e8400-e29b-41d4-a716-446655440000"
+//	Traceparent: 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01
 //
 // Source and id together name the event, as CloudEvents demands. The Idempotency-Key joins the same two, so that it is
 // the same at every attempt, also after a restart. It is in quotes because draft-ietf-httpapi-idempotency-key-header
 // makes it a structured field of type String: a backend that parses it must refuse a bare word, and one that takes
 // the field's value as an opaque key does not mind the quotes.
-func (h *httpCourier) prepare(m *Message) {
-	id := strings.ToLower(m.MessageID)
-
+func (h *httpCourier) pack(m *Message) bool {
 	h.buf = h.target.append(h.buf[:0], m.DeviceID)
 	h.req.SetRequestURIBytes(h.buf)
 
-	h.buf = appendEscaped(h.buf[:0], id)
+	h.buf = appendEscaped(h.buf[:0], strings.ToLower(m.MessageID))
 	h.req.Header.SetBytesV("Ce-Id", h.buf)
 
 	h.buf = appendEscaped(append(h.buf[:0], "/devices/"...), m.DeviceID)
@@ -236,38 +300,26 @@ func (h *httpCourier) prepare(m *Message) {
 	h.buf = time.Unix(m.Timestamp, 0).UTC().AppendFormat(h.buf[:0], time.RFC3339)
 	h.req.Header.SetBytesV("Ce-Time", h.buf)
 
-	h.buf = appendEscaped(append(h.buf[:0], '"'), m.DeviceID)
-	h.buf = append(appendEscaped(append(h.buf, ':'), id), '"')
+	if validTraceparent(m.Traceparent) {
+		h.req.Header.Set("Traceparent", m.Traceparent)
+	} else {
+		h.req.Header.Del("Traceparent")
+	}
+
+	h.buf = append(appendKey(append(h.buf[:0], '"'), m), '"')
 	h.req.Header.SetBytesV("Idempotency-Key", h.buf)
 
-	h.req.SetBodyRaw(m.Payload)
+	h.payload = m.Payload
+	return true
 }
 
-func (h *httpCourier) send(m *Message) (r reply) {
-	h.prepare(m)
-	start := time.Now()
-	// DoTimeout runs in this goroutine; the time-out becomes the deadlines of dialling, writing and reading.
-	r.err = h.http.DoTimeout(&h.req, &h.resp, h.timeout)
-	r.latency = time.Since(start)
-	h.req.SetBodyRaw(nil)
-	defer h.resp.Reset()
-
-	// 200 is also what StatusCode says when there was no status line, which is never the case without an error; with
-	// one, a 200 counts for nothing anyway.
-	r.status = h.resp.StatusCode()
-	if errors.Is(r.err, fasthttp.ErrBodyTooLarge) {
-		r.err = nil
-		r.unusable = fmt.Sprintf("longer than %d bytes", maxAnswer)
-	}
-	if r.err != nil && r.status == fasthttp.StatusOK {
-		r.status = 0
-	}
-	switch r.outcome() {
-	case retry:
-		r.retryAfter = parseRetryAfter(string(h.resp.Header.Peek(fasthttp.HeaderRetryAfter)), time.Now())
-	case delivered:
+func (h *httpCourier) send() reply {
+	r := h.do(h.payload)
+	h.payload = nil
+	if r.outcome() == delivered {
 		h.answer(&r)
 	}
+	h.resp.Reset()
 	return r
 }
 
@@ -277,13 +329,20 @@ func (h *httpCourier) answer(r *reply) {
 	if len(body) == 0 || r.unusable != "" {
 		return
 	}
-	if coding := string(h.resp.Header.ContentEncoding()); coding != "" && coding != "identity" {
+	if coding := h.coding(); coding != "" {
 		r.unusable = fmt.Sprintf("content coding %.20q", coding)
 		return
 	}
 	h.resp.Header.SetNoDefaultContentType(true)
 	r.body = append([]byte(nil), body...)
 	r.contentType = string(h.resp.Header.ContentType())
+}
+
+// appendKey appends what names a message among those of all devices: a device's id, escaped, and the message's. An id
+// being a UUID, no two devices can share a key.
+func appendKey(dst []byte, m *Message) []byte {
+	dst = append(appendEscaped(dst, m.DeviceID), ':')
+	return appendEscaped(dst, strings.ToLower(m.MessageID))
 }
 
 // placeholder stands for the device's id in Config.URL.
@@ -335,6 +394,9 @@ func parseTarget(raw string) (t target, err error) {
 	}
 	return t, nil
 }
+
+// perDevice reports whether each device has a URL of its own.
+func (t *target) perDevice() bool { return len(t.path) > 1 || len(t.query) > 1 }
 
 // append appends the URL for a device.
 func (t *target) append(dst []byte, device string) []byte {

@@ -2,39 +2,85 @@ package forward
 
 import (
 	"container/heap"
+	"maps"
+	"math"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
-// schedule decides which lane is served next. Forwarder.mu protects it.
+// schedule decides what is sent next. Forwarder.mu protects it.
 //
-// Workers without a lane wait for idle. It is signalled when a lane becomes ready, and by the alarm, the one timer of
-// a Forwarder, when a back-off ends; a worker that takes a lane and leaves another behind signals the next worker.
+// Workers without a parcel wait for idle. It is signalled when there is something to send, and by the alarm, the one
+// timer of a Forwarder, when time alone makes it so; a worker that takes a parcel and leaves something behind signals
+// the next worker.
 type schedule struct {
 	lanes    map[string]*lane // every lane, by device
 	ready    lanes
+	readyN   int // messages in ready
 	waiting  waiting
 	inFlight int
 	breaker  breaker
 
-	// Lanes that failed before get at most retryLimit workers, and every other turn: when some devices' requests hang
-	// until they time out, the others' go on.
+	// A batch goes out with fewer messages than batch once a lane has been ready for linger, or when Close waits.
+	batch    int // 1: one message a request
+	linger   time.Duration
+	begun    time.Time // lane.due counts from here
+	draining bool
+
+	// halted says that nothing may be sent at all. Else suspended holds the devices whose messages may not, with the
+	// parcel that met the 410, if it was in this process.
+	halted    bool
+	suspended map[string]*parcel
+
+	// Parcels that failed before get at most retryLimit workers, and every other turn: when some devices' requests
+	// hang until they time out, the others' go on.
 	retrying   int
 	retryLimit int
 	retryTurn  bool
 
+	// One device's messages may be so many, and take so many units of laneUnit bytes. crowding holds those of which
+	// there are more, for who does not hold the lock; nil: none.
+	laneMessages, laneUnits uint32
+	crowding                atomic.Pointer[map[string]struct{}]
+
+	arrive  func()      // takes what was enqueued
+	more    func() bool // whether there is anything to take
 	idle    *sync.Cond
-	idlers  int // workers waiting for idle
+	idlers  atomic.Int32 // workers waiting for idle, or about to
 	alarm   *time.Timer
 	alarmAt time.Time // zero: not set
 	ended   bool
+
+	spareLanes   []*lane
+	spareParcels []*parcel
 }
 
-func (s *schedule) init(mu *sync.Mutex, concurrency int) {
+const (
+	maxSpareLanes   = 1024
+	maxSpareParcels = 256
+)
+
+func (s *schedule) init(mu *sync.Mutex, cfg *Config, arrive func(), more func() bool) {
+	s.arrive, s.more = arrive, more
+	s.laneMessages = uint32(min(max(1, cfg.MaxPending/laneShare), math.MaxUint32))
+	s.laneUnits = math.MaxUint32
+	if cfg.MaxBytes > 0 {
+		s.laneUnits = uint32(min(max(1, cfg.MaxBytes/laneShare/laneUnit), math.MaxUint32))
+	}
 	s.lanes = make(map[string]*lane)
+	s.batch, s.linger, s.begun = max(1, cfg.Batch), cfg.Linger, time.Now()
+	s.suspended = make(map[string]*parcel)
+	for _, device := range cfg.Suspended {
+		if device == "" {
+			s.halted = true
+		} else {
+			s.suspended[device] = nil
+		}
+	}
 	s.breaker.epoch = 1
 	s.idle = sync.NewCond(mu)
-	s.retryLimit = max(1, concurrency/2)
+	s.retryLimit = max(1, cfg.Concurrency/2)
 	s.alarm = time.AfterFunc(time.Hour, func() { // in a goroutine of its own; nothing in it can panic
 		mu.Lock()
 		defer mu.Unlock()
@@ -51,37 +97,110 @@ func (s *schedule) stop() {
 	s.idle.Broadcast()
 }
 
-// add queues e in its device's lane.
-func (s *schedule) add(e *entry) {
-	l := s.lanes[e.DeviceID]
-	if l != nil {
-		l.take(e)
-		return
+// stuck reports whether nothing that is left can be sent before something is resumed.
+func (s *schedule) stuck() bool {
+	return s.inFlight == 0 && (s.halted || s.ready.empty() && len(s.waiting) == 0)
+}
+
+// add queues a message in its device's lane. It wakes nobody.
+func (s *schedule) add(device string, pos uint64, bytes uint32) {
+	l := s.lanes[device]
+	if l == nil {
+		l = s.newLane(device)
+		s.lanes[device] = l
 	}
-	l = &lane{device: e.DeviceID}
-	l.take(e)
-	s.lanes[l.device] = l
-	s.ready.push(l)
-	// While the backend is down, the alarm or the end of the probe wakes a worker in time.
-	if s.idlers > 0 && (!s.breaker.open || s.breaker.admits(time.Now())) {
-		s.idle.Signal()
+	l.push(pos, bytes)
+	s.weigh(l)
+	switch l.state {
+	case ready:
+		s.readyN++
+	case parked:
+		if _, off := s.suspended[device]; !off {
+			s.enlist(l)
+		}
 	}
 }
 
-// next waits for a lane to serve; nil means that the worker is to end.
-func (s *schedule) next() *lane {
+// weigh tells Admit of a lane that has taken its share, and when there is some room in it again.
+func (s *schedule) weigh(l *lane) {
+	switch {
+	case !l.crowding && (l.n >= s.laneMessages || l.units >= s.laneUnits):
+		l.crowding = true
+	case l.crowding && l.n < s.laneMessages-s.laneMessages/8 && l.units < s.laneUnits-s.laneUnits/8:
+		l.crowding = false
+	default:
+		return
+	}
+	// There are few, each with so much of the queue.
+	crowding := make(map[string]struct{})
+	if old := s.crowding.Load(); old != nil {
+		maps.Copy(crowding, *old)
+	}
+	if l.crowding {
+		crowding[l.device] = struct{}{}
+	} else {
+		delete(crowding, l.device)
+	}
+	if len(crowding) == 0 {
+		s.crowding.Store(nil)
+		return
+	}
+	s.crowding.Store(&crowding)
+}
+
+// enlist makes a lane that has messages ready.
+func (s *schedule) enlist(l *lane) {
+	l.state = ready
+	if s.batch > 1 {
+		l.due = int64(time.Since(s.begun) + s.linger)
+	}
+	s.ready.push(l)
+	s.readyN += int(l.n)
+}
+
+// release takes back a lane none of whose messages is in a parcel any more, and forgets an empty one.
+func (s *schedule) release(l *lane) (forgotten bool) {
+	if l.n > 0 {
+		s.enlist(l)
+		return false
+	}
+	delete(s.lanes, l.device)
+	if len(s.spareLanes) < maxSpareLanes {
+		*l = lane{rest: l.rest}
+		s.spareLanes = append(s.spareLanes, l)
+	}
+	return true
+}
+
+func (s *schedule) newLane(device string) *lane {
+	last := len(s.spareLanes) - 1
+	if last < 0 {
+		return &lane{device: device}
+	}
+	l := s.spareLanes[last]
+	s.spareLanes = s.spareLanes[:last]
+	l.device = device
+	return l
+}
+
+// next waits for something to send; nil means that the worker is to end.
+func (s *schedule) next() *parcel {
 	for !s.ended {
+		s.arrive()
 		now := time.Now()
-		if l := s.pick(now); l != nil {
-			if s.idlers > 0 && !s.breaker.open && (!s.ready.empty() || s.retryDue(now)) {
+		if p := s.pick(now); p != nil {
+			if s.idlers.Load() > 0 && !s.breaker.open && (s.readyDue(now) || s.retryDue(now)) {
 				s.idle.Signal()
 			}
-			return l
+			s.setAlarm(now)
+			return p
 		}
 		s.setAlarm(now)
-		s.idlers++
-		s.idle.Wait()
-		s.idlers--
+		s.idlers.Add(1)
+		if !s.more() {
+			s.idle.Wait()
+		}
+		s.idlers.Add(-1)
 	}
 	return nil
 }
@@ -90,77 +209,148 @@ func (s *schedule) retryDue(now time.Time) bool {
 	return s.waiting.due(now) && (s.retrying < s.retryLimit || s.breaker.open)
 }
 
-// pick takes a lane for a worker, nil if none may be served now.
-func (s *schedule) pick(now time.Time) *lane {
-	if !s.breaker.admits(now) {
+// readyDue reports whether there is a message to send, and in batch mode whether it need not wait for more.
+func (s *schedule) readyDue(now time.Time) bool {
+	return !s.ready.empty() &&
+		(s.batch == 1 || s.readyN >= s.batch || s.draining || !s.lingersUntil().After(now))
+}
+
+// lingersUntil returns when the first ready lane need not wait any more.
+func (s *schedule) lingersUntil() time.Time { return s.begun.Add(time.Duration(s.ready.first.due)) }
+
+// pick takes a parcel for a worker, nil if none may be sent now.
+func (s *schedule) pick(now time.Time) (p *parcel) {
+	if s.halted || !s.breaker.admits(now) {
 		return nil
 	}
-	var l *lane
-	switch due := s.retryDue(now); {
-	case due && (s.retryTurn && !s.breaker.open || s.ready.empty()): // who has not failed makes the better probe
-		l = heap.Pop(&s.waiting).(*lane)
+	due, fresh := s.retryDue(now), s.readyDue(now)
+	switch {
+	case due && (s.retryTurn && !s.breaker.open || !fresh): // who has not failed makes the better probe
+		p = heap.Pop(&s.waiting).(*parcel)
 		s.retryTurn = false
-	case !s.ready.empty():
-		l = s.ready.pop()
+	case fresh:
+		p = s.gather()
 		s.retryTurn = true
 	default:
 		return nil
 	}
 	s.inFlight++
-	if l.retrying = l.failures > 0; l.retrying {
+	if p.retrying = p.failing(); p.retrying {
 		s.retrying++
 	}
 	if s.breaker.open {
-		l.probe, s.breaker.probing = true, true
+		p.probe, s.breaker.probing = true, true
 	}
-	return l
+	return p
 }
 
-// landed takes back a lane whose attempt is over; what becomes of it is for the caller to decide.
-func (s *schedule) landed(l *lane) {
-	s.inFlight--
-	if l.retrying {
-		l.retrying = false
+// gather makes a parcel of what the lanes that have been ready longest begin with.
+func (s *schedule) gather() *parcel {
+	p := s.newParcel()
+	for !s.ready.empty() && len(p.positions) < s.batch {
+		l := s.ready.pop()
+		s.readyN -= int(l.n)
+		l.state = taken
+		n := min(int(l.n), s.batch-len(p.positions))
+		for range n {
+			p.positions = append(p.positions, l.pop())
+		}
+		s.weigh(l)
+		p.parts = append(p.parts, part{lane: l, n: n})
+	}
+	p.spans = append(p.spans, span{n: len(p.positions)})
+	return p
+}
+
+func (s *schedule) newParcel() *parcel {
+	last := len(s.spareParcels) - 1
+	if last < 0 {
+		return new(parcel)
+	}
+	p := s.spareParcels[last]
+	s.spareParcels = s.spareParcels[:last]
+	return p
+}
+
+// discard takes back a parcel that is settled to the last message.
+func (s *schedule) discard(p *parcel) {
+	if len(s.spareParcels) < maxSpareParcels {
+		*p = parcel{positions: p.positions[:0], parts: p.parts[:0], spans: p.spans[:0]}
+		s.spareParcels = append(s.spareParcels, p)
+	}
+}
+
+// answered notes that the backend has spoken to p, which from then on is neither a probe nor a retry.
+func (s *schedule) answered(p *parcel) {
+	if p.retrying {
+		p.retrying = false
 		s.retrying--
 	}
-	if l.probe {
-		l.probe, s.breaker.probing = false, false
+	if p.probe {
+		p.probe, s.breaker.probing = false, false
 	}
 }
 
-// wait puts a lane aside for d.
-func (s *schedule) wait(l *lane, now time.Time, d time.Duration) {
-	l.until = now.Add(d)
-	heap.Push(&s.waiting, l)
+// landed takes back a parcel whose attempt is over; what becomes of it is for the caller to decide.
+func (s *schedule) landed(p *parcel) {
+	s.answered(p)
+	s.inFlight--
 }
 
-// proceed takes the first message off a lane and puts the lane where it then belongs.
-func (s *schedule) proceed(l *lane) {
-	l.panics = 0
-	l.count--
-	l.bytes -= l.head().size()
-	if l.pop(); l.empty() {
-		delete(s.lanes, l.device)
-	} else {
-		s.ready.push(l)
+// wait puts a parcel aside for d.
+func (s *schedule) wait(p *parcel, now time.Time, d time.Duration) {
+	p.until = now.Add(d)
+	heap.Push(&s.waiting, p)
+}
+
+// suspend keeps p and what follows it from being sent: the device's messages, or if device is "" all there are. It
+// reports whether this is news.
+func (s *schedule) suspend(p *parcel, device string, now time.Time) bool {
+	if device != "" {
+		s.suspended[device] = p
+		return true
 	}
+	s.wait(p, now, 0)
+	news := !s.halted
+	s.halted = true
+	return news
+}
+
+// resume undoes suspend; it reports whether there was something to undo.
+func (s *schedule) resume(device string, now time.Time) bool {
+	p, off := s.suspended[device]
+	delete(s.suspended, device)
+	if p != nil {
+		s.wait(p, now, 0)
+	} else if l := s.lanes[device]; off && l != nil {
+		s.enlist(l)
+	}
+	return off
 }
 
 // setAlarm makes the alarm ring at the next moment at which pick may find something it does not find now. What is due
-// already needs no alarm: the caller is a worker about to pick.
+// already needs no alarm: a worker is about to pick, or has been signalled.
 func (s *schedule) setAlarm(now time.Time) {
 	var at time.Time
+	sooner := func(t time.Time) {
+		if t.After(now) && (at.IsZero() || t.Before(at)) {
+			at = t
+		}
+	}
 	switch b := &s.breaker; {
-	case b.probing:
+	case b.probing || s.halted:
 		return
 	case b.open && b.probeAt.After(now):
 		at = b.probeAt
-	case len(s.waiting) > 0 && s.waiting[0].until.After(now):
-		at = s.waiting[0].until
 	default:
-		return
+		if len(s.waiting) > 0 {
+			sooner(s.waiting[0].until)
+		}
+		if s.batch > 1 && !s.ready.empty() && s.readyN < s.batch {
+			sooner(s.lingersUntil())
+		}
 	}
-	if s.alarmAt.IsZero() || at.Before(s.alarmAt) {
+	if !at.IsZero() && (s.alarmAt.IsZero() || at.Before(s.alarmAt)) {
 		s.alarmAt = at
 		s.alarm.Reset(at.Sub(now))
 	}
@@ -168,7 +358,8 @@ func (s *schedule) setAlarm(now time.Time) {
 
 const (
 	// breakerThreshold is how many different lanes must fail, with no success in between, for the backend as a whole
-	// to count as down. Fewer may be those devices' own trouble, and their back-off alone is mild enough.
+	// to count as down. Fewer may be those devices' own trouble, and their back-off alone is mild enough. A batch
+	// counts as one.
 	breakerThreshold = 8
 	// maxProbeInterval bounds how long a recovered backend goes unnoticed. One request in that time is no burden.
 	maxProbeInterval = 5 * time.Second
@@ -178,7 +369,7 @@ const (
 // between, finds out whether the backend answers again.
 type breaker struct {
 	open    bool
-	epoch   uint64    // 1 and one more with each answer; see lane.epoch
+	epoch   uint32    // 1 and one more with each answer; see lane.epoch
 	failed  int       // lanes that failed in this epoch
 	probes  int       // that failed since it opened
 	probing bool      // a probe is in flight
@@ -192,16 +383,18 @@ func (b *breaker) admits(now time.Time) bool {
 // answered notes that the backend took or refused a message; it reports whether that closed the breaker.
 func (b *breaker) answered() (closed bool) {
 	closed = b.open
-	b.epoch++
+	b.epoch++ // once in 2^32 answers an old failure looks like one of this epoch, and does not count
 	b.open, b.failed, b.probes = false, 0, 0
 	return closed
 }
 
-// failure notes a failed attempt, a probe or not, of l; it reports whether that opened the breaker.
-func (b *breaker) failure(l *lane, probe bool, now time.Time) (opened bool) {
-	if l.epoch != b.epoch {
-		l.epoch = b.epoch
+// failure notes a failed attempt, a probe or not, of p; it reports whether that opened the breaker.
+func (b *breaker) failure(p *parcel, probe bool, now time.Time) (opened bool) {
+	if p.parts[0].lane.epoch != b.epoch {
 		b.failed++
+	}
+	for _, part := range p.parts {
+		part.lane.epoch = b.epoch
 	}
 	switch {
 	case b.open && probe:

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -15,36 +16,66 @@ import (
 )
 
 // fake is a courier on synthetic time.
-type fake func(m *Message) reply
+type fake struct {
+	packed []Message
+	limit  int // messages a request; 0: any number
+	reply  func(ms []Message) reply
+}
 
-func (f fake) send(m *Message) reply { return f(m) }
+func (f *fake) pack(m *Message) bool {
+	if f.limit > 0 && len(f.packed) == f.limit {
+		return false
+	}
+	f.packed = append(f.packed, *m)
+	f.packed[len(f.packed)-1].Payload = slices.Clone(m.Payload)
+	return true
+}
 
-func with(f fake) Config { return Config{courier: func() courier { return f }} }
+func (f *fake) send() reply {
+	defer func() { f.packed = nil }()
+	return f.reply(f.packed)
+}
+
+const perDevice = "http://backend/{device_id}"
+
+// one makes a courier of what one message is answered with.
+func one(f func(m *Message) reply) *fake {
+	return &fake{reply: func(ms []Message) reply {
+		if len(ms) != 1 {
+			panic(fmt.Sprint(len(ms), " messages in a request"))
+		}
+		return f(&ms[0])
+	}}
+}
+
+func with(f func(m *Message) reply) Config {
+	return Config{URL: perDevice, courier: func() courier { return one(f) }}
+}
 
 var errDown = errors.New("connection refused")
 
-// record collects what a backend was sent.
-type record struct {
+// trace collects what a backend was sent.
+type trace struct {
 	mu   sync.Mutex
 	sent []string // device/n
 	at   []time.Duration
 	from time.Time
 }
 
-func (r *record) add(m *Message) int {
+func (r *trace) add(m *Message) int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.from.IsZero() {
 		r.from = time.Now()
 	}
-	r.sent = append(r.sent, fmt.Sprintf("%s/%s", m.DeviceID, strings.TrimLeft(m.MessageID[24:], "0")))
+	r.sent = append(r.sent, m.DeviceID+"/"+number(m))
 	r.at = append(r.at, time.Since(r.from))
 	return len(r.sent)
 }
 
 func TestLaneWaitsWithoutWorker(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var r record
+		var r trace
 		cfg := with(func(m *Message) reply {
 			if r.add(m) == 1 {
 				return reply{status: 429, retryAfter: time.Minute}
@@ -53,13 +84,14 @@ func TestLaneWaitsWithoutWorker(t *testing.T) {
 		})
 		cfg.Concurrency = 1
 		x := start(t, cfg)
-		one, two := message("a", 1), message("a", 2)
-		x.enqueue(one)
-		x.enqueue(two)
+		x.enqueue(message("a", 1))
+		x.enqueue(message("a", 2))
 		synctest.Wait()
 		x.enqueue(message("b", 1))
 		synctest.Wait()
-		if got, want := x.Stats(), (Stats{Accepted: 3, Delivered: 1, Pending: 2, Bytes: one.size() + two.size(), Lanes: 1, Retries: 1}); got != want {
+		want := Stats{Accepted: 3, Delivered: 1, Pending: 2, Lanes: 1, Retries: 1}
+		want.Latency.Counts[0] = 1
+		if got := x.Stats(); got != want {
 			t.Errorf("while a waits:\n got %+v\nwant %+v", got, want)
 		}
 		x.drain()
@@ -71,7 +103,7 @@ func TestLaneWaitsWithoutWorker(t *testing.T) {
 
 func TestFairBetweenLanes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var r record
+		var r trace
 		cfg := with(func(m *Message) reply { r.add(m); time.Sleep(time.Millisecond); return reply{status: 200} })
 		cfg.Concurrency = 1
 		x := start(t, cfg)
@@ -91,7 +123,7 @@ func TestFairBetweenLanes(t *testing.T) {
 // Devices whose requests hang until they time out must not take the workers away from the others.
 func TestHangingLanesLeaveWorkers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var good record
+		var good trace
 		cfg := with(func(m *Message) reply {
 			if strings.HasPrefix(m.DeviceID, "slow") {
 				time.Sleep(5 * time.Second)
@@ -164,12 +196,12 @@ func TestBreaker(t *testing.T) {
 		}
 		up = true
 		mu.Unlock()
-		if !x.Stats().Suspended {
-			t.Error("not suspended")
+		if !x.Stats().Down {
+			t.Error("not down")
 		}
 		begun := time.Now()
 		s := x.drain()
-		if s.Delivered != devices+1 || s.Suspended {
+		if s.Delivered != devices+1 || s.Down {
 			t.Errorf("%+v", s)
 		}
 		// At most one probe's interval, one lane's own back-off, and 10,000 requests of 1 ms by 64 workers.
@@ -203,8 +235,8 @@ func TestBreakerIgnoresOneLane(t *testing.T) {
 		x := start(t, cfg)
 		x.enqueue(message("poison", 1))
 		time.Sleep(time.Hour)
-		if s := x.Stats(); s.Suspended || s.Retries < 100 || s.Retries > 1000 {
-			t.Errorf("%+v, want some 240 retries and no suspension", s)
+		if s := x.Stats(); s.Down || s.Retries < 100 || s.Retries > 1000 {
+			t.Errorf("%+v, want some 240 retries and the backend not down", s)
 		}
 		begun := time.Now()
 		x.enqueue(message("other", 1))
@@ -217,7 +249,7 @@ func TestBreakerIgnoresOneLane(t *testing.T) {
 
 func TestMaxAge(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var r record
+		var r trace
 		cfg := with(func(m *Message) reply { r.add(m); return reply{status: 503, retryAfter: 40 * time.Second} })
 		cfg.MaxAge = time.Minute
 		x := start(t, cfg)
@@ -239,11 +271,11 @@ func TestMaxAge(t *testing.T) {
 
 func TestPanicInDelivery(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var r record
+		var r trace
 		couriers := 0
-		x := start(t, Config{Concurrency: 1, courier: func() courier {
+		x := start(t, Config{URL: perDevice, Concurrency: 1, courier: func() courier {
 			couriers++
-			return fake(func(m *Message) reply {
+			return one(func(m *Message) reply {
 				n := r.add(m)
 				if strings.HasSuffix(m.MessageID, "1") || n == 4 {
 					panic("delivery went wrong")
@@ -273,12 +305,15 @@ func TestPanicInDelivery(t *testing.T) {
 func TestCloseWithBlockedCallback(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		release := make(chan struct{})
-		f, err := New(with(func(*Message) reply { return reply{status: 200, body: []byte("x")} }),
+		store := newMemory(t)
+		f, err := New(with(func(*Message) reply { return reply{status: 200, body: []byte("x")} }), store,
 			func(Answer) { <-release }, (&logBuffer{}).logger())
 		if err != nil {
 			t.Fatal(err)
 		}
-		f.Enqueue(message("a", 1))
+		f.Start(Counts{})
+		f.Enqueue("a", store.add(message("a", 1)), 1)
+		f.Dispatch()
 		synctest.Wait()
 		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
 		defer cancel()
@@ -303,20 +338,22 @@ func (panickingLog) Handle(context.Context, slog.Record) error { panic("log went
 
 func TestPanicInLog(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var r record
+		var r trace
 		replies := []reply{{status: 500}, {status: 400}, {status: 200, unusable: "x"}, {status: 200, body: []byte("x")}, {status: 204}}
+		store := newMemory(t)
 		f, err := New(with(func(m *Message) reply {
 			n := r.add(m)
 			if n == 6 {
 				panic("delivery went wrong")
 			}
 			return replies[min(n, len(replies))-1]
-		}), func(Answer) { panic("callback went wrong") }, slog.New(panickingLog{}))
+		}), store, func(Answer) { panic("callback went wrong") }, slog.New(panickingLog{}))
 		if err != nil {
 			t.Fatal(err)
 		}
+		f.Start(Counts{})
 		for n := range 5 {
-			f.Enqueue(message("a", n+1))
+			f.Enqueue("a", store.add(message("a", n+1)), 1)
 		}
 		if err := f.Close(t.Context()); err != nil {
 			t.Fatal(err)
@@ -333,7 +370,7 @@ func TestPanicInLog(t *testing.T) {
 func TestRetryAfterBeatsBackoff(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		for _, status := range []int{408, 425, 429, 500, 502, 503, 504, 599} {
-			var r record
+			var r trace
 			x := start(t, with(func(m *Message) reply {
 				if r.add(m) == 1 {
 					return reply{status: status, retryAfter: 17 * time.Second}
@@ -385,8 +422,8 @@ func TestProperty(t *testing.T) {
 			intn := func(n int) int { mu.Lock(); defer mu.Unlock(); return rnd.IntN(n) }
 			concurrency := 1 + rnd.IntN(20)
 			inFlight := 0
-			x := start(t, Config{Concurrency: concurrency, courier: func() courier {
-				return fake(func(m *Message) reply {
+			x := start(t, Config{URL: perDevice, Concurrency: concurrency, courier: func() courier {
+				return one(func(m *Message) reply {
 					n, _ := strconv.Atoi(m.MessageID[24:])
 					mu.Lock()
 					inFlight++
@@ -439,8 +476,8 @@ func TestProperty(t *testing.T) {
 			down = false
 			mu.Unlock()
 			s := x.drain()
-			if s.Accepted != 2000 || s.Delivered+s.Dead != 2000 || s.Pending != 0 || s.Lanes != 0 || s.Bytes != 0 ||
-				s.InFlight != 0 || s.Suspended || x.retrying != 0 || x.outage.lanes != 0 || len(x.waiting) != 0 {
+			if s.Accepted != 2000 || s.Delivered+s.Dead != 2000 || s.Pending != 0 || s.Lanes != 0 ||
+				s.InFlight != 0 || s.Down || x.retrying != 0 || x.outage.lanes != 0 || len(x.waiting) != 0 {
 				t.Errorf("seed %d: %+v retrying %d failing %d", seed, s, x.retrying, x.outage.lanes)
 			}
 			died += uint64(x.log.count("reason=panic"))

@@ -1,20 +1,16 @@
 package forward
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"runtime/debug"
+	"slices"
 	"sync/atomic"
 	"time"
 
 	"golang.org/x/time/rate"
-)
-
-// Why a message became a dead letter. The strings are stable.
-const (
-	reasonRefused = "refused" // the backend answered 3xx or a final 4xx
-	reasonExpired = "expired" // older than Config.MaxAge
-	reasonPanic   = "panic"   // delivering it panicked, maxPanics times
 )
 
 const (
@@ -23,16 +19,32 @@ const (
 	warnEvery = time.Minute
 )
 
-// courier sends one message at a time. Each worker has its own.
+// courier sends one request at a time. Each worker has its own.
 type courier interface {
-	// send makes one attempt, bounded by Config.Timeout.
-	send(m *Message) reply
+	// pack adds m to the next request; false: that is full without it, which it is never without any. m stays as it is
+	// until send if it is the only one, else it is not kept.
+	pack(m *Message) bool
+	// send makes one attempt with what was packed, bounded by Config.Timeout.
+	send() reply
 }
 
-// work serves lanes until the Forwarder stops. A panic costs the attempt, not the worker.
+// worker is what one worker uses again and again.
+type worker struct {
+	courier  courier
+	m        Message     // as loaded last
+	first    string      // id of the first message of the request
+	accepted []time.Time // when each of them was
+}
+
+// work sends parcels until the Forwarder stops. A panic costs the attempt, not the worker.
 func (f *Forwarder) work() {
+	defer f.leave()
 	for !f.serve() {
 	}
+}
+
+// leave notes that a worker or the dispatcher has ended.
+func (f *Forwarder) leave() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.workers--; f.workers == 0 {
@@ -46,20 +58,14 @@ func (f *Forwarder) serve() (ended bool) {
 			f.panicked("forwarding panicked", nil, p)
 		}
 	}()
-	c := f.cfg.courier()
+	w := &worker{courier: f.cfg.courier()}
 	for {
-		l := f.nextLane()
-		if l == nil {
+		p := f.nextParcel()
+		if p == nil {
 			return true
 		}
-		a := f.try(c, l.head())
-		if a.panicked {
-			c = f.cfg.courier() // the old one is in an unknown state
-			if l.panics++; l.panics >= maxPanics {
-				a.outcome, a.reason = dead, reasonPanic
-			}
+		for f.settle(w, p, f.try(w, p)) {
 		}
-		f.settle(l, a)
 	}
 }
 
@@ -73,50 +79,126 @@ func (f *Forwarder) panicked(msg string, m *Message, p any) {
 	f.log.Error(msg, args...)
 }
 
-func (f *Forwarder) nextLane() *lane {
+func (f *Forwarder) nextParcel() *parcel {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.schedule.next()
 }
 
-// attempt is the end of one try to deliver a message.
+// attempt is the end of one try to deliver the first request of a parcel.
 type attempt struct {
 	reply
 	outcome  outcome
-	reason   string // of a dead one
+	letter   DeadLetter // of a dead one
 	panicked bool
+
+	device, messageID string      // of the first message, the latter "" when that is not known
+	accepted          []time.Time // of a delivered request's messages
 }
 
-func (f *Forwarder) try(c courier, m *Message) (a attempt) {
+func (f *Forwarder) try(w *worker, p *parcel) (a attempt) {
+	a.device = p.device()
+	if p.letter != nil { // only the Store is still to be told
+		a.outcome, a.letter, a.messageID = dead, *p.letter, p.letterOf
+		return a
+	}
 	defer func() {
-		if p := recover(); p != nil {
-			f.panicked("delivering a message panicked", m, p)
-			a = attempt{reply: reply{err: fmt.Errorf("panic: %v", p)}, panicked: true}
+		if v := recover(); v != nil {
+			f.panicked("delivering a message panicked", &w.m, v)
+			w.courier = f.cfg.courier() // the old one is in an unknown state
+			a = attempt{reply: reply{err: fmt.Errorf("panic: %v", v)}, panicked: true, device: a.device, messageID: w.first}
+			s := &p.spans[0]
+			if s.panics++; s.panics < maxPanics {
+				return
+			}
+			if a.outcome = split; s.n == 1 {
+				a.outcome, a.letter = dead, DeadLetter{Reason: ReasonPanic, Attempts: s.attempts}
+			}
 		}
 	}()
-	if f.cfg.MaxAge > 0 && time.Since(m.AcceptedAt) > f.cfg.MaxAge {
-		return attempt{outcome: dead, reason: reasonExpired}
+	if a.outcome, a.letter.Reason, a.err = f.load(w, p); a.outcome == retry {
+		p.spans[0].attempts++
+		a.reply = w.courier.send()
+		a.outcome = a.reply.outcome()
+		a.accepted = w.accepted
+		if a.outcome == dead {
+			a.letter = DeadLetter{Reason: ReasonRefused, Status: a.status, Excerpt: a.excerpt}
+			if p.spans[0].n > 1 {
+				a.outcome = split
+			}
+		}
 	}
-	a.reply = c.send(m)
-	if a.outcome = a.reply.outcome(); a.outcome == dead {
-		a.reason = reasonRefused
-	}
+	a.letter.Attempts = p.spans[0].attempts
+	a.messageID = w.first
 	return a
 }
 
-// settle draws the consequences of an attempt: answer or dead letter first, so that a lane's follow each other in
-// order, then the accounts.
-func (f *Forwarder) settle(l *lane, a attempt) {
-	m := l.head()
+// load packs the first request of a parcel, and cuts off what does not fit or cannot be sent as it is. The outcome says
+// what to do: send it if that is retry, else it is the end of the attempt.
+func (f *Forwarder) load(w *worker, p *parcel) (o outcome, reason string, err error) {
+	w.first, w.accepted = "", w.accepted[:0]
+	now := time.Now()
+	parts, left := p.parts, 0
+	for i, pos := range p.positions[:p.spans[0].n] {
+		if left == 0 {
+			w.m.DeviceID, left = parts[0].lane.device, parts[0].n
+			parts = parts[1:]
+		}
+		left--
+		w.m = Message{DeviceID: w.m.DeviceID, Topic: w.m.Topic, Payload: w.m.Payload[:0]}
+		switch err = f.store.Load(pos, &w.m); {
+		case errors.Is(err, ErrUnreadable):
+			o, reason = dead, ReasonUnreadable
+		case err != nil:
+			o = hold
+		case f.cfg.MaxAge > 0 && now.Sub(w.m.AcceptedAt) > f.cfg.MaxAge:
+			o, reason = dead, ReasonExpired
+		}
+		if i == 0 {
+			w.first = w.m.MessageID
+		}
+		if o != retry || !w.courier.pack(&w.m) {
+			if i > 0 {
+				p.cut(i)
+				return retry, "", nil // it is the next request's trouble
+			}
+			if p.spans[0].n > 1 {
+				p.cut(1)
+			}
+			return o, reason, err
+		}
+		w.accepted = append(w.accepted, w.m.AcceptedAt)
+	}
+	return retry, "", nil
+}
+
+// settle draws the consequences of an attempt: callback and Store first, so that a lane's follow each other in order,
+// then the accounts. It reports whether the worker is to go on with p.
+func (f *Forwarder) settle(w *worker, p *parcel, a attempt) (more bool) {
 	dropped := false
 	switch a.outcome {
 	case delivered:
-		dropped = !f.handOver(m, &a.reply)
+		dropped = !f.handOver(&w.m, &a.reply) // a batch has no answer
+		for _, pos := range p.positions[:p.spans[0].n] {
+			f.tellDelivered(pos)
+		}
 	case dead:
-		f.deadLetter(m, a.reason, a.status)
+		if a.letter.DiedAt.IsZero() {
+			a.letter.DiedAt = time.Now()
+		}
+		if err := f.bury(p.positions[0], &a); err != nil {
+			p.letter, p.letterOf = &a.letter, a.messageID
+			a.outcome, a.err = hold, err
+		}
+	case split:
+		p.cut(p.spans[0].n / 2)
 	}
-	e := f.account(l, &a, dropped)
-	e.log(f.log, m, &a.reply)
+	e := f.account(p, &a, dropped)
+	if e.gone {
+		f.tellGone(a.device)
+	}
+	f.tell(&e, &a)
+	return e.more
 }
 
 // handOver gives the callback what the backend answered; false: there was a body, and the callback did not get it.
@@ -137,70 +219,174 @@ func (f *Forwarder) handOver(m *Message, r *reply) (ok bool) {
 	return true
 }
 
-// deadLetter is where a message ends that is not to be delivered: nothing else follows for it.
-func (f *Forwarder) deadLetter(m *Message, reason string, status int) {
+func (f *Forwarder) tellDelivered(pos uint64) {
 	defer func() {
 		if p := recover(); p != nil {
-			f.panicked("storing a dead letter panicked", m, p)
+			f.panicked("noting a delivery panicked", nil, p)
 		}
 	}()
-	f.sampler.warn(f.log, "message is dead", "device", m.DeviceID, "message_id", m.MessageID, "reason", reason,
-		"status", status)
+	f.store.Delivered(pos)
 }
 
-// account books an attempt and says what is worth a line in the log.
-func (f *Forwarder) account(l *lane, a *attempt, answerDropped bool) (e events) {
+// bury is where a message ends that is not to be delivered: nothing else follows for it.
+func (f *Forwarder) bury(pos uint64, a *attempt) (err error) {
+	stored := false
+	defer func() {
+		if p := recover(); p != nil {
+			f.panicked("storing a dead letter panicked", nil, p)
+			if !stored {
+				err = fmt.Errorf("panic: %v", p)
+			}
+		}
+	}()
+	args := []any{"device", a.device, "message_id", a.messageID, "reason", a.letter.Reason, "status", a.letter.Status}
+	if err = f.store.Dead(a.device, pos, a.letter); err != nil {
+		return fmt.Errorf("storing the dead letter of a message that is %s: %w", a.letter.Reason, err)
+	}
+	stored = true
+	f.sampler.warn(f.log, "message is dead", args...)
+	return nil
+}
+
+// tellGone tells the caller and the log of a 410.
+func (f *Forwarder) tellGone(device string) {
+	defer func() {
+		if p := recover(); p != nil {
+			f.panicked("telling that the backend is gone panicked", nil, p)
+		}
+	}()
+	url := f.cfg.URL
+	if f.target.perDevice() {
+		url = string(f.target.append(nil, device))
+	} else {
+		device = ""
+	}
+	if f.cfg.Gone != nil {
+		f.cfg.Gone(device, url)
+	}
+	if device == "" {
+		f.log.Error("backend answered 410 Gone, all messages are kept until delivery is resumed", "url", url)
+		return
+	}
+	f.sampler.warn(f.log, "backend answered 410 Gone, the device's messages are kept until delivery is resumed",
+		"device", device, "url", url)
+}
+
+// account books an attempt and says what is to follow.
+func (f *Forwarder) account(p *parcel, a *attempt, answerDropped bool) (e events) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	now := time.Now()
-	probe := l.probe
-	f.landed(l)
+	defer func() {
+		f.drain()
+		f.setAlarm(now)
+		e.pending, e.lanes = f.pending, f.outage.lanes
+	}()
+	probe := p.probe
 
-	if a.outcome == retry {
+	if a.status != 0 && a.outcome != retry { // what is dead without a status says nothing about the backend
+		e.resumed = f.breaker.answered()
+		f.schedule.answered(p)
+		e.since = f.outage.since
+		for _, part := range p.parts {
+			e.recovered = f.recovered(part.lane, true) || e.recovered
+		}
+	}
+	switch n := p.spans[0].n; a.outcome {
+	case retry:
+		f.landed(p)
 		if f.ended {
 			return e // cut off by Close: nobody's failure
 		}
 		f.retries++
-		if l.failures++; l.failures == 1 {
-			f.outage.begin(now)
+		for _, part := range p.parts {
+			if l := part.lane; l.failures == 0 {
+				f.outage.begin(now)
+				l.failures = 1
+			} else if l.failures < math.MaxUint16 {
+				l.failures++
+			}
 		}
 		if !a.panicked {
-			e.suspended = f.breaker.failure(l, probe, now)
+			e.down = f.breaker.failure(p, probe, now)
 			e.failing = f.outage.warn(now)
 		}
-		f.wait(l, now, max(backoff(l.failures, maxBackoff), a.retryAfter))
-		f.setAlarm(now)
-		e.pending, e.lanes = f.pending, f.outage.lanes
+		f.wait(p, now, max(backoff(int(p.parts[0].lane.failures), maxBackoff), a.retryAfter))
+		return e
+	case hold:
+		f.landed(p)
+		if f.ended {
+			return e
+		}
+		f.storeErrors++
+		p.holds++
+		e.held = true
+		f.wait(p, now, backoff(p.holds, maxBackoff))
+		return e
+	case gone:
+		f.landed(p)
+		device := ""
+		if f.target.perDevice() {
+			device = a.device
+		}
+		e.gone = f.suspend(p, device, now)
+		return e
+	case delivered:
+		f.delivered += uint64(n)
+		for _, at := range a.accepted {
+			f.latency.observe(now.Sub(at))
+		}
+		if answerDropped {
+			f.answersDropped++
+		}
+		f.consume(p, n)
+	case dead:
+		f.dead++
+		f.consume(p, 1)
+	}
+	if len(p.spans) > 0 && !f.ended {
+		e.more = true
 		return e
 	}
-
-	// A dead letter without a status says nothing about the backend.
-	answered := a.status != 0
-	if answered {
-		e.resumed = f.breaker.answered()
+	f.landed(p)
+	if len(p.spans) == 0 {
+		f.discard(p)
 	}
-	if answerDropped {
-		f.answersDropped++
-	}
-	if a.outcome == delivered {
-		f.delivered++
-	} else {
-		f.dead++
-	}
-	f.pending--
-	f.bytes -= l.head().size()
-	f.proceed(l)
-	if l.failures > 0 && (answered || l.empty()) {
-		l.failures = 0
-		e.recovered = f.outage.end(answered)
-	}
-	e.since = f.outage.since
-	e.pending, e.lanes = f.pending, f.outage.lanes
-	if f.closed && f.pending == 0 {
-		close(f.drained)
-	}
-	f.setAlarm(now)
 	return e
+}
+
+// consume takes the first request, of n messages, off a parcel, and gives back the lanes that have no more in it.
+func (f *Forwarder) consume(p *parcel, n int) {
+	f.pending -= n
+	f.open.Add(-int64(n))
+	p.letter, p.holds = nil, 0
+	p.positions = slices.Delete(p.positions, 0, n)
+	p.spans = slices.Delete(p.spans, 0, 1)
+	done := 0
+	for n > 0 {
+		part := &p.parts[done]
+		taken := min(n, part.n)
+		n -= taken
+		if part.n -= taken; part.n > 0 {
+			break
+		}
+		done++
+		if l := part.lane; l.n == 0 {
+			f.recovered(l, false)
+		}
+		f.release(part.lane)
+	}
+	p.parts = slices.Delete(p.parts, 0, done)
+}
+
+// recovered notes that a lane no longer fails, if it did: the backend has answered, or there is nothing left to send. It
+// reports whether that is to be logged.
+func (f *Forwarder) recovered(l *lane, answered bool) bool {
+	if l.failures == 0 {
+		return false
+	}
+	l.failures = 0
+	return f.outage.end(answered)
 }
 
 // outage tells the log when deliveries begin to fail and when they succeed again, and not each time.
@@ -233,34 +419,43 @@ func (o *outage) end(answered bool) bool {
 	return o.lanes == 0 && answered && !o.warned.Before(o.since)
 }
 
-// events are what account found worth telling, to be logged once the lock is released.
+// events are what account found to be done or worth telling once the lock is released.
 type events struct {
-	failing, recovered, suspended, resumed bool
+	more bool // the worker is to go on with the parcel
+	gone bool // delivery was suspended
+
+	failing, held, recovered, down, resumed bool
 
 	pending, lanes int
 	since          time.Time
 }
 
-func (e *events) log(log *slog.Logger, m *Message, r *reply) {
+// tell logs the events. Not even a log that panics may make a worker lose its parcel.
+func (f *Forwarder) tell(e *events, a *attempt) {
+	defer func() { _ = recover() }()
 	if e.failing {
-		args := []any{"device", m.DeviceID, "message_id", m.MessageID}
-		if r.status != 0 {
-			args = append(args, "status", r.status)
+		args := []any{"device", a.device, "message_id", a.messageID}
+		if a.status != 0 {
+			args = append(args, "status", a.status)
 		}
-		if r.err != nil {
-			args = append(args, "error", r.err)
+		if a.err != nil {
+			args = append(args, "error", a.err)
 		}
-		log.Warn("backend does not take messages, retrying",
+		f.log.Warn("backend does not take messages, retrying",
 			append(args, "failing_devices", e.lanes, "pending", e.pending)...)
 	}
-	if e.suspended {
-		log.Warn("backend seems down, asking with one message at a time", "pending", e.pending)
+	if e.held {
+		f.sampler.warn(f.log, "a message is held up, trying again", "device", a.device, "message_id", a.messageID,
+			"error", a.err)
+	}
+	if e.down {
+		f.log.Warn("backend seems down, asking with one message at a time", "pending", e.pending)
 	}
 	if e.resumed {
-		log.Info("backend answers again, sending at full rate", "pending", e.pending)
+		f.log.Info("backend answers again, sending at full rate", "pending", e.pending)
 	}
 	if e.recovered {
-		log.Info("backend takes messages again", "after", time.Since(e.since).Round(time.Millisecond),
+		f.log.Info("backend takes messages again", "after", time.Since(e.since).Round(time.Millisecond),
 			"pending", e.pending)
 	}
 }

@@ -381,6 +381,9 @@ func (j *Journal) sweep(now time.Time) {
 		return
 	}
 	err := j.drop(candidates)
+	if errors.Is(err, ErrNotYet) {
+		return
+	}
 	if err != nil && !j.background.dropFailing {
 		j.log.Error("segments of the journal could not be dropped; trying again every second", "error", err)
 	}

@@ -15,7 +15,7 @@ func benchmarkMessage(tb testing.TB) *Accepted {
 		Timestamp:  1_790_000_000,
 		AcceptedAt: time.Unix(1_790_000_000, 1),
 		Topic:      []byte("device/sensor_001/data"),
-		Payload:    []byte(`{"temperature":22.5,"humidity":60,"note":"` + strings.Repeat("x", 194) + `"}`),
+		Payload:    []byte(`{"temperature":22.5,"humidity":60,"note":"` + strings.Repeat("x", 190) + `"}`),
 	}
 	if n, err := recordSize(a); err != nil || n != 352 {
 		tb.Fatalf("a record of %d bytes: %v", n, err)

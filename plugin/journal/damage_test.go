@@ -296,9 +296,9 @@ func TestForgedRecord(t *testing.T) {
 			guess = seed // which shows that the place is right, and nothing but the salt protects it
 		}
 		start := uint32(len(log))
-		inner := start + recordHeader + bodyFixed + 16
+		inner := start + recordHeader + bodyFixed + 20
 		forged := appendRecord(nil, &Accepted{Device: "victim", Payload: []byte("{}")}, inner, guess)
-		a := &Accepted{Device: strings.Repeat("d", 16), Payload: forged}
+		a := &Accepted{Device: strings.Repeat("d", 20), Payload: forged}
 		b := appendRecord(bytes.Clone(log), a, start, seed)
 		b[start+5] ^= 1
 		var got []string

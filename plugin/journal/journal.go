@@ -43,6 +43,8 @@ var (
 	ErrClosed = errors.New("journal: closed")
 	// ErrLocked: another process has the journal open.
 	ErrLocked = errors.New("in use")
+	// ErrNotYet is for BeforeDrop to return where it is too early, which is no failure.
+	ErrNotYet = errors.New("journal: not yet")
 	// ErrNotFound: the segment was dropped, or never was.
 	ErrNotFound = errors.New("journal: no such message")
 )
@@ -103,7 +105,7 @@ type Options struct {
 	Keep time.Duration
 	// BeforeDrop, if not nil, is called by the journal's goroutine before segments are dropped, the newest timestamp in
 	// which is newest (unix seconds). It saves what recovery will not find any more ([Journal.SaveState]). With an error
-	// nothing is dropped, and it is called again within seconds.
+	// nothing is dropped, and it is called again within seconds; [ErrNotYet] is not logged.
 	BeforeDrop func(newest int64) error
 	Log        *slog.Logger
 

@@ -171,6 +171,7 @@ func message(i int) *Accepted {
 	a := &Accepted{
 		Device:     fmt.Sprintf("sensor_%03d", i%7),
 		QoS2:       i%3 == 0,
+		Client:     uint32(i) * 2654435761,
 		Timestamp:  epoch + int64(i%5),
 		AcceptedAt: time.Unix(epoch, int64(i)).UTC(),
 		Topic:      fmt.Appendf(nil, "device/sensor_%03d/data", i%7),
@@ -317,7 +318,7 @@ func TestLimits(t *testing.T) {
 		{Accepted{Topic: make([]byte, MaxTopic+1)}, "journal: message too large: a topic of 65536 bytes, at most 65535 are possible"},
 		{Accepted{Traceparent: strings.Repeat("x", MaxTraceparent+1)}, "journal: message too large: a traceparent of 256 bytes, at most 255 are possible"},
 		{Accepted{Payload: make([]byte, MaxPayload+1)}, "journal: message too large: a payload of 268435457 bytes, at most 268435456 are possible"},
-		{Accepted{Payload: make([]byte, 1<<20)}, "journal: message too large: 1048656 bytes, the journal may take 1048576"},
+		{Accepted{Payload: make([]byte, 1<<20)}, "journal: message too large: 1048664 bytes, the journal may take 1048576"},
 	} {
 		if _, err := j.Append(&c.a); !errors.Is(err, ErrTooLarge) || err.Error() != c.want {
 			t.Errorf("%v, want %s", err, c.want)

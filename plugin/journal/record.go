@@ -28,14 +28,15 @@ import (
 //	74  topic     2  length
 //	76  trace     1  length
 //	77  zero      3
-//	80  device, topic, traceparent, payload; zero bytes up to a multiple of 8
+//	80  client    4
+//	84  device, topic, traceparent, payload; zero bytes up to a multiple of 8
 //
 // Marker and offset are what a search for the next record compares, one word at a time. The checksum of the header, which
 // covers the place and the checksum of the body, makes the length worth trusting where only the body is damaged.
 const (
 	recordAlign  = 8
 	recordHeader = 24
-	bodyFixed    = 56
+	bodyFixed    = 60
 	recordMarker = 0xfe4a52ff // ff 52 4a fe
 	kindAccepted = 1
 	flagQoS2     = 1
@@ -70,6 +71,16 @@ type Accepted struct {
 	Topic       []byte
 	Payload     []byte
 	Traceparent string // "": none
+	Client      uint32 // the caller's mark of the client that it came from
+}
+
+// Size returns how many bytes a takes in a journal, its outcome included.
+func (a *Accepted) Size() int {
+	n, err := recordSize(a)
+	if err != nil {
+		return 0 // it takes none: Append refuses it
+	}
+	return n + slotSize
 }
 
 // recordSize returns how many bytes a takes in a segment.
@@ -109,6 +120,7 @@ func appendRecord(b []byte, a *Accepted, offset, seed uint32) []byte {
 	b = append(b, flags, byte(len(a.Device)))
 	b = le.AppendUint16(b, uint16(len(a.Topic)))
 	b = append(b, byte(len(a.Traceparent)), 0, 0, 0)
+	b = le.AppendUint32(b, a.Client)
 	b = append(b, a.Device...)
 	b = append(b, a.Topic...)
 	b = append(b, a.Traceparent...)
@@ -161,6 +173,7 @@ func parseBody(record []byte, seed uint32, a *Accepted) error {
 		a.AcceptedAt = time.Unix(0, accepted).UTC()
 	}
 	a.QoS2 = b[48] == flagQoS2
+	a.Client = le.Uint32(b[56:])
 	b = b[bodyFixed:]
 	if name := b[:device]; !bytes.Equal(name, []byte(a.Device)) { // successive records are often one device's
 		a.Device = string(name)

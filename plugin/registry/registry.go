@@ -22,6 +22,7 @@ import (
 	"log/slog"
 	"maps"
 	"math"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -48,13 +49,16 @@ type Registry struct {
 	stop    context.CancelFunc
 	done    chan struct{} // closed when the goroutine has ended
 
+	numbering sync.Mutex        // guards the three below
+	serials   uint32            // serials given so far
+	removed   map[string]uint32 // serials of devices that were removed
+	reserved  map[string]uint32 // serials of devices that Reserve named; nil: none
+
 	// The fields below belong to Open, and then to the goroutine.
 	source  *source
-	removed map[string]uint32 // serials of devices that were removed
-	serials uint32            // serials given so far
-	skipped string            // the rows last reported as skipped
-	fault   fault             // as last reported
-	waits   int               // polls in a row that found the database locked
+	skipped string // the rows last reported as skipped
+	fault   fault  // as last reported
+	waits   int    // polls in a row that found the database locked
 }
 
 // A fault is why the database cannot be followed just now; "" for none.
@@ -184,22 +188,32 @@ func (r *Registry) refresh(ctx context.Context) error {
 	if len(d.put) == 0 && len(d.drop) == 0 {
 		return nil
 	}
-	added, err := r.number(before, d)
+	after, added, err := r.publish(before, d)
 	if err != nil {
 		return err
 	}
-	after := before.with(d.put, d.drop)
+	if changed := r.changed.Load(); changed != nil {
+		(*changed)()
+	}
+	r.log.Info("devices changed", "added", added, "changed", len(d.put)-added, "removed", len(d.drop), "devices", after.len)
+	return nil
+}
+
+// publish makes the snapshot that the delta leads to the current one; added is how many of its devices are new.
+func (r *Registry) publish(before *snapshot, d *delta) (after *snapshot, added int, err error) {
+	r.numbering.Lock()
+	defer r.numbering.Unlock()
+	if added, err = r.number(before, d); err != nil {
+		return nil, 0, err
+	}
+	after = before.with(d.put, d.drop)
 	if len(d.drop) > 0 || r.gone.Load() != nil {
 		// First, so that there is no moment at which a removed device is neither.
 		gone := maps.Clone(r.removed)
 		r.gone.Store(&gone)
 	}
 	r.current.Store(after)
-	if changed := r.changed.Load(); changed != nil {
-		(*changed)()
-	}
-	r.log.Info("devices changed", "added", added, "changed", len(d.put)-added, "removed", len(d.drop), "devices", after.len)
-	return nil
+	return after, added, nil
 }
 
 // number gives the devices of a delta their serials, and returns how many are new to the snapshot. A device that comes
@@ -216,8 +230,13 @@ func (r *Registry) number(before *snapshot, d *delta) (added int, err error) {
 			delete(r.removed, device.ID)
 			continue
 		}
+		if serial, ok := r.reserved[device.ID]; ok {
+			device.Serial = serial
+			delete(r.reserved, device.ID)
+			continue
+		}
 		if r.serials == math.MaxUint32 {
-			return 0, errors.New("more than 4294967295 different device ids since the start; restart the broker")
+			return 0, errSerials
 		}
 		device.Serial = r.serials
 		r.serials++
@@ -226,6 +245,35 @@ func (r *Registry) number(before *snapshot, d *delta) (added int, err error) {
 		r.removed[device.ID] = device.Serial
 	}
 	return added, nil
+}
+
+var errSerials = errors.New("more than 4294967295 different device ids since the start; restart the broker")
+
+// Reserve returns the serial of the device with this id, as it is or as it will be: one that is not registered has it
+// when it comes. It is for what is known of devices from before Open.
+func (r *Registry) Reserve(id string) (uint32, error) {
+	r.numbering.Lock()
+	defer r.numbering.Unlock()
+	if d := r.current.Load().lookup([]byte(id)); d != nil {
+		return d.Serial, nil
+	}
+	if serial, ok := r.removed[id]; ok {
+		return serial, nil
+	}
+	serial, ok := r.reserved[id]
+	if ok {
+		return serial, nil
+	}
+	if r.serials == math.MaxUint32 {
+		return 0, errSerials
+	}
+	if r.reserved == nil {
+		r.reserved = make(map[string]uint32)
+	}
+	serial = r.serials
+	r.reserved[id] = serial
+	r.serials++
+	return serial, nil
 }
 
 // report logs the outcome of a poll where it differs from the last one. A short lock is no fault: every writer holds

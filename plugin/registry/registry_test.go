@@ -860,3 +860,38 @@ func TestFaultsAreReportedOnceEach(t *testing.T) {
 		}
 	}
 }
+
+// TestReserve has ids that are known from before the start keep one serial, whenever they are registered.
+func TestReserve(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "devices.db")
+	s := openStore(t, path)
+	if err := s.Add(t.Context(), "a", Secret("secret of a")); err != nil {
+		t.Fatal(err)
+	}
+	r, _ := openRegistry(t, path)
+	reserve := func(id string) uint32 {
+		t.Helper()
+		serial, err := r.Reserve(id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return serial
+	}
+	if got, want := reserve("a"), r.Lookup([]byte("a")).Serial; got != want {
+		t.Errorf("a registered device: %d, want %d", got, want)
+	}
+	b := reserve("b")
+	if c := reserve("c"); c == b || b == reserve("a") || reserve("b") != b {
+		t.Errorf("serials %d, %d and %d", reserve("a"), b, c)
+	}
+	if r.WasRegistered([]byte("b")) {
+		t.Error("b counts as registered before")
+	}
+	if err := s.Add(t.Context(), "b", Secret("secret of b")); err != nil {
+		t.Fatal(err)
+	}
+	within(t, 10*time.Second, "b", func() bool { return r.Lookup([]byte("b")) != nil })
+	if got := r.Lookup([]byte("b")).Serial; got != b || reserve("b") != b {
+		t.Errorf("b has the serial %d, was promised %d", got, b)
+	}
+}

@@ -263,6 +263,15 @@ func (s *Set) Forgotten(timestamp int64) bool {
 	return timestamp < 0 || timestamp > math.MaxUint32 || s.forgotten.contain(timestamp)
 }
 
+// Earliest returns a time, in unix seconds, before which no remembered message is stamped: whatever was inserted with an
+// earlier timestamp is forgotten, and in [Set.Spans].
+func (s *Set) Earliest() int64 {
+	if s.Len() == 0 || s.least > maxClock>>slotShift {
+		return math.MaxInt64
+	}
+	return s.least << slotShift
+}
+
 // Spans returns what [Set.Forgotten] is true of, in ascending order: at most 8
 // spans. With Restore it carries the promise over a restart: the caller stores
 // the spans before it discards its own record of the messages they cover.

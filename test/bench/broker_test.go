@@ -32,8 +32,9 @@ const runTime = 500 * time.Millisecond
 
 // A sink is a backend that takes everything at once, with 204 and no body.
 type sink struct {
-	taken atomic.Int64
+	taken atomic.Int64 // messages
 	url   string
+	body  func([]byte) // given every request's, if not nil; set before the first
 }
 
 func startSink(b *testing.B) *sink {
@@ -45,7 +46,10 @@ func startSink(b *testing.B) *sink {
 	s := &sink{url: "http://" + listener.Addr().String() + "/device/{device_id}/data"}
 	server := &fasthttp.Server{Handler: func(ctx *fasthttp.RequestCtx) {
 		ctx.SetStatusCode(fasthttp.StatusNoContent)
-		s.taken.Add(1)
+		s.taken.Add(events(ctx.PostBody()))
+		if s.body != nil {
+			s.body(ctx.PostBody())
+		}
 	}}
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(listener) }()

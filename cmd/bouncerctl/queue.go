@@ -1,0 +1,235 @@
+package main
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"maps"
+	"path/filepath"
+	"slices"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"mosquitto-bouncer/plugin/config"
+	"mosquitto-bouncer/plugin/journal"
+	"mosquitto-bouncer/plugin/registry"
+	"mosquitto-bouncer/plugin/suspension"
+)
+
+func newQueue() *cobra.Command {
+	var configFile string
+	var asJSON bool
+	c := &cobra.Command{
+		Use:   "queue",
+		Short: "Show what waits for the backend, by device",
+		Long: `Show how many accepted messages of each device wait for the backend, the longest
+queue first, and since when the oldest does. The journal is only read; the broker
+may run or not. What it does meanwhile may or may not be seen.`,
+		Example: `  bouncerctl queue
+  bouncerctl queue --json | jq -r '.devices[] | select(.messages > 1000) | .device'`,
+		Args: noArguments,
+		RunE: func(c *cobra.Command, _ []string) error {
+			cfg, err := config.Load(configFile)
+			if err != nil {
+				return err
+			}
+			q, err := readQueue(filepath.Join(cfg.StateDir, journal.DirName))
+			if errors.Is(err, fs.ErrNotExist) {
+				return fmt.Errorf("there is no journal in %s; the broker makes it when it starts, so correct state_dir in bouncer.toml if it has run", cfg.StateDir)
+			}
+			if errors.Is(err, fs.ErrPermission) {
+				return fmt.Errorf("%w; run bouncerctl as root, or as the broker's user", err)
+			}
+			if err != nil {
+				return err
+			}
+			if q.suspended, err = suspension.List(filepath.Join(cfg.StateDir, suspension.DirName)); err != nil {
+				return err
+			}
+			if asJSON {
+				return q.printJSON(c.OutOrStdout())
+			}
+			return q.print(c.OutOrStdout())
+		},
+	}
+	c.PersistentFlags().StringVar(&configFile, "config", defaultConfig, "the bouncer.toml `file`")
+	c.Flags().BoolVar(&asJSON, "json", false, "print a JSON object")
+	c.AddCommand(newQueueResume(&configFile))
+	return c
+}
+
+func newQueueResume(configFile *string) *cobra.Command {
+	return &cobra.Command{
+		Use:   "resume [DEVICE]",
+		Short: "Deliver again where the backend answered 410 Gone",
+		Long: `Deliver again to a URL of the backend that answered 410 Gone: a device's, where
+the URL of [backend] names the device, else everybody's, without DEVICE. The
+messages have been kept. A running broker goes on within a second.`,
+		Example: `  bouncerctl queue resume sensor_001
+  bouncerctl queue resume`,
+		Args: func(c *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return nil
+			}
+			return oneID(c, args)
+		},
+		RunE: func(c *cobra.Command, args []string) error {
+			device, what := "", "delivery"
+			if len(args) == 1 {
+				device, what = args[0], "delivery for "+args[0]
+				if !registry.ValidID(device) {
+					return noDeviceID(c, device)
+				}
+			}
+			cfg, err := config.Load(*configFile)
+			if err != nil {
+				return err
+			}
+			dir := filepath.Join(cfg.StateDir, suspension.DirName)
+			err = suspension.Resume(dir, device)
+			if errors.Is(err, fs.ErrNotExist) {
+				list, err := suspension.List(dir)
+				if err != nil {
+					return err
+				}
+				return fmt.Errorf("%s is not suspended; %s", what, suspendedURLs(list))
+			}
+			if errors.Is(err, fs.ErrPermission) {
+				return fmt.Errorf("%w; run bouncerctl as root, or as the broker's user", err)
+			}
+			if err != nil {
+				return err
+			}
+			_, err = fmt.Fprintf(c.OutOrStdout(), "Resumed: %s\n", what)
+			return err
+		},
+	}
+}
+
+// suspendedURLs says what is suspended, of many the first.
+func suspendedURLs(list []suspension.Suspension) string {
+	if len(list) == 0 {
+		return "nothing is"
+	}
+	const shown = 5
+	text := counted(int64(len(list)), "URL") + " of the backend:"
+	for _, s := range list[:min(len(list), shown)] {
+		text += " " + quoted(cmp.Or(s.Device, "all devices"))
+	}
+	if len(list) > shown {
+		text += " ..."
+	}
+	return text
+}
+
+// queue is what waits for the backend.
+type queue struct {
+	devices  []queuedDevice // the longest queue first
+	messages int64
+	bytes    int64 // of payloads
+	journal  journal.Inspection
+
+	suspended []suspension.Suspension
+}
+
+// queuedDevice is what waits of one device.
+type queuedDevice struct {
+	Device   string     `json:"device"`
+	Messages int64      `json:"messages"`
+	Bytes    int64      `json:"bytes"`  // of payloads
+	Oldest   *time.Time `json:"oldest"` // accepted; null if unknown
+}
+
+func readQueue(dir string) (*queue, error) {
+	var q queue
+	devices := make(map[string]*queuedDevice)
+	var err error
+	q.journal, err = journal.Inspect(dir, func(_ journal.Position, a *journal.Accepted, o journal.Outcome) {
+		if o != journal.Pending {
+			return
+		}
+		d := devices[a.Device]
+		if d == nil {
+			d = &queuedDevice{Device: a.Device}
+			devices[a.Device] = d
+		}
+		d.Messages++
+		d.Bytes += int64(len(a.Payload))
+		q.messages++
+		q.bytes += int64(len(a.Payload))
+		if at := a.AcceptedAt; !at.IsZero() && (d.Oldest == nil || at.Before(*d.Oldest)) {
+			d.Oldest = &at
+		}
+	})
+	if err != nil {
+		return nil, err
+	}
+	for d := range maps.Values(devices) {
+		q.devices = append(q.devices, *d)
+	}
+	slices.SortFunc(q.devices, func(a, b queuedDevice) int {
+		return cmp.Or(cmp.Compare(b.Messages, a.Messages), cmp.Compare(a.Device, b.Device))
+	})
+	return &q, nil
+}
+
+func (q *queue) print(w io.Writer) error {
+	table := tabwriter.NewWriter(w, 0, 0, 3, ' ', 0)
+	fmt.Fprintln(table, "DEVICE\tMESSAGES\tBYTES\tOLDEST")
+	for _, d := range q.devices {
+		oldest := "-"
+		if d.Oldest != nil {
+			oldest = instant(*d.Oldest)
+		}
+		fmt.Fprintf(table, "%s\t%d\t%d\t%s\n", quoted(d.Device), d.Messages, d.Bytes, oldest)
+	}
+	if err := table.Flush(); err != nil {
+		return err
+	}
+	fmt.Fprintf(w, "\nIn all: %s of %s, %s of payload. The journal takes %s.\n", counted(q.messages, "message"),
+		counted(int64(len(q.devices)), "device"), counted(q.bytes, "byte"), counted(q.journal.Bytes, "byte"))
+	if len(q.suspended) > 0 {
+		fmt.Fprintf(w, "Suspended, because the backend answered 410 Gone: %s.\n", suspendedURLs(q.suspended))
+	}
+	if q.journal.Damaged > 0 || q.journal.Unreadable > 0 {
+		_, err := fmt.Fprintf(w, "Damaged, and not counted: %s, %s.\n",
+			counted(int64(q.journal.Damaged), "message"), counted(int64(q.journal.Unreadable), "segment"))
+		return err
+	}
+	return nil
+}
+
+// printJSON prints one device a line.
+func (q *queue) printJSON(w io.Writer) error {
+	type totals struct {
+		Messages     int64 `json:"messages"`
+		Bytes        int64 `json:"bytes"`
+		Devices      int   `json:"devices"`
+		JournalBytes int64 `json:"journal_bytes"`
+		Damaged      int   `json:"damaged_messages"`
+		Unreadable   int   `json:"unreadable_segments"`
+		Suspended    int   `json:"suspended_urls"`
+	}
+	fmt.Fprint(w, "{\"devices\":[")
+	separator := "\n"
+	for _, d := range q.devices {
+		line, err := terminalJSON(d)
+		if err != nil {
+			return err
+		}
+		if _, err := fmt.Fprintf(w, "%s%s", separator, line); err != nil {
+			return err
+		}
+		separator = ",\n"
+	}
+	line, err := terminalJSON(totals{q.messages, q.bytes, len(q.devices), q.journal.Bytes, q.journal.Damaged, q.journal.Unreadable, len(q.suspended)})
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(w, "\n],\"totals\":%s}\n", line)
+	return err
+}

@@ -1,0 +1,96 @@
+package plugin
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path/filepath"
+	"time"
+
+	"mosquitto-bouncer/plugin/config"
+	"mosquitto-bouncer/plugin/deadletter"
+	"mosquitto-bouncer/plugin/forward"
+	"mosquitto-bouncer/plugin/journal"
+	"mosquitto-bouncer/plugin/suspension"
+)
+
+// startDelivery opens what is kept on disk, rebuilds what the process before knew, and starts the forwarder.
+func (g *Gateway) startDelivery(c *config.Config) (err error) {
+	var suspended []string
+	g.suspensions, suspended, err = suspension.Open(filepath.Join(c.StateDir, suspension.DirName), g.log)
+	if err != nil {
+		return stateError(c, err)
+	}
+	g.store = newStore()
+	g.forwarder, err = forward.New(forward.Config{
+		URL:           c.Backend.URL,
+		Timeout:       c.Backend.Timeout,
+		Concurrency:   c.Backend.Concurrency,
+		MaxAge:        c.Backend.MaxAge,
+		Batch:         c.Backend.Batch,
+		Linger:        c.Backend.Linger,
+		BearerToken:   c.Backend.BearerToken,
+		SigningSecret: c.Backend.SigningSecret,
+		TLS:           c.Backend.TLS,
+		MaxBytes:      c.Journal.MaxBytes,
+		Version:       Version,
+		Gone:          g.suspensions.Gone,
+		Suspended:     suspended,
+	}, g.store, g.answered, g.log)
+	if err != nil {
+		return err
+	}
+	err = g.openJournal(journal.Options{
+		Dir:      filepath.Join(c.StateDir, journal.DirName),
+		MaxBytes: c.Journal.MaxBytes,
+		Sync:     c.Journal.Sync,
+	})
+	if err != nil {
+		return stateError(c, err)
+	}
+	if g.store.letters, err = deadletter.Open(filepath.Join(c.StateDir, deadletter.FileName)); err != nil {
+		return stateError(c, err)
+	}
+	g.noteForgotten(time.Now().Unix())
+	g.forwarder.Start(forward.Counts{Delivered: g.recovered.Delivered, Dead: g.recovered.Dead})
+	g.startHousekeeping()
+	return nil
+}
+
+// stateError says where the directory that err is about was set, and what to do.
+func stateError(c *config.Config, err error) error {
+	switch {
+	case errors.Is(err, journal.ErrLocked):
+		err = fmt.Errorf("%w: another broker runs with the same state_dir; stop it, or give each its own", err)
+	case errors.Is(err, fs.ErrNotExist):
+		err = fmt.Errorf("%w; create the directory, and let it belong to the broker's user", err)
+	case errors.Is(err, fs.ErrPermission):
+		err = fmt.Errorf("%w; let the directory, and what is in it, belong to the broker's user", err)
+	}
+	return fmt.Errorf("%s: %w", c.Where("state_dir"), err)
+}
+
+// stopDelivery ends what startDelivery began, as far as it came. What the backend has not taken is in the journal.
+func (g *Gateway) stopDelivery() {
+	if g.housekeeper != nil {
+		g.housekeeper.stop()
+	}
+	if g.forwarder != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), stopWithin)
+		defer cancel()
+		if err := g.forwarder.Close(ctx); err != nil && g.journal != nil {
+			g.log.Warn("the backend has not taken every accepted message yet; the rest is delivered after the next start", "why", err)
+		}
+	}
+	if g.journal != nil {
+		if err := g.journal.Close(); err != nil {
+			g.log.Error("closing the journal", "error", err)
+		}
+	}
+	if g.store != nil && g.store.letters != nil {
+		if err := g.store.letters.Close(); err != nil {
+			g.log.Error("closing the dead letters", "error", err)
+		}
+	}
+}

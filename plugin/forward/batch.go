@@ -1,0 +1,102 @@
+package forward
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"hash"
+	"strings"
+	"time"
+
+	"github.com/go-json-experiment/json/jsontext"
+)
+
+// maxBatchBytes bounds the body of a request with more than one message: a worker keeps as much memory, and servers limit
+// what they take.
+const maxBatchBytes = 256 << 10
+
+// batchCourier is the courier over HTTP of batch mode.
+type batchCourier struct {
+	exchange
+	body []byte
+	keys hash.Hash // SHA-256
+}
+
+func (c *client) batchCourier() *batchCourier {
+	b := &batchCourier{keys: sha256.New()}
+	b.init(c, "application/cloudevents-batch+json")
+	b.buf = b.target.append(b.buf[:0], "")
+	b.req.SetRequestURIBytes(b.buf)
+	return b
+}
+
+// pack appends an event in the JSON format of CloudEvents, with the attributes that a message has when it goes alone:
+//
+//	{"specversion":"1.0","type":"mosquitto-bouncer.message.v1",
+//	 "id":"550e8400-e29b-41d4-a716-446655440000","source":"/devices/sensor_001",
+//	 "subject":"device/sensor_001/data","time":"2024-09-30T16:00:00Z",
+//	 "traceparent":"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+//	 "datacontenttype":"application/json","data":{"temperature":22.5}}
+//
+// The payload's bytes are those that were signed.
+func (b *batchCourier) pack(m *Message) bool {
+	begin := len(b.body)
+	if begin == 0 {
+		b.body = append(b.body, '[')
+	} else {
+		b.body = append(b.body, ',')
+	}
+	b.body = append(b.body, `{"specversion":"`+eventSpec+`","type":"`+eventType+`","id":`...)
+	b.body = quote(b.body, strings.ToLower(m.MessageID))
+	b.body = append(b.body, `,"source":`...)
+	b.buf = append(append(b.buf[:0], "/devices/"...), m.DeviceID...)
+	b.body = quote(b.body, b.buf)
+	if m.Topic != "" && len(m.Topic) <= maxSubject {
+		b.body = append(b.body, `,"subject":`...)
+		b.body = quote(b.body, m.Topic)
+	}
+	b.body = append(b.body, `,"time":"`...)
+	b.body = time.Unix(m.Timestamp, 0).UTC().AppendFormat(b.body, time.RFC3339)
+	if validTraceparent(m.Traceparent) {
+		b.body = append(b.body, `","traceparent":`...)
+		b.body = quote(b.body, m.Traceparent)
+		b.body = append(b.body, `,"datacontenttype":"application/json","data":`...)
+	} else {
+		b.body = append(b.body, `","datacontenttype":"application/json","data":`...)
+	}
+	b.body = append(append(b.body, m.Payload...), '}')
+
+	if begin > 0 && len(b.body)+len("]") > maxBatchBytes {
+		b.body = b.body[:begin]
+		return false
+	}
+	b.buf = append(appendKey(b.buf[:0], m), '\n')
+	b.keys.Write(b.buf)
+	return true
+}
+
+// quote appends s as a JSON string. What is not UTF-8 becomes U+FFFD, which is no error here.
+func quote[T string | []byte](dst []byte, s T) []byte {
+	dst, _ = jsontext.AppendQuote(dst, s)
+	return dst
+}
+
+// send adds an Idempotency-Key that the same messages in the same order have at every attempt: the SHA-256, cut to 128
+// bits, of the keys that they would have alone.
+//
+//	Idempotency-Key: "batch:0d6e4079e36703ebd37c00722f5891d2"
+func (b *batchCourier) send() reply {
+	b.body = append(b.body, ']')
+	var sum [sha256.Size]byte
+	b.buf = append(b.buf[:0], `"batch:`...)
+	b.buf = append(hex.AppendEncode(b.buf, b.keys.Sum(sum[:0])[:16]), '"')
+	b.req.Header.SetBytesV("Idempotency-Key", b.buf)
+
+	r := b.do(b.body)
+	r.unusable = "" // nobody waits for it
+	b.resp.Reset()
+	b.keys.Reset()
+	if b.body = b.body[:0]; cap(b.body) > 2*maxBatchBytes {
+		b.body = nil
+	}
+	return r
+}

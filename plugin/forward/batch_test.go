@@ -1,0 +1,449 @@
+package forward
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+func TestBatchRequest(t *testing.T) {
+	const trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+	var mu sync.Mutex
+	var bodies, keys []string
+	s := backend(t, func(w http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		mu.Lock()
+		defer mu.Unlock()
+		bodies, keys = append(bodies, string(body)), append(keys, r.Header.Get("Idempotency-Key"))
+		if r.Method != "POST" || r.RequestURI != "/in?v=1" || r.Header.Get("Content-Type") != "application/cloudevents-batch+json" ||
+			r.Header.Get("Authorization") != "Bearer s3cret" {
+			t.Errorf("%s %s %v", r.Method, r.RequestURI, r.Header)
+		}
+		for name := range r.Header {
+			if strings.HasPrefix(name, "Ce-") || name == "Traceparent" {
+				t.Errorf("header %s", name)
+			}
+		}
+		if len(bodies) == 1 {
+			w.WriteHeader(http.StatusInternalServerError)
+		}
+		io.WriteString(w, "an answer that is for nobody")
+	})
+	x := start(t, Config{URL: s.URL + "/in?v=1", Batch: 10, Linger: time.Hour, BearerToken: []byte("s3cret")})
+	payloads := []string{`0`, `{}`, `""`, `22.0`, `{"temperature": 22.50,  "humidity":60}`, "\"\u00e9 \\u00e9 \U0001F321\"",
+		`"` + strings.Repeat("x", 70000) + `"`, `[1,2]`, `{"b":1,"a":1}`, `null`}
+	for n, p := range payloads {
+		m := message("sensor_001", n+1)
+		m.MessageID = strings.ToUpper(m.MessageID)
+		m.Payload = []byte(p)
+		switch n {
+		case 0:
+			m.Traceparent = trace
+		case 1:
+			m.Traceparent = "not one"
+			m.Topic = "a \"quoted\" topic/\u00e9\\"
+		case 2:
+			m.Topic = strings.Repeat("t", maxSubject+1)
+		}
+		x.enqueue(m)
+	}
+	if s := x.drain(); s.Delivered != 10 || s.Retries != 1 || s.AnswersDropped != 0 || len(x.answers) != 0 {
+		t.Errorf("%+v, %d answers", s, len(x.answers))
+	}
+	if len(bodies) != 2 || bodies[0] != bodies[1] || keys[0] != keys[1] {
+		t.Fatalf("%d requests, keys %v", len(bodies), keys)
+	}
+	if keys[0] != `"batch:`+strings.Trim(keys[0], `"`)[6:]+`"` || len(keys[0]) != len(`"batch:"`)+32 {
+		t.Errorf("key %s", keys[0])
+	}
+	var events []map[string]json.RawMessage
+	if err := json.Unmarshal([]byte(bodies[0]), &events); err != nil {
+		t.Fatal(err)
+	}
+	for n, e := range events {
+		want := map[string]string{
+			"specversion":     `"1.0"`,
+			"type":            `"mosquitto-bouncer.message.v1"`,
+			"id":              fmt.Sprintf(`"550e8400-e29b-41d4-a716-%012d"`, n+1),
+			"source":          `"/devices/sensor_001"`,
+			"subject":         `"device/sensor_001/data"`,
+			"time":            `"2024-09-30T16:00:00Z"`,
+			"datacontenttype": `"application/json"`,
+			"data":            payloads[n],
+		}
+		switch n {
+		case 0:
+			want["traceparent"] = `"` + trace + `"`
+		case 1:
+			want["subject"] = `"a \"quoted\" topic/` + "\u00e9" + `\\"`
+		case 2:
+			delete(want, "subject")
+		}
+		for name, value := range e {
+			if want[name] != string(value) {
+				t.Errorf("event %d: %s is %.100s, want %.100s", n, name, value, want[name])
+			}
+		}
+		if len(e) != len(want) {
+			t.Errorf("event %d: %v", n, e)
+		}
+	}
+}
+
+// The key of a batch tells which messages it holds, in which order.
+func TestBatchKey(t *testing.T) {
+	var key string
+	s := backend(t, func(_ http.ResponseWriter, r *http.Request) { key = r.Header.Get("Idempotency-Key") })
+	target, err := parseTarget(s.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := newClient(Config{Timeout: 5 * time.Second, Concurrency: 1, Batch: 10, idle: 50 * time.Millisecond}, target)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.hangUp()
+	courier := c.batchCourier()
+	seen := map[string]string{}
+	for range 2 { // the same again
+		for _, ids := range []string{"a1", "a2", "a1 a2", "a2 a1", "b1", "a1 b1", "b1 a1", "a1 a2 a3", "a:1", "a1 b1 b2"} {
+			for id := range strings.SplitSeq(ids, " ") {
+				n, _ := strconv.Atoi(id[len(id)-1:])
+				m := message(id[:len(id)-1], n)
+				courier.pack(&m)
+			}
+			if r := courier.send(); r.outcome() != delivered {
+				t.Fatalf("%+v", r)
+			}
+			if other, ok := seen[key]; ok && other != ids {
+				t.Errorf("%s and %s have the same key", ids, other)
+			}
+			seen[key] = ids
+		}
+	}
+	if len(seen) != 10 {
+		t.Errorf("%d keys of 10 batches", len(seen))
+	}
+}
+
+// A large batch is cut; a large message goes nevertheless.
+func TestBatchBytes(t *testing.T) {
+	var mu sync.Mutex
+	var sizes []int
+	var ids []string
+	s := backend(t, func(_ http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		var events []struct{ ID string }
+		if err := json.Unmarshal(body, &events); err != nil {
+			t.Error(err)
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		sizes = append(sizes, len(events))
+		for _, e := range events {
+			ids = append(ids, e.ID)
+		}
+		if len(events) > 1 && len(body) > maxBatchBytes {
+			t.Errorf("%d events in %d bytes", len(events), len(body))
+		}
+	})
+	x := start(t, Config{URL: s.URL, Batch: 20, Linger: time.Hour})
+	for n := range 20 {
+		m := message("a", n+1)
+		if m.Payload = []byte(`"` + strings.Repeat("x", 64000) + `"`); n == 9 {
+			m.Payload = []byte(`"` + strings.Repeat("x", 600000) + `"`)
+		}
+		x.enqueue(m)
+	}
+	if s := x.drain(); s.Delivered != 20 {
+		t.Errorf("%+v", s)
+	}
+	if !slices.IsSorted(ids) || fmt.Sprint(sizes) != "[4 4 1 1 4 4 2]" {
+		t.Errorf("%v %v", sizes, ids)
+	}
+}
+
+func batches(cfg Config, f func(ms []Message) reply) Config {
+	cfg.URL = "http://backend/"
+	cfg.courier = func() courier { return &fake{reply: f} }
+	return cfg
+}
+
+// list returns device/n of every message.
+func list(ms []Message) string {
+	names := make([]string, len(ms))
+	for i := range ms {
+		names[i] = ms[i].DeviceID + number(&ms[i])
+	}
+	return strings.Join(names, " ")
+}
+
+func TestBatchLingers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		begun := time.Now()
+		var mu sync.Mutex
+		var sent []string
+		x := start(t, batches(Config{Batch: 3, Linger: 20 * time.Millisecond}, func(ms []Message) reply {
+			mu.Lock()
+			sent = append(sent, fmt.Sprint(list(ms), " ", time.Since(begun)))
+			mu.Unlock()
+			time.Sleep(30 * time.Millisecond)
+			return reply{status: 200}
+		}))
+		at := func(ms int, device string, n int) {
+			time.Sleep(time.Until(begun.Add(time.Duration(ms) * time.Millisecond)))
+			x.enqueue(message(device, n))
+		}
+		at(0, "a", 1) // alone for 20 ms
+		at(100, "a", 2)
+		at(110, "b", 1)
+		at(115, "a", 3) // full
+		at(200, "a", 4)
+		at(210, "b", 2) // a has waited long enough at 220
+		at(230, "a", 5) // is in flight until 250
+		at(245, "c", 1) // lingers until 265
+		at(300, "d", 1) // and Close does not wait
+		at(300, "e", 1)
+		x.drain()
+		want := "a1 20ms; a2 a3 b1 115ms; a4 b2 220ms; c1 a5 265ms; d1 e1 300ms"
+		if got := strings.Join(sent, "; "); got != want {
+			t.Errorf("\n got %s\nwant %s", got, want)
+		}
+	})
+}
+
+// A batch that was refused is split until the poison is alone; the others are delivered, in order.
+func TestBatchIsolatesPoison(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var sent []string
+		cfg := batches(Config{Batch: 8, Linger: time.Millisecond, Concurrency: 1}, func(ms []Message) reply {
+			sent = append(sent, list(ms))
+			if strings.Contains(list(ms), "a3") || strings.Contains(list(ms), "b2") {
+				return reply{status: 422, excerpt: list(ms) + " is poison"}
+			}
+			return reply{status: 202}
+		})
+		x := start(t, cfg)
+		for n := range 4 {
+			x.enqueue(message("a", n+1))
+		}
+		for n := range 4 {
+			x.enqueue(message("b", n+1))
+		}
+		s := x.drain()
+		want := "a1 a2 a3 a4 b1 b2 b3 b4; a1 a2 a3 a4; a1 a2; a3 a4; a3; a4; b1 b2 b3 b4; b1 b2; b1; b2; b3 b4"
+		if got := strings.Join(sent, "; "); got != want {
+			t.Errorf("\n got %s\nwant %s", got, want)
+		}
+		if s.Delivered != 6 || s.Dead != 2 || s.Retries != 0 || x.store.graves() != "a/3 refused 422 4, b/2 refused 422 4" ||
+			x.store.letters[1].Excerpt != "b2 is poison" {
+			t.Errorf("%+v %s", s, x.store.graves())
+		}
+	})
+}
+
+// A batch that failed is sent again as it was, also when more of its devices' messages wait.
+func TestBatchIsRetriedWhole(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var sent []string
+		cfg := batches(Config{Batch: 4, Linger: time.Millisecond}, func(ms []Message) reply {
+			if sent = append(sent, list(ms)); len(sent) < 6 && ms[0].DeviceID == "a" {
+				return reply{status: 500}
+			}
+			return reply{status: 200}
+		})
+		x := start(t, cfg)
+		for n := range 2 {
+			x.enqueue(message("a", n+1))
+			x.enqueue(message("b", n+1))
+		}
+		synctest.Wait()
+		x.enqueue(message("a", 3))
+		x.enqueue(message("b", 3))
+		x.enqueue(message("c", 1))
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		s := x.drain()
+		retries := without(sent, "c1")
+		if fmt.Sprint(retries) != "[a1 a2 b1 b2 a1 a2 b1 b2 a1 a2 b1 b2 a1 a2 b1 b2 a1 a2 b1 b2 a3 b3]" || s.Delivered != 7 {
+			t.Errorf("%q %+v", sent, s)
+		}
+		if s.Retries < 4 || len(sent) != len(retries)+1 {
+			t.Errorf("%q %+v", sent, s)
+		}
+	})
+}
+
+func TestBatchMaxAge(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var sent []string
+		cfg := batches(Config{Batch: 6, Linger: time.Millisecond, MaxAge: time.Minute, Concurrency: 1}, func(ms []Message) reply {
+			sent = append(sent, list(ms))
+			return reply{status: 200}
+		})
+		x := start(t, cfg)
+		for n := range 3 {
+			for _, device := range []string{"a", "b"} {
+				m := message(device, n+1)
+				if n == 0 || device == "b" && n == 1 {
+					m.AcceptedAt = m.AcceptedAt.Add(-2 * time.Minute)
+				}
+				x.enqueue(m)
+			}
+		}
+		s := x.drain()
+		if strings.Join(sent, "; ") != "a2 a3; b3" || x.store.graves() != "a/1 expired 0 0, b/1 expired 0 0, b/2 expired 0 0" || s.Dead != 3 {
+			t.Errorf("%q %s %+v", sent, x.store.graves(), s)
+		}
+	})
+}
+
+// A batch whose delivery panics is split as well.
+func TestBatchPanics(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cfg := batches(Config{Batch: 4, Linger: time.Millisecond, Concurrency: 1}, func(ms []Message) reply {
+			if strings.Contains(list(ms), "a2") {
+				panic("delivery went wrong")
+			}
+			return reply{status: 200}
+		})
+		x := start(t, cfg)
+		for n := range 4 {
+			x.enqueue(message("a", n+1))
+		}
+		if s := x.drain(); s.Delivered != 3 || s.Dead != 1 || x.store.graves() != "a/2 panic 0 9" {
+			t.Errorf("%+v %s", s, x.store.graves())
+		}
+	})
+}
+
+// Whatever the backend and the Store do: no two requests with messages of one device at a time, each device's messages in
+// order, none lost, the accounts add up at every moment, and a message is sent only when the one before it is settled.
+func TestBatchProperty(t *testing.T) {
+	sizes := map[int]int{}
+	for seed := range uint64(20) {
+		synctest.Test(t, func(t *testing.T) {
+			rnd := rand.New(rand.NewPCG(seed, 3))
+			var mu sync.Mutex
+			intn := func(n int) int { mu.Lock(); defer mu.Unlock(); return rnd.IntN(n) }
+			busy := map[string]bool{}
+			taken := map[string]int{}            // by device, the last message that was answered 2xx
+			settled := map[string]map[int]bool{} // by device, what the Store knows
+			down := false
+			inFlight := 0
+			cfg := Config{Batch: 2 + rnd.IntN(30), Linger: 20 * time.Millisecond, Concurrency: 1 + rnd.IntN(8)}
+			limit := 1 + rnd.IntN(cfg.Batch)
+			concurrency, batch := cfg.Concurrency, cfg.Batch
+			cfg = batches(cfg, nil)
+			poison := func(n int) bool { return n%17 == 0 }
+			cfg.courier = func() courier {
+				return &fake{limit: limit, reply: func(ms []Message) (r reply) {
+					mine := map[string]bool{}
+					mu.Lock()
+					if inFlight++; inFlight > concurrency || len(ms) > batch || len(ms) > limit || len(ms) == 0 {
+						t.Errorf("%d in flight, %d messages", inFlight, len(ms))
+					}
+					sizes[len(ms)]++
+					for _, m := range ms {
+						n, _ := strconv.Atoi(number(&m))
+						if busy[m.DeviceID] && !mine[m.DeviceID] {
+							t.Errorf("%s: two in flight", m.DeviceID)
+						}
+						mine[m.DeviceID], busy[m.DeviceID] = true, true
+						if last := taken[m.DeviceID]; n <= last {
+							t.Errorf("%s: %d after %d", m.DeviceID, n, last)
+						}
+						for n--; n > 0 && !mine[fmt.Sprint(m.DeviceID, "/", n)]; n-- {
+							if !settled[m.DeviceID][n] {
+								t.Errorf("%s: %s is sent while %d is pending", m.DeviceID, number(&m), n)
+							}
+						}
+						mine[m.DeviceID+"/"+number(&m)] = true
+					}
+					mu.Unlock()
+					time.Sleep(time.Duration(intn(100)) * time.Millisecond)
+					what := intn(12)
+					mu.Lock()
+					defer mu.Unlock()
+					inFlight--
+					for device := range mine {
+						busy[device] = false
+					}
+					switch {
+					case down, what == 0:
+						return reply{err: errDown}
+					case what == 1:
+						return reply{status: 429, retryAfter: 3 * time.Second}
+					case what == 2:
+						panic("now and then")
+					}
+					for _, m := range ms {
+						if n, _ := strconv.Atoi(number(&m)); poison(n) {
+							return reply{status: 400, excerpt: "poison"}
+						}
+					}
+					for _, m := range ms {
+						taken[m.DeviceID], _ = strconv.Atoi(number(&m))
+					}
+					return reply{status: 200}
+				}}
+			}
+			x := start(t, cfg)
+			x.store.failWith(func(operation string, m *Message) error {
+				if operation != "delivered" && intn(30) == 0 {
+					return errDisk
+				}
+				if operation != "load" {
+					n, _ := strconv.Atoi(number(m))
+					mu.Lock()
+					defer mu.Unlock()
+					if settled[m.DeviceID] == nil {
+						settled[m.DeviceID] = map[int]bool{}
+					}
+					settled[m.DeviceID][n] = true
+				}
+				return nil
+			})
+			sent := map[string]int{}
+			for range 3000 {
+				device := fmt.Sprint("d", intn(20))
+				sent[device]++
+				x.enqueue(message(device, sent[device]))
+				if intn(40) == 0 {
+					time.Sleep(time.Duration(intn(500)) * time.Millisecond)
+					mu.Lock()
+					down = rnd.IntN(4) == 0
+					mu.Unlock()
+				}
+				if s := x.Stats(); s.Accepted != s.Delivered+s.Dead+uint64(s.Pending) || s.Lanes > 20 {
+					t.Fatalf("%+v", s)
+				}
+			}
+			mu.Lock()
+			down = false
+			mu.Unlock()
+			s := x.drain() // which checks that every message is accounted for, and the Store that it was in order
+			if s.Accepted != 3000 || s.Delivered < 2500 || s.Dead < 50 || s.Down || x.retrying != 0 || x.outage.lanes != 0 || x.readyN != 0 {
+				t.Errorf("seed %d: %+v retrying %d failing %d", seed, s, x.retrying, x.outage.lanes)
+			}
+			for _, l := range x.store.letters {
+				n, _ := strconv.Atoi(number(&l.Message))
+				if l.Reason != ReasonPanic && (l.Reason != ReasonRefused || l.Status != 400 || l.Excerpt != "poison" || !poison(n)) {
+					t.Errorf("dead letter %+v", l)
+				}
+			}
+		})
+	}
+	if len(sizes) < 10 || sizes[1] == 0 {
+		t.Errorf("batches of %v messages", sizes)
+	}
+}

@@ -1,0 +1,175 @@
+package plugin
+
+import (
+	"context"
+	"fmt"
+	"runtime/debug"
+	"time"
+
+	"github.com/google/uuid"
+
+	"mosquitto-bouncer/plugin/deadletter"
+	"mosquitto-bouncer/plugin/journal"
+)
+
+const (
+	housekeepingInterval = time.Second
+	maxRequeued          = 256       // letters at a time
+	requeuedPerTick      = 256 << 10 // bytes of payload, but for the first
+	fullInterval         = time.Minute
+)
+
+// requeued are letters that an operator has requeued, on their way through the broker's thread into the journal.
+type requeued struct {
+	letters []deadletter.Letter
+	next    int           // letters[:next] are in the journal; the broker's thread's
+	done    chan struct{} // closed when all are
+}
+
+// housekeeper does once a second what is nobody's hurry.
+type housekeeper struct {
+	g       *Gateway
+	cancel  context.CancelFunc
+	ended   chan struct{}
+	fullAt  time.Time // when the log last said who fills the journal
+	refused uint64    // by the journal, until then
+	handed  *requeued // to the broker's thread; nil: none
+}
+
+func (g *Gateway) startHousekeeping() {
+	ctx, cancel := context.WithCancel(context.Background())
+	h := &housekeeper{g: g, cancel: cancel, ended: make(chan struct{})}
+	g.housekeeper = h
+	go h.run(ctx)
+}
+
+// stop ends the housekeeping; the broker's thread calls it, and knows then which letters are in the journal.
+func (h *housekeeper) stop() {
+	h.cancel()
+	select {
+	case <-h.ended:
+	case <-time.After(time.Second): // the database does not answer
+		return
+	}
+	if r := h.g.requeued.Swap(nil); r != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		h.remove(ctx, r.letters[:r.next])
+	}
+}
+
+func (h *housekeeper) run(ctx context.Context) {
+	defer close(h.ended)
+	ticker := time.NewTicker(housekeepingInterval)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+			h.round(ctx)
+		}
+	}
+}
+
+func (h *housekeeper) round(ctx context.Context) {
+	defer func() {
+		if v := recover(); v != nil {
+			h.g.log.Error("internal error, caught; please report it", "where", "housekeeping", "panic", fmt.Sprint(v), "stack", string(debug.Stack()))
+		}
+	}()
+	h.reportFull(time.Now())
+	h.g.suspensions.Follow(h.g.forwarder.Resume)
+	for ctx.Err() == nil && h.requeue(ctx) {
+	}
+}
+
+// requeue takes back what an operator has requeued, and reports whether there may be more.
+func (h *housekeeper) requeue(ctx context.Context) bool {
+	if h.handed == nil {
+		letters, err := h.g.store.letters.Requeued(ctx, maxRequeued)
+		if err != nil && ctx.Err() == nil {
+			h.g.complaints.Do(func() { h.g.log.Warn("requeued dead letters cannot be read", "error", err) })
+		}
+		if err != nil || len(letters) == 0 {
+			return false
+		}
+		h.handed = &requeued{letters: letters, done: make(chan struct{})}
+		h.g.requeued.Store(h.handed)
+		h.g.waker.Wake()
+	}
+	select {
+	case <-ctx.Done():
+		return false
+	case <-time.After(housekeepingInterval): // the journal is full, or the broker never ticks
+		return false
+	case <-h.handed.done:
+	}
+	letters := h.handed.letters
+	h.handed = nil
+	h.g.log.Info("dead letters requeued", "count", len(letters))
+	return h.remove(ctx, letters)
+}
+
+// remove removes letters that are in the journal.
+func (h *housekeeper) remove(ctx context.Context, letters []deadletter.Letter) bool {
+	err := h.g.store.letters.Remove(context.WithoutCancel(ctx), letters...)
+	if err != nil {
+		h.g.complaints.Do(func() {
+			h.g.log.Warn("requeued dead letters were not removed; they are delivered once more", "error", err)
+		})
+	}
+	return err == nil
+}
+
+// reportFull says who fills the journal, while it is full.
+func (h *housekeeper) reportFull(now time.Time) {
+	s := h.g.journal.Stats()
+	refused := s.Refused - h.refused
+	if refused == 0 || now.Sub(h.fullAt) < fullInterval {
+		return
+	}
+	h.fullAt, h.refused = now, s.Refused
+	h.g.log.Error("publishes were refused as overloaded, the journal had no room for them", "count", refused, "bytes", s.Bytes,
+		"max_bytes", s.MaxBytes, "pending", s.Pending)
+	for _, b := range h.g.forwarder.Longest(3) {
+		h.g.log.Warn("waiting for the backend", "device", b.Device, "messages", b.Messages, "bytes", b.Bytes)
+	}
+}
+
+// takeRequeued puts some of the letters that an operator has requeued into the journal. Broker's thread only.
+func (g *Gateway) takeRequeued() {
+	r := g.requeued.Load()
+	if r == nil {
+		return
+	}
+	for size := 0; r.next < len(r.letters); r.next++ {
+		l := &r.letters[r.next]
+		if size += len(l.Payload); size > requeuedPerTick && size > len(l.Payload) {
+			return
+		}
+		id, err := uuid.Parse(l.MessageID)
+		if err != nil {
+			g.log.Error("a dead letter cannot be requeued: it has no message id", "letter", l.ID)
+			continue
+		}
+		device := l.Device
+		if d := g.registry.Lookup([]byte(device)); d != nil {
+			device = d.ID
+		}
+		if g.forwarder.Admit(device) != nil {
+			return // there will be room
+		}
+		a := journal.Accepted{
+			Device: device, MessageID: id, Timestamp: l.Timestamp, AcceptedAt: time.Now(), Topic: []byte(l.Topic),
+			Payload: l.Payload, Traceparent: l.Traceparent,
+		}
+		pos, err := g.journal.Append(&a)
+		if err != nil {
+			return
+		}
+		g.forwarder.Enqueue(device, uint64(pos), a.Size())
+	}
+	g.requeued.Store(nil)
+	close(r.done)
+}

@@ -1,0 +1,463 @@
+package test
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	packets5 "github.com/eclipse/paho.golang/packets"
+	"github.com/google/uuid"
+
+	"mosquitto-bouncer/plugin/deadletter"
+	"mosquitto-bouncer/plugin/suspension"
+	"mosquitto-bouncer/test/backend"
+	"mosquitto-bouncer/test/broker"
+	"mosquitto-bouncer/test/device"
+)
+
+// TestKillKeepsAccepted kills the broker while the backend is down. At the next start it delivers in order, also what is
+// of a device that is no longer registered, and knows which ids were accepted.
+func TestKillKeepsAccepted(t *testing.T) {
+	g := newGate(t, broker.Options{Devices: []string{"sensor_001", "sensor_002"}})
+	g.no(g.backend.Down())
+	var sent []device.Message
+	for n := range 20 {
+		d := g.device(fmt.Sprintf("sensor_%03d", n%2+1))
+		m := d.Sign(fmt.Sprint(n))
+		sent = append(sent, m)
+		g.expect(d.DataTopic(), m)
+		if ack := g.publish(g.connect(d, protocol(n/2%2)), d.DataTopic(), byte(n/4%2+1), m.Bytes); !ack.Accepted() {
+			t.Fatal(ack)
+		}
+	}
+	g.no(g.broker.Kill())
+	g.no(g.broker.SQL("DELETE FROM devices WHERE device_id = ?", "sensor_002"))
+	g.no(g.broker.Start())
+	_, err := g.broker.WaitLog(g.limit(), 0, broker.Contains("bouncer: recovered messages=20", "remembered=20", "pending=20", "unregistered=1"))
+	g.no(err)
+	d := g.device("sensor_001")
+	g.refuse(g.connect(d, mqtt5), d.DataTopic(), 1, sent[0], "replay")
+	g.no(g.backend.Up())
+	for _, m := range sent {
+		g.posted(m)
+	}
+	next := map[string]int{"sensor_001": 0, "sensor_002": 1}
+	for _, r := range g.backend.Requests() {
+		if string(r.Body) != fmt.Sprint(next[r.Device]) {
+			t.Errorf("%s: the backend got %s, want %d", r.Device, r.Body, next[r.Device])
+		}
+		next[r.Device] += 2
+	}
+	g.no(g.broker.Stop())
+	g.settledAt(20)
+	g.no(g.broker.Start())
+	g.refuse(g.connect(d, mqtt5), d.DataTopic(), 1, sent[0], "replay")
+	g.no(g.broker.Stop())
+	g.settledAt(20)
+	g.noMore("the backend", g.unexpectedRequests())
+}
+
+// TestRedeliveryAcrossKill kills the broker before a device has read its acknowledgement. The device asks again, is told
+// success, once, and the backend has the message once.
+func TestRedeliveryAcrossKill(t *testing.T) {
+	g := newGate(t, broker.Options{Devices: []string{"sensor_001"}})
+	d := g.device("sensor_001")
+	for _, p := range bothProtocols {
+		for qos := byte(1); qos <= 2; qos++ {
+			g.sub(fmt.Sprintf("%v QoS %d", p, qos), func(g *gate) {
+				m := packet{qos: qos, id: 7, Message: d.Sign("22")}
+				first := g.open(d, p, "the-client", true)
+				first.lose(m)
+				g.drained(patience) // else it would come twice, under one key
+				g.no(g.broker.Kill())
+				g.no(g.broker.Start())
+				g.open(d, p, "another-client", true).refuse(d.DataTopic(), m, "replay")
+				m.dup = true
+				second := first.again(true, true)
+				second.succeed(m)
+				second.refuse(d.DataTopic(), m, "replay") // it has been told
+				third := second.again(true, true)
+				third.succeed(m) // or not
+				g.no(g.broker.Stop())
+				g.no(g.broker.Start())
+			})
+		}
+	}
+	g.no(g.broker.Stop())
+	g.noMore("the backend", g.unexpectedRequests())
+	g.settledAt(4)
+}
+
+// TestDeadLetters has the backend refuse messages. They are stored, hold nobody up, survive a kill, and are delivered
+// when an operator requeues them.
+func TestDeadLetters(t *testing.T) {
+	g := newGate(t, broker.Options{Devices: []string{"sensor_001"}})
+	g.backend.Script(func(r *backend.Request) backend.Answer {
+		if string(r.Body) == `"poison"` {
+			return backend.Answer{Status: http.StatusUnprocessableEntity, Body: []byte("no\x1b\nway")}
+		}
+		return backend.OK(r)
+	})
+	c := g.connect(g.device("sensor_001"), mqtt5)
+	poison := c.Sign(`"poison"`)
+	g.accept(c, 1, poison)
+	g.accept(c, 1, c.Sign("1"))
+	var letters []deadletter.Letter
+	read := func() []deadletter.Letter {
+		store, err := deadletter.OpenExisting(g.broker.Path("state/dead.db"))
+		g.no(err)
+		defer store.Close()
+		letters = nil
+		for l, err := range store.List(g.limit(), deadletter.Filter{}, 0) {
+			g.no(err)
+			letters = append(letters, l)
+		}
+		return letters
+	}
+	eventually(t, "a dead letter", func() bool { return len(read()) == 1 })
+	if l := letters[0]; l.Device != "sensor_001" || l.MessageID != poison.MessageID || l.Reason != "refused" || l.Status != 422 ||
+		l.Excerpt != "no\x1b\nway" || l.Attempts != 1 || l.Deaths != 1 || l.Timestamp != poison.Timestamp {
+		t.Errorf("the letter is %+v", l)
+	}
+	g.no(g.broker.Kill())
+	g.no(g.broker.Start())
+	eventually(t, "the letter, once", func() bool { return len(read()) == 1 && letters[0].Deaths <= 2 })
+
+	g.backend.Script(backend.OK)
+	store, err := deadletter.OpenExisting(g.broker.Path("state/dead.db"))
+	g.no(err)
+	n, err := store.Requeue(g.limit(), deadletter.Filter{IDs: []int64{letters[0].ID}}, time.Now())
+	g.no(errors.Join(err, store.Close()))
+	if n != 1 {
+		t.Fatalf("%d letters requeued", n)
+	}
+	before := g.backend.Count()
+	r, err := g.backend.WaitFor(g.limit(), func(r *backend.Request) bool { return r.Seq > before && r.MessageID() == poison.MessageID })
+	g.no(err)
+	if string(r.Body) != `"poison"` || r.Header.Get("Idempotency-Key") != fmt.Sprintf("%q", "sensor_001:"+poison.MessageID) {
+		t.Errorf("requeued: %s %v", r.Body, r.Header)
+	}
+	eventually(t, "no letter", func() bool { return len(read()) == 0 })
+	g.no(g.broker.Stop())
+	stopped := g.broker.Log().Find(0, broker.Contains("bouncer: stopped accepted=3 delivered=2 dead=1 pending=0"))
+	if len(stopped) != 1 {
+		t.Errorf("stopped: %q", g.broker.Log().Find(0, broker.Contains("bouncer: stopped")))
+	}
+}
+
+// eventually waits until a condition is met.
+func eventually(t *testing.T, what string, met func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(patience); !met(); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("waited %v for %s", patience, what)
+		}
+	}
+}
+
+// TestGone has the backend answer 410 for one device. Nothing more is sent for it, over a restart too, until an operator
+// resumes it.
+func TestGone(t *testing.T) {
+	g := newGate(t, broker.Options{Devices: []string{"sensor_001", "sensor_002"}})
+	g.backend.Script(func(r *backend.Request) backend.Answer {
+		if r.Device == "sensor_001" {
+			return backend.Answer{Status: http.StatusGone}
+		}
+		return backend.OK(r)
+	})
+	one, two := g.device("sensor_001"), g.device("sensor_002")
+	first, second := one.Sign("1"), one.Sign("2")
+	g.accept(g.connect(one, mqtt5), 1, first)
+	_, err := g.broker.WaitLog(g.limit(), 0, broker.Contains("bouncer: backend answered 410 Gone"))
+	g.no(err)
+	g.expect(one.DataTopic(), second)
+	if ack := g.publish(g.connect(one, mqtt5), one.DataTopic(), 1, second.Bytes); !ack.Accepted() {
+		t.Error(ack)
+	}
+	g.accept(g.connect(two, mqtt5), 1, two.Sign("1"))
+	g.no(g.broker.Restart())
+	g.accept(g.connect(two, mqtt5), 1, two.Sign("2"))
+	requests := g.backend.Count()
+	if requests != 3 {
+		t.Errorf("%d requests, want one of sensor_001 and two of sensor_002", requests)
+	}
+	g.backend.Script(backend.OK)
+	g.no(suspension.Resume(g.broker.Path("state/suspended"), "sensor_001"))
+	_, err = g.backend.WaitFor(g.limit(), func(r *backend.Request) bool { return r.Seq > requests && r.MessageID() == first.MessageID })
+	g.no(err)
+	g.posted(second)
+	g.no(g.broker.Stop())
+	g.settledAt(4)
+}
+
+// TestTraceparent has a publish's user property go to the backend, over a restart too.
+func TestTraceparent(t *testing.T) {
+	const trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+	g := newGate(t, broker.Options{Devices: []string{"sensor_001"}})
+	d := g.device("sensor_001")
+	many := make([]packets5.User, 15)
+	for i := range many {
+		many[i] = packets5.User{Key: fmt.Sprint("x", i), Value: strings.Repeat("y", 100)}
+	}
+	for name, c := range map[string]struct {
+		properties []packets5.User
+		want       string
+	}{
+		"none":         {nil, ""},
+		"one":          {[]packets5.User{{Key: "traceparent", Value: trace}}, trace},
+		"behind":       {append(slices.Clone(many), packets5.User{Key: "traceparent", Value: trace}), trace},
+		"too far":      {append(append(slices.Clone(many), many...), packets5.User{Key: "traceparent", Value: trace}), ""},
+		"long":         {[]packets5.User{{Key: "traceparent", Value: trace + "x"}}, ""},
+		"invalid":      {[]packets5.User{{Key: "traceparent", Value: "00-x: y"}}, ""},
+		"empty":        {[]packets5.User{{Key: "traceparent", Value: ""}}, ""},
+		"another name": {[]packets5.User{{Key: "Traceparent", Value: trace}}, ""},
+	} {
+		c5, _, err := d.ConnectRaw5(g.limit())
+		g.no(err)
+		m := d.Sign("22")
+		ack, err := c5.Publish(g.limit(), &packets5.Publish{
+			Topic: d.DataTopic(), QoS: 1, PacketID: 1, Payload: m.Bytes, Properties: &packets5.Properties{User: c.properties},
+		})
+		g.no(err)
+		g.no(c5.Close())
+		if !ack.Accepted() {
+			t.Errorf("%s: %v", name, ack)
+		}
+		r := g.posted(m)
+		if got := strings.Join(r.Header.Values("Traceparent"), ","); got != c.want {
+			t.Errorf("%s: the backend got the traceparent %q, want %q", name, got, c.want)
+		}
+	}
+	g.no(g.backend.Down())
+	m := d.Sign("23")
+	c5, _, err := d.ConnectRaw5(g.limit())
+	g.no(err)
+	_, err = c5.Publish(g.limit(), &packets5.Publish{
+		Topic: d.DataTopic(), QoS: 1, PacketID: 1, Payload: m.Bytes,
+		Properties: &packets5.Properties{User: []packets5.User{{Key: "traceparent", Value: trace}}},
+	})
+	g.no(err)
+	g.no(g.broker.Kill())
+	g.no(g.broker.Start())
+	g.no(g.backend.Up())
+	if got := g.posted(m).Header.Get("Traceparent"); got != trace {
+		t.Errorf("after a kill: the traceparent is %q", got)
+	}
+}
+
+// TestStateDirectory has a state_dir that cannot be used refuse the start, and say why.
+func TestStateDirectory(t *testing.T) {
+	g := newGate(t, broker.Options{Devices: []string{"sensor_001"}})
+	other, err := broker.New(broker.Options{Settings: map[string]any{"state_dir": g.broker.Path("state")}})
+	g.no(err)
+	defer other.Close()
+	if err := other.Start(); err == nil || !strings.Contains(err.Error(), "another broker runs with the same state_dir") {
+		t.Errorf("two brokers with one state_dir: %v", err)
+	}
+	g.no(other.SetSettings(map[string]any{"state_dir": filepath.Join(other.Dir, "none")}))
+	if err := other.Start(); err == nil || !strings.Contains(err.Error(), "create the directory, and let it belong to the broker's user") {
+		t.Errorf("no state_dir: %v", err)
+	}
+}
+
+// reader hands every request to enter, in a goroutine of its own, and forgets it; stop when no more come.
+func (g *gate) reader(enter func(*backend.Request)) (stop func()) {
+	ctx, cancel := context.WithCancel(context.Background())
+	g.Cleanup(cancel)
+	var reading sync.WaitGroup
+	reading.Go(func() {
+		for {
+			requests, err := g.backend.Take(ctx)
+			for _, r := range requests {
+				enter(r)
+			}
+			if err != nil {
+				return
+			}
+		}
+	})
+	return func() {
+		cancel()
+		reading.Wait()
+		for _, r := range g.backend.Requests() {
+			enter(r)
+		}
+	}
+}
+
+// outage is how long TestOutage publishes while the backend is down: $OUTAGE, or 4 s.
+func outage(t *testing.T) time.Duration {
+	text := os.Getenv("OUTAGE")
+	if text == "" {
+		return 4 * time.Second
+	}
+	d, err := time.ParseDuration(text)
+	if err != nil {
+		t.Fatalf("OUTAGE: %v", err)
+	}
+	return d
+}
+
+// TestOutage publishes as fast as it goes while the backend is down. Memory grows by what the replay memory and the
+// index take; when the backend is back, everything reaches it in order, while new messages come.
+func TestOutage(t *testing.T) {
+	ids := names(20)
+	g := newGate(t, broker.Options{Devices: ids, Quiet: true, Settings: map[string]any{
+		"response.topic": "", "journal.max_bytes": 8 << 30, "publish.tolerance": "1h",
+	}})
+	var devices []*device.Device
+	for _, id := range ids {
+		devices = append(devices, g.device(id))
+	}
+	load := device.Load{Devices: devices, Window: 20, Burst: 10, Payload: []byte(payload), Duration: time.Second}
+	warm, err := load.Run(t.Context())
+	g.no(err)
+	eventually(t, "the first messages", func() bool { return g.backend.Count() == warm.Accepted })
+	g.no(g.backend.Down())
+	before, _, err := g.broker.Process().Memory()
+	g.no(err)
+	load.Duration = outage(t)
+	during, err := load.Run(t.Context())
+	g.no(err)
+	after, _, err := g.broker.Process().Memory()
+	g.no(err)
+	grown := float64(after-before) / (1 << 20)
+	t.Logf("%d messages in %v while the backend was down (%.0f a second); resident memory grew by %.1f MiB",
+		during.Accepted, during.Elapsed.Round(time.Millisecond), during.PerSecond(), grown)
+	if during.Accepted != during.Sent || warm.Accepted != warm.Sent {
+		t.Errorf("%d of %d accepted", during.Accepted, during.Sent)
+	}
+	if grown > 50 {
+		t.Errorf("resident memory grew by %.1f MiB, want less than 50", grown)
+	}
+
+	g.backend.Script(backend.Status(http.StatusNoContent))
+	streams := map[string][]uuid.UUID{} // by device, the ids that came, each stream's numbers in their last 8 bytes
+	got := 0
+	enter := func(r *backend.Request) {
+		id := uuid.MustParse(r.MessageID())
+		all := streams[r.Device]
+		if n := len(all); n > 0 && string(all[n-1][:8]) == string(id[:8]) {
+			last, now := binary.BigEndian.Uint64(all[n-1][8:]), binary.BigEndian.Uint64(id[8:])
+			if now != last+1 {
+				t.Errorf("%s: %d messages after the last", r.Device, int64(now-last))
+			}
+		} else {
+			for _, former := range all {
+				if string(former[:8]) == string(id[:8]) {
+					t.Errorf("%s: a message of a former stream comes after a later one's", r.Device)
+				}
+			}
+			streams[r.Device] = append(all, id)
+		}
+		streams[r.Device][len(streams[r.Device])-1] = id
+		got++
+	}
+	want := warm.Accepted + during.Accepted
+	stop := g.reader(enter)
+	begin := time.Now()
+	g.no(g.backend.Up())
+	load.Duration, load.Rate = 3*time.Second, 500
+	flowing, err := load.Run(t.Context())
+	g.no(err)
+	want += flowing.Accepted
+	g.drained(3 * time.Minute)
+	took := time.Since(begin)
+	stop()
+	if got != want {
+		t.Errorf("the backend got %d messages of %d", got, want)
+	}
+	t.Logf("drained in %v (%.0f a second), while %d new messages came", took.Round(time.Millisecond), float64(want)/took.Seconds(), flowing.Accepted)
+	g.no(g.broker.Stop())
+	g.settledAt(want)
+}
+
+// TestDiskFull fills the file system of state_dir. Publishes are refused as overloaded, everything else is served, and
+// when there is room again they are accepted again. It mounts a tmpfs, in a mount namespace of its own.
+func TestDiskFull(t *testing.T) {
+	const private = "BOUNCER_TEST_PRIVATE_MOUNTS"
+	if os.Getenv(private) == "" {
+		child := exec.Command("unshare", "--mount", "--propagation", "private", os.Args[0], "-test.run=^TestDiskFull$", "-test.v")
+		child.Env = append(os.Environ(), private+"=1")
+		out, err := child.CombinedOutput()
+		if os.Geteuid() != 0 || strings.Contains(string(out), "unshare failed") || strings.Contains(string(out), "cannot mount") {
+			t.Skipf("a file system to fill can be mounted as root alone, with the right to mount: %s", out)
+		}
+		if err != nil || !strings.Contains(string(out), "--- PASS: TestDiskFull") {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		return
+	}
+	g := &gate{T: t, backend: backend.Start(t)}
+	b, err := broker.New(broker.Options{
+		Devices: []string{"sensor_001"}, BackendURL: g.backend.URL(), Conf: "allow_anonymous true", Listeners: withoutIdentity, Quiet: true,
+	})
+	g.no(err)
+	g.broker = b
+	defer func() { g.no(b.Close()) }()
+	if err := syscall.Mount("tmpfs", b.Path("state"), "tmpfs", 0, "size=8m,mode=777"); err != nil {
+		t.Skipf("cannot mount a tmpfs: %v", err)
+	}
+	defer func() { g.no(syscall.Unmount(b.Path("state"), syscall.MNT_DETACH)) }()
+	g.no(b.Start())
+	g.watch()
+	d := g.device("sensor_001")
+	c := g.connect(d, mqtt5)
+	g.accept(c, 1, d.Sign("1"))
+	ballast := b.Path("state/ballast")
+	g.no(os.WriteFile(ballast, make([]byte, 5<<20), 0o600))
+
+	large := `"` + strings.Repeat("x", 60000) + `"`
+	var refused device.Message
+	accepted := 0
+	for refused.Bytes == nil {
+		m := d.Sign(large)
+		if ack := g.publish(c, d.DataTopic(), 1, m.Bytes); ack.Code == device.NotAuthorized {
+			refused = m
+		} else if accepted++; accepted > 200 {
+			t.Fatal("the disk does not fill up")
+		} else {
+			g.expect(d.DataTopic(), m)
+		}
+	}
+	_, err = b.WaitLog(g.limit(), 0, broker.Contains("bouncer: refused ", "reason=overloaded", "no space left on device"))
+	g.no(err)
+	t.Logf("%d messages until the disk was full", accepted)
+	// Others are served, and what was accepted is delivered.
+	for range 3 {
+		operator := g.connectAs(d.Anonymous().Via(b.Address(1)), mqtt5, "operator")
+		if ack := g.publish(operator, "news", 1, []byte("hello")); !ack.Accepted() {
+			t.Error(ack)
+		}
+		g.refuse(c, d.DataTopic(), 1, d.Sign(large), "overloaded")
+	}
+	g.delivered("news", []byte("hello"))
+	for _, m := range g.accepted {
+		g.posted(m.Message)
+	}
+
+	g.no(os.Remove(ballast))
+	for deadline := time.Now().Add(patience); !g.publish(c, d.DataTopic(), 1, refused.Bytes).Accepted(); time.Sleep(50 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("there is room, and publishes are still refused")
+		}
+	}
+	g.expect(d.DataTopic(), refused)
+	g.posted(refused)
+	g.accept(c, 1, d.Sign("2"))
+	_, err = b.WaitLog(g.limit(), 0, broker.Contains("bouncer: the journal stores messages again"))
+	g.no(err)
+	g.no(b.Stop())
+	g.settledAt(accepted + 3)
+}
