@@ -178,7 +178,7 @@ func message(i int) *Accepted {
 		Payload:    fmt.Appendf(nil, `{"n":%d,"x":%q}`, i, strings.Repeat("x", i*31%180)),
 	}
 	copy(a.MessageID[:], fmt.Sprintf("%016d", i))
-	copy(a.Tag[:], fmt.Sprintf("tag%013d", i))
+	copy(a.Tag[:], fmt.Sprintf("tag%05d", i))
 	if i%4 == 0 {
 		a.Traceparent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 	}
@@ -318,7 +318,7 @@ func TestLimits(t *testing.T) {
 		{Accepted{Topic: make([]byte, MaxTopic+1)}, "journal: message too large: a topic of 65536 bytes, at most 65535 are possible"},
 		{Accepted{Traceparent: strings.Repeat("x", MaxTraceparent+1)}, "journal: message too large: a traceparent of 256 bytes, at most 255 are possible"},
 		{Accepted{Payload: make([]byte, MaxPayload+1)}, "journal: message too large: a payload of 268435457 bytes, at most 268435456 are possible"},
-		{Accepted{Payload: make([]byte, 1<<20)}, "journal: message too large: 1048664 bytes, the journal may take 1048576"},
+		{Accepted{Payload: make([]byte, 1<<20)}, "journal: message too large: 1048656 bytes, the journal may take 1048576"},
 	} {
 		if _, err := j.Append(&c.a); !errors.Is(err, ErrTooLarge) || err.Error() != c.want {
 			t.Errorf("%v, want %s", err, c.want)

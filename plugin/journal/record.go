@@ -20,23 +20,23 @@ import (
 //	16  body      4  CRC-32C of the body, from the segment's seed
 //	20  header    4  CRC-32C of the 20 bytes before, from the segment's seed
 //	24  message   16
-//	40  tag       16
-//	56  timestamp 8  unix seconds
-//	64  accepted  8  unix nanoseconds; the least value: none
-//	72  flags     1  bit 0: QoS 2
-//	73  device    1  length
-//	74  topic     2  length
-//	76  trace     1  length
-//	77  zero      3
-//	80  client    4
-//	84  device, topic, traceparent, payload; zero bytes up to a multiple of 8
+//	40  tag       8
+//	48  timestamp 8  unix seconds
+//	56  accepted  8  unix nanoseconds; the least value: none
+//	64  flags     1  bit 0: QoS 2
+//	65  device    1  length
+//	66  topic     2  length
+//	68  trace     1  length
+//	69  zero      3
+//	72  client    4
+//	76  device, topic, traceparent, payload; zero bytes up to a multiple of 8
 //
 // Marker and offset are what a search for the next record compares, one word at a time. The checksum of the header, which
 // covers the place and the checksum of the body, makes the length worth trusting where only the body is damaged.
 const (
 	recordAlign  = 8
 	recordHeader = 24
-	bodyFixed    = 60
+	bodyFixed    = 52
 	recordMarker = 0xfe4a52ff // ff 52 4a fe
 	kindAccepted = 1
 	flagQoS2     = 1
@@ -64,7 +64,7 @@ var (
 type Accepted struct {
 	Device      string
 	MessageID   [16]byte
-	Tag         [16]byte // of the message's MAC, to tell a redelivery from a replay
+	Tag         [8]byte // of the message's MAC, to tell a redelivery from a replay
 	QoS2        bool
 	Timestamp   int64     // the message's own, unix seconds
 	AcceptedAt  time.Time // to the nanosecond; UTC when read
@@ -161,19 +161,19 @@ func parseBody(record []byte, seed uint32, a *Accepted) error {
 	if le.Uint32(record[16:]) != crc32.Update(seed, castagnoli, b) {
 		return errBody
 	}
-	device, topic, trace := int(b[49]), int(le.Uint16(b[50:])), int(b[52])
-	if b[48] > flagQoS2 || b[53]|b[54]|b[55] != 0 || len(b) < bodyFixed+device+topic+trace {
+	device, topic, trace := int(b[41]), int(le.Uint16(b[42:])), int(b[44])
+	if b[40] > flagQoS2 || b[45]|b[46]|b[47] != 0 || len(b) < bodyFixed+device+topic+trace {
 		return errBody
 	}
 	copy(a.MessageID[:], b[0:])
 	copy(a.Tag[:], b[16:])
-	a.Timestamp = int64(le.Uint64(b[32:]))
+	a.Timestamp = int64(le.Uint64(b[24:]))
 	a.AcceptedAt = time.Time{}
-	if accepted := int64(le.Uint64(b[40:])); accepted != math.MinInt64 {
+	if accepted := int64(le.Uint64(b[32:])); accepted != math.MinInt64 {
 		a.AcceptedAt = time.Unix(0, accepted).UTC()
 	}
-	a.QoS2 = b[48] == flagQoS2
-	a.Client = le.Uint32(b[56:])
+	a.QoS2 = b[40] == flagQoS2
+	a.Client = le.Uint32(b[48:])
 	b = b[bodyFixed:]
 	if name := b[:device]; !bytes.Equal(name, []byte(a.Device)) { // successive records are often one device's
 		a.Device = string(name)
