@@ -21,7 +21,8 @@ type device struct {
 	publishers [4]publisher
 	departures uint32 // connections of publishers that have ended
 	bad        badSignatures
-	topic      string // of its latest accepted message, so that it is not copied for each
+	noticed    time.Time // when it was last told of a refusal
+	topic      string    // of its latest accepted message, so that it is not copied for each
 }
 
 // signed reports whether the envelope is signed with any of the device's current secrets.

@@ -31,7 +31,9 @@ func (g *Gateway) Message(p *Publish) (outcome Outcome) {
 			g.refuse(p, nil, nil, Internal, nil)
 		}
 	}()
-	injectFault(p)
+	timing := g.figures.message.Begin()
+	defer g.figures.message.End(timing)
+	injectFault(p, g.host)
 	level, gated := deviceLevel(g.gated, p.Topic)
 	if !gated {
 		// Access has refused the gateway's topics already, but is not asked of what a bridge brings.
@@ -53,9 +55,11 @@ func (g *Gateway) Message(p *Publish) (outcome Outcome) {
 	case Accepted:
 		v.reason = g.accept(p, v.device, v.envelope)
 		if v.reason == Accepted {
+			g.figures.verdicts[Accepted].Add(1)
 			return Route
 		}
 	case Redelivered:
+		g.figures.verdicts[Redelivered].Add(1)
 		return g.redelivered(p, v.device, v.envelope)
 	}
 	g.refuse(p, v.device, v.envelope, v.reason, v.detail)
@@ -106,6 +110,17 @@ func (g *Gateway) accept(p *Publish, d *device, e *envelope.Envelope) Reason {
 		return Overloaded
 	default: // judge has ruled out the others
 		return Internal
+	}
+	if g.commands.isAnswer(p.Topic) {
+		if g.commands.answered(d, e, g.decision.now) != nil {
+			g.seen.Remove(serial, e.MessageID)
+			return Overloaded
+		}
+		d.published(p.ClientID)
+		return Accepted
+	}
+	if len(p.Correlation)+len(p.ResponseTopic) > 0 {
+		g.keepContext(p, d.registered.ID, uuidText(e.MessageID))
 	}
 	if d.topic != string(p.Topic) {
 		d.topic = string(p.Topic)

@@ -84,6 +84,8 @@ type Publish struct {
 	Retain bool
 	// Connection tells connections apart that exist at the same time. The broker uses a number again for another one.
 	Connection uintptr
+	// Correlation and ResponseTopic are MQTT 5's, of a request for a response; nil without. Access is not told them.
+	Correlation, ResponseTopic []byte
 }
 
 // circumstances is what the verdict on a publish depends on beside the publish itself.

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/mattn/go-sqlite3"
@@ -55,6 +56,7 @@ type Store struct {
 	stop    chan struct{}
 	done    chan struct{}
 	closing sync.Once
+	waiting atomic.Int64 // reserved, to be read without the lock
 
 	mu        sync.Mutex // guards what follows; never held during I/O
 	closed    bool
@@ -230,12 +232,14 @@ func nanoseconds(t time.Time) int64 {
 // reserve makes room for a command. s.mu is held, or nobody else knows s yet.
 func (s *Store) reserve(device string, size int) {
 	s.reserved++
+	s.waiting.Store(int64(s.reserved))
 	s.perDevice[device]++
 	s.bytes += int64(size)
 }
 
 func (s *Store) release(device string, size int) {
 	s.reserved--
+	s.waiting.Store(int64(s.reserved))
 	if s.perDevice[device]--; s.perDevice[device] == 0 {
 		delete(s.perDevice, device)
 	}
@@ -403,6 +407,9 @@ func (s *Store) Answered(device string, payload []byte, at time.Time) error {
 	}
 	return nil
 }
+
+// Len returns how many commands are unfinished. It takes no lock.
+func (s *Store) Len() int { return int(s.waiting.Load()) }
 
 // Counts returns the present figures.
 func (s *Store) Counts() Counts {

@@ -11,10 +11,7 @@ import (
 var unavailable = []string{
 	"backend.max_age",
 	"backend.signing_secret_file",
-	"command.topic",
-	"rejected.topic",
 	"journal.",
-	"http.",
 }
 
 // refuseUnavailable reports the settings of d that are in the list.

@@ -1,0 +1,92 @@
+#define _GNU_SOURCE
+#include "properties.h"
+
+#include <dlfcn.h>
+#include <stdbool.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <mqtt_protocol.h>
+
+/* The functions that read properties. Debian's 2.0.21 does not export them from the broker; the client library of the
+ * same version, on which the broker's package depends, has the same ones. Without either nothing is read, which costs a
+ * client the correlation data on its response. */
+static const mosquitto_property *(*read_binary)(const mosquitto_property *, int, void **, uint16_t *, bool);
+static const mosquitto_property *(*read_string)(const mosquitto_property *, int, char **, bool);
+static const mosquitto_property *(*read_string_pair)(const mosquitto_property *, int, char **, char **, bool);
+
+static void find(void *function, void *library, const char *name)
+{
+	void *symbol = dlsym(library, name);
+	memcpy(function, &symbol, sizeof(symbol)); /* ISO C has no cast for it */
+}
+
+static void find_all(void)
+{
+	static bool sought = false;
+
+	if(sought) return;
+	sought = true;
+	void *library = RTLD_DEFAULT;
+	if(!dlsym(library, "mosquitto_property_read_binary")) library = dlopen("libmosquitto.so.1", RTLD_NOW | RTLD_LOCAL);
+	if(!library) return;
+	find(&read_binary, library, "mosquitto_property_read_binary");
+	find(&read_string, library, "mosquitto_property_read_string");
+	find(&read_string_pair, library, "mosquitto_property_read_string_pair");
+}
+
+void bouncer_read_request(const mosquitto_property *properties, struct bouncer_request *request)
+{
+	uint16_t len = 0;
+
+	*request = (struct bouncer_request){0};
+	if(!properties) return;
+	find_all();
+	if(read_binary && read_binary(properties, MQTT_PROP_CORRELATION_DATA, &request->correlation, &len, false)){
+		request->correlation_len = len;
+	}
+	if(read_string) read_string(properties, MQTT_PROP_RESPONSE_TOPIC, &request->response_topic, false);
+}
+
+void bouncer_free_request(struct bouncer_request *request)
+{
+	free(request->correlation);
+	free(request->response_topic);
+}
+
+char *bouncer_read_user_property(const mosquitto_property *properties, const char *name)
+{
+	bool again = false;
+
+	if(!properties) return NULL;
+	find_all();
+	while(read_string_pair && properties){
+		char *found = NULL, *value = NULL;
+		properties = read_string_pair(properties, MQTT_PROP_USER_PROPERTY, &found, &value, again);
+		again = true;
+		bool same = found && strcmp(found, name) == 0;
+		free(found);
+		if(same) return value;
+		free(value);
+	}
+	return NULL;
+}
+
+int bouncer_make_properties(mosquitto_property **list, const struct bouncer_properties *properties)
+{
+	int rc = MOSQ_ERR_SUCCESS;
+
+	*list = NULL;
+	if(properties->expiry > 0){
+		rc = mosquitto_property_add_int32(list, MQTT_PROP_MESSAGE_EXPIRY_INTERVAL, properties->expiry);
+	}
+	if(rc == MOSQ_ERR_SUCCESS && properties->correlation_len > 0){
+		rc = mosquitto_property_add_binary(list, MQTT_PROP_CORRELATION_DATA, properties->correlation,
+				(uint16_t)properties->correlation_len);
+	}
+	for(size_t i = 0; rc == MOSQ_ERR_SUCCESS && i < properties->user_pairs; i++){
+		rc = mosquitto_property_add_string_pair(list, MQTT_PROP_USER_PROPERTY, properties->user[2*i], properties->user[2*i + 1]);
+	}
+	if(rc != MOSQ_ERR_SUCCESS) mosquitto_property_free_all(list);
+	return rc;
+}
