@@ -27,9 +27,11 @@ static void find_all(void)
 
 	if(sought) return;
 	sought = true;
-	void *library = RTLD_DEFAULT;
-	if(!dlsym(library, "mosquitto_property_read_binary")) library = dlopen("libmosquitto.so.1", RTLD_NOW | RTLD_LOCAL);
-	if(!library) return;
+	void *library = RTLD_DEFAULT; /* which is NULL */
+	if(!dlsym(library, "mosquitto_property_read_binary")){
+		library = dlopen("libmosquitto.so.1", RTLD_NOW | RTLD_LOCAL);
+		if(!library) return;
+	}
 	find(&read_binary, library, "mosquitto_property_read_binary");
 	find(&read_string, library, "mosquitto_property_read_string");
 	find(&read_string_pair, library, "mosquitto_property_read_string_pair");

@@ -129,6 +129,7 @@ func (cs *commands) run() {
 			return
 		case <-every.C:
 			cs.retry()
+			cs.serveSubscribed()
 		case <-cs.kick:
 			cs.serveSubscribed()
 		}
@@ -154,10 +155,18 @@ func (cs *commands) serveSubscribed() {
 	cs.mu.Unlock()
 	now := time.Now()
 	for device := range devices {
+		early := false
 		for _, c := range cs.store.Unfinished(device, now) {
 			if now.Sub(c.SentAt) > commandRetry {
 				cs.trySend(c)
+			} else {
+				early = true
 			}
+		}
+		if early { // at the next tick of run, unless it has answered by then
+			cs.mu.Lock()
+			cs.subscribed[device] = struct{}{}
+			cs.mu.Unlock()
 		}
 	}
 }

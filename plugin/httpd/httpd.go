@@ -190,7 +190,7 @@ func (s *Server) handle(ctx *fasthttp.RequestCtx) {
 	defer func() {
 		if v := recover(); v != nil {
 			s.options.Log.Error("internal error, caught; please report it", "where", "http", "panic", fmt.Sprint(v), "stack", string(debug.Stack()))
-			s.problem(ctx, &Error{Status: 500, Detail: "an error of the gateway; its log has more"})
+			s.problem(ctx, &Error{Status: 500, Reason: "internal", Detail: "an error of the gateway; its log has more"})
 		}
 		s.answers[min(ctx.Response.StatusCode()/100, 5)].Add(1)
 	}()
