@@ -3,6 +3,7 @@ package plugin
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -45,9 +46,25 @@ type aGateway struct {
 	t       *testing.T
 	host    *aBroker
 	backend atomic.Int64 // requests
+	dir     string
+}
+
+// disable has the registry disable a device, which the gateway learns within a second.
+func (g *aGateway) disable(device string) error {
+	store, err := registry.OpenStore(filepath.Join(g.dir, "devices.db"))
+	if err != nil {
+		return err
+	}
+	return errors.Join(store.SetDisabled(context.Background(), device, true), store.Close())
 }
 
 func startGateway(t *testing.T, settings string) *aGateway {
+	t.Helper()
+	return startGatewayWith(t, "", settings)
+}
+
+// startGatewayWith is startGateway with settings that stand before the first section.
+func startGatewayWith(t *testing.T, first, settings string) *aGateway {
 	t.Helper()
 	g := &aGateway{t: t, host: new(aBroker)}
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -56,6 +73,7 @@ func startGateway(t *testing.T, settings string) *aGateway {
 	}))
 	t.Cleanup(server.Close)
 	dir := t.TempDir()
+	g.dir = dir
 	store, err := registry.OpenStore(filepath.Join(dir, "devices.db"))
 	if err != nil {
 		t.Fatal(err)
@@ -69,7 +87,7 @@ func startGateway(t *testing.T, settings string) *aGateway {
 		t.Fatal(err)
 	}
 	file := filepath.Join(dir, "bouncer.toml")
-	text := fmt.Sprintf("database = \"devices.db\"\n[backend]\nurl = \"%s/{device_id}\"\n%s", server.URL, settings)
+	text := fmt.Sprintf("%sdatabase = \"devices.db\"\n[backend]\nurl = \"%s/{device_id}\"\n%s", first, server.URL, settings)
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}

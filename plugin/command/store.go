@@ -425,15 +425,17 @@ func (s *Store) Counts() Counts {
 }
 
 // Close writes what is left and releases the database. It may be called more than once.
-func (s *Store) Close() error {
+func (s *Store) Close() (err error) {
 	s.closing.Do(func() {
 		s.mu.Lock()
 		s.closed = true
 		s.mu.Unlock()
 		close(s.stop)
+		<-s.done
+		err = s.disconnect()
 	})
 	<-s.done
-	return s.disconnect()
+	return err
 }
 
 func (s *Store) disconnect() error {
@@ -447,7 +449,6 @@ func (s *Store) disconnect() error {
 	if s.db != nil {
 		errs = append(errs, s.db.Close())
 	}
-	s.read, s.conn, s.db = nil, nil, nil
 	return errors.Join(errs...)
 }
 
