@@ -15,6 +15,7 @@ import "C"
 import (
 	"fmt"
 	"log/slog"
+	"runtime"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -160,6 +161,9 @@ func borrowPublish(p *C.struct_bouncer_publish) plugin.Publish {
 		QoS:        byte(p.qos),
 		Retain:     bool(p.retain),
 		Properties: unsafe.Pointer(p.properties),
+
+		Correlation:   borrow(p.correlation, p.correlation_len),
+		ResponseTopic: borrow(unsafe.Pointer(p.response_topic), p.response_topic_len),
 	}
 }
 
@@ -196,7 +200,28 @@ func logLevel(level slog.Level) C.int {
 func (broker) Publish(p downlink.Publish) error {
 	topic := C.CString(p.Topic)
 	defer C.free(unsafe.Pointer(topic))
-	if rc := C.bouncer_publish_to(topic, unsafe.Pointer(unsafe.SliceData(p.Payload)), C.int(len(p.Payload)), C.int(p.QoS), C.bool(p.Retain)); rc != C.MOSQ_ERR_SUCCESS {
+	var pinner runtime.Pinner // of what the structure points to
+	defer pinner.Unpin()
+	properties := C.struct_bouncer_properties{expiry: C.uint32_t(p.Expiry)}
+	if len(p.Correlation) > 0 {
+		pinner.Pin(unsafe.SliceData(p.Correlation))
+		properties.correlation, properties.correlation_len = unsafe.Pointer(unsafe.SliceData(p.Correlation)), C.size_t(len(p.Correlation))
+	}
+	if len(p.User) > 0 {
+		user := make([]*C.char, 0, 2*len(p.User))
+		for _, u := range p.User {
+			user = append(user, C.CString(u.Name), C.CString(u.Value))
+		}
+		defer func() {
+			for _, text := range user {
+				C.free(unsafe.Pointer(text))
+			}
+		}()
+		pinner.Pin(unsafe.SliceData(user))
+		properties.user, properties.user_pairs = unsafe.SliceData(user), C.size_t(len(p.User))
+	}
+	rc := C.bouncer_publish_to(topic, unsafe.Pointer(unsafe.SliceData(p.Payload)), C.int(len(p.Payload)), C.int(p.QoS), C.bool(p.Retain), &properties)
+	if rc != C.MOSQ_ERR_SUCCESS {
 		return fmt.Errorf("MOSQ_ERR_%d", int(rc))
 	}
 	return nil
@@ -223,7 +248,7 @@ func (broker) Wake() { C.bouncer_wake() }
 
 func (broker) Traceparent(properties unsafe.Pointer) string {
 	var value [C.BOUNCER_TRACEPARENT]C.char
-	n := C.bouncer_traceparent(properties, &value[0])
+	n := C.bouncer_traceparent((*C.mosquitto_property)(properties), &value[0])
 	return C.GoStringN(&value[0], C.int(n))
 }
 

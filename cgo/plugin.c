@@ -4,6 +4,8 @@
 #define _GNU_SOURCE
 #include "plugin.h"
 #include "bystander.h"
+#include "properties.h"
+#include "thread.h"
 
 #include <dlfcn.h>
 #include <pthread.h>
@@ -175,7 +177,14 @@ static int on_message(int event, void *event_data, void *userdata)
 	bool checked = looked_at.client == message->client && looked_at.topic == message->topic;
 	publish.certified = checked ? looked_at.certified : certified(message->client, publish.identity);
 	looked_at.client = NULL;
+	struct bouncer_request request;
+	bouncer_read_request(message->properties, &request);
+	publish.correlation = request.correlation;
+	publish.correlation_len = request.correlation_len;
+	publish.response_topic = request.response_topic;
+	publish.response_topic_len = length(request.response_topic);
 	int outcome = bouncer_message(&publish);
+	bouncer_free_request(&request);
 	if(checked) unsettled = false;
 	switch(outcome){
 		case BOUNCER_ROUTE: return MOSQ_ERR_SUCCESS;
@@ -292,22 +301,32 @@ bool bouncer_broker_is_2_1(void)
 
 void bouncer_kick(const char *client_id)
 {
+	must_be_on(broker_thread, "kick");
 	mosquitto_kick_client_by_clientid(client_id, false);
 }
 
 void bouncer_log(int level, const char *line)
 {
+	must_be_on(broker_thread, "log");
 	mosquitto_log_printf(level, "bouncer: %s", line);
 }
 
-int bouncer_publish_to(const char *topic, const void *payload, int payload_len, int qos, bool retain)
+int bouncer_publish_to(const char *topic, const void *payload, int payload_len, int qos, bool retain,
+		const struct bouncer_properties *properties)
 {
+	mosquitto_property *list;
+
+	must_be_on(broker_thread, "publish");
 	/* mosquitto_broker_publish_copy would copy for us, but upsets the broker's memory counter before 2.1. */
 	void *copy = mosquitto_malloc((size_t)payload_len + 1);
 	if(!copy) return MOSQ_ERR_NOMEM;
 	if(payload_len > 0) memcpy(copy, payload, (size_t)payload_len);
-	int rc = mosquitto_broker_publish(NULL, topic, payload_len, copy, qos, retain, NULL);
-	if(rc != MOSQ_ERR_SUCCESS) mosquitto_free(copy);
+	int rc = bouncer_make_properties(&list, properties);
+	if(rc == MOSQ_ERR_SUCCESS) rc = mosquitto_broker_publish(NULL, topic, payload_len, copy, qos, retain, list);
+	if(rc != MOSQ_ERR_SUCCESS){
+		mosquitto_free(copy);
+		if(list) mosquitto_property_free_all(&list);
+	}
 	return rc;
 }
 

@@ -19,6 +19,10 @@ struct bouncer_publish {
 	size_t topic_len;
 	const void *payload;
 	size_t payload_len;
+	const void *correlation; /* MQTT 5's, of a request for a response; in MESSAGE alone */
+	size_t correlation_len;
+	const char *response_topic;
+	size_t response_topic_len;
 	int qos;
 	bool retain;
 	const void *properties; /* of MQTT 5, in a message; NULL: none */
@@ -63,8 +67,11 @@ void bouncer_kick(const char *client_id);
 /* Writes "bouncer: " and the line to the broker's log. Broker's thread only. */
 void bouncer_log(int level, const char *line);
 
-/* Publishes to whoever has subscribed to topic; returns MOSQ_ERR_*. The payload is copied. Broker's thread only. */
-int bouncer_publish_to(const char *topic, const void *payload, int payload_len, int qos, bool retain);
+/* Publishes to whoever has subscribed to topic; returns MOSQ_ERR_*. Payload and properties are copied. Broker's thread
+ * only. */
+struct bouncer_properties;
+int bouncer_publish_to(const char *topic, const void *payload, int payload_len, int qos, bool retain,
+		const struct bouncer_properties *properties);
 
 /* Has the broker's signal handlers run on a stack of their own. Any thread. */
 void bouncer_rearm_signals(void);

@@ -6,46 +6,69 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include <mosquitto.h>
 #include <mqtt_protocol.h>
 
 /* How many user properties are looked at: each is copied to be read. */
 #define MAX_LOOKED_AT 16
 
-typedef const mosquitto_property *(*read_pair)(const mosquitto_property *, int, char **, char **, bool);
+/* The functions that read properties. Debian's 2.0.21 does not export them from the broker; the client library of the
+ * same version, on which the broker's package depends, has the same ones. Without either nothing is read, which costs a
+ * client the correlation data on its response. */
+static const mosquitto_property *(*read_binary)(const mosquitto_property *, int, void **, uint16_t *, bool);
+static const mosquitto_property *(*read_string)(const mosquitto_property *, int, char **, bool);
+static const mosquitto_property *(*read_string_pair)(const mosquitto_property *, int, char **, char **, bool);
 
-/* The broker has the function where its symbols are all exported (Debian 12, and 2.1); else it is in the library
- * that is always installed with it. */
-static read_pair find_read_pair(void)
+static void find(void *function, void *library, const char *name)
 {
-	static const char name[] = "mosquitto_property_read_string_pair";
-
-	void *found = dlsym(RTLD_DEFAULT, name);
-	if(!found){
-		void *library = dlopen("libmosquitto.so.1", RTLD_NOW | RTLD_LOCAL);
-		if(library) found = dlsym(library, name);
-	}
-	read_pair f;
-	memcpy(&f, &found, sizeof(f)); /* ISO C has no cast for this */
-	return f;
+	void *symbol = dlsym(library, name);
+	memcpy(function, &symbol, sizeof(symbol)); /* ISO C has no cast for it */
 }
 
-size_t bouncer_traceparent(const void *properties, char value[BOUNCER_TRACEPARENT])
+static void find_all(void)
 {
-	static bool looked_for;
-	static read_pair read;
-	const mosquitto_property *at = properties;
+	static bool sought = false;
+
+	if(sought) return;
+	sought = true;
+	void *library = RTLD_DEFAULT; /* which is NULL */
+	if(!dlsym(library, "mosquitto_property_read_binary")){
+		library = dlopen("libmosquitto.so.1", RTLD_NOW | RTLD_LOCAL);
+		if(!library) return;
+	}
+	find(&read_binary, library, "mosquitto_property_read_binary");
+	find(&read_string, library, "mosquitto_property_read_string");
+	find(&read_string_pair, library, "mosquitto_property_read_string_pair");
+}
+
+void bouncer_read_request(const mosquitto_property *properties, struct bouncer_request *request)
+{
+	uint16_t len = 0;
+
+	*request = (struct bouncer_request){0};
+	if(!properties) return;
+	find_all();
+	if(read_binary && read_binary(properties, MQTT_PROP_CORRELATION_DATA, &request->correlation, &len, false)){
+		request->correlation_len = len;
+	}
+	if(read_string) read_string(properties, MQTT_PROP_RESPONSE_TOPIC, &request->response_topic, false);
+}
+
+void bouncer_free_request(struct bouncer_request *request)
+{
+	free(request->correlation);
+	free(request->response_topic);
+}
+
+size_t bouncer_traceparent(const mosquitto_property *properties, char value[BOUNCER_TRACEPARENT])
+{
 	size_t len = 0;
 
-	if(!looked_for){
-		looked_for = true;
-		read = find_read_pair();
-	}
-	if(!read) return 0;
-	for(int i = 0; i < MAX_LOOKED_AT && at && len == 0; i++){
+	if(!properties) return 0;
+	find_all();
+	for(int i = 0; i < MAX_LOOKED_AT && read_string_pair && properties && len == 0; i++){
 		char *name = NULL, *text = NULL;
-		at = read(at, MQTT_PROP_USER_PROPERTY, &name, &text, i > 0);
-		if(at && name && text && strcmp(name, "traceparent") == 0){
+		properties = read_string_pair(properties, MQTT_PROP_USER_PROPERTY, &name, &text, i > 0);
+		if(properties && name && text && strcmp(name, "traceparent") == 0){
 			size_t n = strlen(text);
 			if(n <= BOUNCER_TRACEPARENT) memcpy(value, text, len = n);
 		}
@@ -53,4 +76,23 @@ size_t bouncer_traceparent(const void *properties, char value[BOUNCER_TRACEPAREN
 		free(text);
 	}
 	return len;
+}
+
+int bouncer_make_properties(mosquitto_property **list, const struct bouncer_properties *properties)
+{
+	int rc = MOSQ_ERR_SUCCESS;
+
+	*list = NULL;
+	if(properties->expiry > 0){
+		rc = mosquitto_property_add_int32(list, MQTT_PROP_MESSAGE_EXPIRY_INTERVAL, properties->expiry);
+	}
+	if(rc == MOSQ_ERR_SUCCESS && properties->correlation_len > 0){
+		rc = mosquitto_property_add_binary(list, MQTT_PROP_CORRELATION_DATA, properties->correlation,
+				(uint16_t)properties->correlation_len);
+	}
+	for(size_t i = 0; rc == MOSQ_ERR_SUCCESS && i < properties->user_pairs; i++){
+		rc = mosquitto_property_add_string_pair(list, MQTT_PROP_USER_PROPERTY, properties->user[2*i], properties->user[2*i + 1]);
+	}
+	if(rc != MOSQ_ERR_SUCCESS) mosquitto_property_free_all(list);
+	return rc;
 }

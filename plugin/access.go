@@ -6,6 +6,7 @@ import (
 	"time"
 	"unsafe"
 
+	"mosquitto-bouncer/plugin/command"
 	"mosquitto-bouncer/plugin/config"
 	"mosquitto-bouncer/plugin/envelope"
 )
@@ -39,6 +40,9 @@ func ownTopics(c *config.Config) (own []gatedTopic) {
 			own = append(own, newGatedTopic(strings.Replace(topic, config.DeviceID, "+", 1)))
 		}
 	}
+	if c.Response.Topic != "" {
+		own[0].below = true // a device may choose a topic below for single responses
+	}
 	return own
 }
 
@@ -61,7 +65,10 @@ func (g *Gateway) Access(action Action, p *Publish) (decision Decision) {
 	case Read:
 		return g.read(p)
 	case Write:
-		return g.write(p)
+		timing := g.figures.access.Begin()
+		decision = g.write(p)
+		g.figures.access.End(timing)
+		return decision
 	case Subscribe:
 		return g.subscribe(p)
 	case Unsubscribe:
@@ -82,6 +89,9 @@ func (g *Gateway) Topics(name func(before, after string, gated bool)) {
 	}
 	for _, t := range g.own {
 		name(t.before, t.after, false)
+		if t.below { // all that begins so: it is for this package to look closer
+			name(t.before, "", false)
+		}
 	}
 }
 
@@ -150,6 +160,9 @@ func (g *Gateway) decide(p *Publish, level []byte) {
 	v.keep(p, g.decision.maxBytes)
 	v.device = g.devices.of(g.registry.Lookup(p.Identity))
 	v.envelope, v.reason, v.detail = judge(&v.publish, level, v.device, &g.decision)
+	if v.reason == Accepted && command.IsID(v.envelope.MessageID) {
+		v.reason, v.detail = Malformed, errCommandID
+	}
 }
 
 // read decides on a delivery. It is asked for every subscriber of every message, so it does little.
@@ -182,6 +195,8 @@ func (g *Gateway) subscribe(p *Publish) Decision {
 	d := g.ownTopic(p)
 	if d == Deny {
 		g.forbid(p, errSubscription)
+	} else {
+		g.commands.wanted(p.Identity, p.Topic)
 	}
 	return d
 }

@@ -45,7 +45,7 @@ func (g *Gateway) startDelivery(c *config.Config) (err error) {
 		Dir:      filepath.Join(c.StateDir, journal.DirName),
 		MaxBytes: c.Journal.MaxBytes,
 		Sync:     c.Journal.Sync,
-	})
+	}, resultTopic(c))
 	if err != nil {
 		return stateError(c, err)
 	}

@@ -3,4 +3,4 @@
 package plugin
 
 // injectFault does nothing; see fault_on.go.
-func injectFault(*Publish) {}
+func injectFault(*Publish, Host) {}

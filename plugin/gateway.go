@@ -21,6 +21,7 @@ import (
 	"mosquitto-bouncer/plugin/downlink"
 	"mosquitto-bouncer/plugin/envelope"
 	"mosquitto-bouncer/plugin/forward"
+	"mosquitto-bouncer/plugin/httpd"
 	"mosquitto-bouncer/plugin/journal"
 	"mosquitto-bouncer/plugin/registry"
 	"mosquitto-bouncer/plugin/replay"
@@ -122,6 +123,16 @@ type Gateway struct {
 	clockOff clockOff
 	ticks    uint64 // how often Tick was called
 	tickless bool   // the log has been told that it never is
+
+	contexts responseContexts
+	notices  notices
+	commands *commands // nil: without an HTTP listener there are none
+	// recoveredAnswers are those that the journal had at the start.
+	recoveredAnswers []recoveredAnswer
+	server           *httpd.Server  // nil: none
+	checks           []func() error // each says what is wrong, for the health check; any goroutine
+	figures          figures
+	stopping         atomic.Bool // nothing more will be given to the broker
 }
 
 // Start reads the configuration and the registry and starts what runs beside the broker's thread. The error says what is
@@ -142,6 +153,7 @@ func Start(configFile string, host Host) (_ *Gateway, err error) {
 		started:  time.Now(),
 		own:      ownTopics(c),
 		response: c.Response.Topic,
+		notices:  notices{topic: c.Rejected.Topic},
 		maxBad:   c.Publish.MaxBadSignatures,
 		devices:  devices{limit: rate.Inf},
 		seen:     replay.New(maxRemembered, c.Publish.Tolerance),
@@ -189,12 +201,24 @@ func Start(configFile string, host Host) (_ *Gateway, err error) {
 	if err = g.startDelivery(c); err != nil {
 		return nil, err
 	}
+	if c.HTTP.Listen != "" {
+		if err = g.startCommands(c); err != nil {
+			return nil, err
+		}
+	}
+	g.restoreAnswers(g.recoveredAnswers)
+	g.recoveredAnswers = nil
 	g.log.Info("ready", "version", Version, "config", configFile, "devices", g.registry.Len(),
 		"topics", c.Publish.Topics, "backend", c.Backend.URL)
 	g.brokerConf, err = brokerconf.Running()
 	g.settleOthers(g.brokerConf, err)
 	if err = g.checkBroker(); err != nil {
 		return nil, err
+	}
+	if c.HTTP.Listen != "" {
+		if err = g.serve(c); err != nil {
+			return nil, err
+		}
 	}
 	g.flushLog()
 	return g, nil
@@ -209,6 +233,7 @@ func (g *Gateway) Tick() {
 	}()
 	now := time.Now()
 	g.ticks++
+	g.figures.tick(now)
 	g.endPending()
 	g.departed = 0
 	g.waker.Tick()
@@ -259,6 +284,17 @@ func (g *Gateway) stop() {
 			g.survived("stop", v)
 		}
 	}()
+	g.stopping.Store(true)
+	if g.server != nil {
+		if err := g.server.Stop(); err != nil {
+			g.log.Error("closing the HTTP listener", "error", err)
+		}
+	}
+	if g.commands != nil {
+		if err := g.commands.close(); err != nil {
+			g.log.Error("closing the store of commands", "error", err)
+		}
+	}
 	g.stopDelivery()
 	if g.waker != nil {
 		g.waker.Stop()
@@ -268,41 +304,6 @@ func (g *Gateway) stop() {
 			g.log.Error("closing the registry", "error", err)
 		}
 	}
-}
-
-// answered takes the backend's answer to one message; the forwarder's goroutines call it.
-func (g *Gateway) answered(a forward.Answer) {
-	if g.response == "" || len(a.Body) == 0 {
-		return
-	}
-	if len(a.Body) > maxAnswerLength {
-		g.log.Warn("the backend's answer is too long for a response and was dropped",
-			"device", a.Message.DeviceID, "message_id", a.Message.MessageID, "bytes", len(a.Body))
-		return
-	}
-	first, err := g.answers.Push(downlink.Publish{
-		Topic:   strings.Replace(g.response, config.DeviceID, a.Message.DeviceID, 1),
-		Payload: a.Body,
-		QoS:     1,
-	})
-	if err != nil {
-		g.log.Warn("a response was dropped", "device", a.Message.DeviceID, "message_id", a.Message.MessageID, "error", err)
-		return
-	}
-	if first {
-		g.waker.Wake()
-	}
-}
-
-// drain hands waiting answers and log lines to the broker.
-func (g *Gateway) drain() {
-	g.takeRequeued()
-	g.answers.Drain(func(p downlink.Publish) {
-		if err := g.host.Publish(p); err != nil {
-			g.host.Log(slog.LevelWarn, fmt.Sprintf("the broker did not take a response topic=%s error=%q", p.Topic, err))
-		}
-	})
-	g.flushLog()
 }
 
 func (g *Gateway) flushLog() { g.logs.drain(g.host.Log) }

@@ -3,6 +3,7 @@ package plugin
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -47,6 +48,16 @@ type aGateway struct {
 	t       *testing.T
 	host    *aBroker
 	backend atomic.Int64 // requests
+	dir     string
+}
+
+// disable has the registry disable a device, which the gateway learns within a second.
+func (g *aGateway) disable(device string) error {
+	store, err := registry.OpenStore(filepath.Join(g.dir, "devices.db"))
+	if err != nil {
+		return err
+	}
+	return errors.Join(store.SetDisabled(context.Background(), device, true), store.Close())
 }
 
 func startGateway(t *testing.T, settings string) *aGateway {
@@ -58,6 +69,7 @@ func startGateway(t *testing.T, settings string) *aGateway {
 	}))
 	t.Cleanup(server.Close)
 	dir := t.TempDir()
+	g.dir = dir
 	store, err := registry.OpenStore(filepath.Join(dir, "devices.db"))
 	if err != nil {
 		t.Fatal(err)

@@ -30,7 +30,9 @@ func (g *Gateway) Message(p *Publish) (outcome Outcome) {
 			g.refuse(p, nil, nil, Internal, nil)
 		}
 	}()
-	injectFault(p)
+	timing := g.figures.message.Begin()
+	defer g.figures.message.End(timing)
+	injectFault(p, g.host)
 	level, gated := deviceLevel(g.gated, p.Topic)
 	if !gated {
 		// Access has refused the gateway's topics already, but is not asked of what a bridge brings.
@@ -52,9 +54,11 @@ func (g *Gateway) Message(p *Publish) (outcome Outcome) {
 	case Accepted:
 		v.reason, v.detail = g.accept(p, v.device, v.envelope)
 		if v.reason == Accepted {
+			g.figures.verdicts[Accepted].Add(1)
 			return Route
 		}
 	case Redelivered:
+		g.figures.verdicts[Redelivered].Add(1)
 		return g.redelivered(p, v.device, v.envelope)
 	}
 	g.refuse(p, v.device, v.envelope, v.reason, v.detail)
@@ -99,7 +103,12 @@ type copies struct {
 // accept remembers the id of a message that has passed every check, stores the message in the journal and hands it over.
 // If one of them cannot be done, nothing is: the device may send the message again.
 func (g *Gateway) accept(p *Publish, d *device, e *envelope.Envelope) (Reason, error) {
-	if err := g.forwarder.Admit(d.registered.ID); err != nil {
+	isAnswer := g.commands.isAnswer(p.Topic)
+	if isAnswer {
+		if !g.commands.store.HasRoom(len(e.Payload)) {
+			return Overloaded, errAnswers
+		}
+	} else if err := g.forwarder.Admit(d.registered.ID); err != nil {
 		return Overloaded, err
 	}
 	serial := d.registered.Serial
@@ -110,6 +119,9 @@ func (g *Gateway) accept(p *Publish, d *device, e *envelope.Envelope) (Reason, e
 		return Overloaded, errRemembered
 	default: // judge has ruled out the others
 		return Internal, nil
+	}
+	if !isAnswer && len(p.Correlation)+len(p.ResponseTopic) > 0 {
+		g.keepContext(p, d.registered.ID, uuidText(e.MessageID))
 	}
 	a := &g.record
 	*a = journal.Accepted{
@@ -131,12 +143,19 @@ func (g *Gateway) accept(p *Publish, d *device, e *envelope.Envelope) (Reason, e
 		g.seen.Remove(serial, e.MessageID)
 		return Overloaded, err
 	}
+	d.published(p.ClientID)
+	if isAnswer {
+		g.commands.answered(a, pos)
+		return Accepted, nil
+	}
 	g.forwarder.Enqueue(a.Device, uint64(pos), a.Size())
 	if g.ticks == 0 {
 		g.forwarder.Dispatch()
 	}
-	d.published(p.ClientID)
 	return Accepted, nil
 }
 
-var errRemembered = errors.New("as many message ids are remembered as there is room for")
+var (
+	errRemembered = errors.New("as many message ids are remembered as there is room for")
+	errAnswers    = errors.New("too many answers to commands wait to be stored")
+)

@@ -1,6 +1,7 @@
 package plugin
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -30,6 +31,8 @@ type recovery struct {
 	forwarder *forward.Forwarder
 	now       int64 // seconds since 1970
 	tolerance int64
+	results   gatedTopic // of devices' answers to commands
+	answers   []recoveredAnswer
 
 	device   string // of the message before, a string that lives anyway
 	serial   uint32
@@ -71,9 +74,14 @@ func (r *recovery) take(pos journal.Position, a *journal.Accepted, o journal.Out
 		}
 	}
 	r.remember(a)
-	if o == journal.Pending {
-		r.forwarder.Restore(r.device, uint64(pos), a.Size())
+	if o != journal.Pending {
+		return
 	}
+	if _, is := r.results.device(a.Topic); is {
+		r.answers = append(r.answers, recoveredAnswer{pos, r.device, bytes.Clone(a.Payload), a.AcceptedAt})
+		return
+	}
+	r.forwarder.Restore(r.device, uint64(pos), a.Size())
 }
 
 func (r *recovery) switchTo(device string) (err error) {
@@ -121,7 +129,7 @@ func recoveredSession(a *journal.Accepted) uint64 {
 }
 
 // openJournal opens the journal and rebuilds what is in it.
-func (g *Gateway) openJournal(o journal.Options) error {
+func (g *Gateway) openJournal(o journal.Options, results gatedTopic) error {
 	now := time.Now()
 	tolerance := g.decision.tolerance
 	if err := restoreForgotten(o.Dir, g.seen, now.Unix(), tolerance, g.log); err != nil {
@@ -129,7 +137,7 @@ func (g *Gateway) openJournal(o journal.Options) error {
 	}
 	r := recovery{
 		registry: g.registry, seen: g.seen, forwarder: g.forwarder, now: now.Unix(), tolerance: tolerance,
-		unknown: make(map[string]string),
+		results: results, unknown: make(map[string]string),
 	}
 	o.Keep = time.Duration(tolerance)*time.Second + keepBeyond
 	o.BeforeDrop = g.saveForgotten
@@ -139,6 +147,7 @@ func (g *Gateway) openJournal(o journal.Options) error {
 		return err
 	}
 	g.journal, g.store.journal = j, j
+	g.recoveredAnswers = r.answers
 	if r.err != nil {
 		return r.err
 	}

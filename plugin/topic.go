@@ -9,23 +9,45 @@ import (
 type gatedTopic struct {
 	before string // what stands before the device id, its last byte a '/', or empty
 	after  string // what stands behind it, its first byte a '/', or empty
+	below  bool   // the topics below belong to it
 }
 
 // newGatedTopic splits a filter that plugin/config has checked.
 func newGatedTopic(filter string) gatedTopic {
 	before, after, _ := strings.Cut(filter, "+")
-	return gatedTopic{before, after}
+	return gatedTopic{before: before, after: after}
 }
 
 // device returns the device id's level of topic, and whether the filter matches topic. As in MQTT, '+' matches one
 // level, an empty one too.
 func (g gatedTopic) device(topic []byte) ([]byte, bool) {
+	if g.below {
+		return g.deviceAbove(topic)
+	}
 	if len(topic) < len(g.before)+len(g.after) || string(topic[:len(g.before)]) != g.before ||
 		string(topic[len(topic)-len(g.after):]) != g.after {
 		return nil, false
 	}
 	level := topic[len(g.before) : len(topic)-len(g.after)]
 	return level, bytes.IndexByte(level, '/') < 0
+}
+
+// deviceAbove is device for a filter to which the topics below belong.
+func (g gatedTopic) deviceAbove(topic []byte) ([]byte, bool) {
+	rest, ok := bytes.CutPrefix(topic, []byte(g.before))
+	if !ok {
+		return nil, false
+	}
+	end := bytes.IndexByte(rest, '/')
+	if end < 0 {
+		end = len(rest)
+	}
+	level, rest := rest[:end], rest[end:]
+	if !bytes.HasPrefix(rest, []byte(g.after)) {
+		return nil, false
+	}
+	rest = rest[len(g.after):]
+	return level, len(rest) == 0 || rest[0] == '/'
 }
 
 // deviceLevel returns the device id's level of topic by the first filter that matches it, and whether one does: whether

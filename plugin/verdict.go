@@ -88,6 +88,8 @@ type Publish struct {
 	// Properties are the broker's MQTT 5 properties of the message, for Host alone; nil: there are none. Only Message is
 	// given them.
 	Properties unsafe.Pointer
+	// Correlation and ResponseTopic are MQTT 5's, of a request for a response; nil without. Access is not told them.
+	Correlation, ResponseTopic []byte
 }
 
 // circumstances is what the verdict on a publish depends on beside the publish itself.

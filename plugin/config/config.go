@@ -135,6 +135,10 @@ type Command struct {
 	Topic string
 }
 
+// ResultTopic is where a device publishes its answers to commands: Topic with
+// "/result" behind it.
+func (c Command) ResultTopic() string { return c.Topic + "/result" }
+
 // Rejected is [rejected]: telling devices of refused publishes.
 type Rejected struct {
 	// Topic is where a device is told why its publish was refused: a topic in

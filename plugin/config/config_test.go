@@ -250,6 +250,8 @@ func TestProblems(t *testing.T) {
 		{"[response]\ntopic = \"device/{device_id}/data\"\n", `2: response.topic: "device/{device_id}/data" meets "device/+/data" of publish.topics: the same topic would serve both; change one`},
 		{"[response]\ntopic = \"{device_id}/x/data\"\n", `2: response.topic: "{device_id}/x/data" meets "device/+/data" of publish.topics: the same topic would serve both; change one`},
 		{"[publish]\ntopics = [\"device/+/response\"]\n", `2: publish.topics: "device/+/response" meets "device/{device_id}/response" of response.topic: the same topic would serve both; change one`},
+		{"[publish]\ntopics = [\"device/+/command/result\"]\n[http]\nlisten = \"127.0.0.1:80\"\ntoken_file = \"token\"\n", `2: publish.topics: "device/+/command/result" meets "device/{device_id}/command/result" of command.topic: the same topic would serve both; change one` + "\n" +
+			`5: http.token_file: "/etc/b/token" cannot be read: no such file or directory; the broker's user must be able to read it`},
 		{"[rejected]\ntopic = \"device/{device_id}/command\"\n", `2: rejected.topic: "device/{device_id}/command" meets "device/{device_id}/command" of command.topic: the same topic would serve both; change one`},
 
 		// URL.
@@ -509,7 +511,7 @@ func TestLoad(t *testing.T) {
 	}
 	write(t, dir, "http.toml", []byte("\n[http]\nlisten = \"127.0.0.1:80\"\n"), 0o640)
 	_, err = Load("http.toml")
-	if want := "http.toml:3: http.listen: not available in this version; remove the line"; len(unavailable) > 0 && (err == nil || err.Error() != want) {
+	if want := "http.toml:3: http.listen: needs a bearer token; set http.token_file"; err == nil || err.Error() != want {
 		t.Errorf("got %v\nwant %s", err, want)
 	}
 }

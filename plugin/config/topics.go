@@ -85,11 +85,15 @@ func (d *document) keepTopicsApart(c *Config) {
 	for _, filter := range c.Publish.Topics {
 		seen = append(seen, named{"publish.topics", filter})
 	}
-	for _, n := range []named{
+	own := []named{
 		{"response.topic", c.Response.Topic},
 		{"command.topic", c.Command.Topic},
 		{"rejected.topic", c.Rejected.Topic},
-	} {
+	}
+	if c.HTTP.Listen != "" {
+		own = append(own, named{"command.topic", c.Command.ResultTopic()})
+	}
+	for _, n := range own {
 		if n.topic == "" {
 			continue
 		}

@@ -8,11 +8,7 @@ import (
 // unavailable lists the settings whose features this version lacks. Setting one
 // of them to anything but "" refuses the load: a setting that is accepted and
 // does nothing is worse than none. An entry that ends in "." is a section.
-var unavailable = []string{
-	"command.topic",
-	"rejected.topic",
-	"http.",
-}
+var unavailable = []string{}
 
 // refuseUnavailable reports the settings of d that are in the list.
 func (d *document) refuseUnavailable(unavailable []string) {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 // A Publish is one message for a device.
@@ -14,7 +15,24 @@ type Publish struct {
 	Payload []byte
 	QoS     byte // 0, 1 or 2
 	Retain  bool // an empty payload then removes what is retained
+
+	// The rest is MQTT 5's; whoever speaks 3.1.1 gets the message without it.
+	Correlation []byte         // correlation data; nil: none
+	User        []UserProperty // in this order
+	// Expiry is the message expiry interval in seconds, which the broker keeps to for every subscriber; 0: none.
+	Expiry uint32
+
+	// Expires is when it may not be given to the broker any more; zero: always.
+	Expires time.Time
+	// Done, if not nil, is called on the broker's thread, once, with whether it was given to the broker.
+	Done func(given bool)
 }
+
+// A UserProperty is a pair of MQTT 5's.
+type UserProperty struct{ Name, Value string }
+
+// size is what the queue counts of p.
+func (p *Publish) size() int { return len(p.Payload) + len(p.Correlation) }
 
 // ErrFull says that a message was not taken because the queue holds as much as it may.
 var ErrFull = errors.New("downlink: the queue to the broker is full")
@@ -43,11 +61,11 @@ func NewQueue(maxCount, maxBytes int) *Queue {
 func (q *Queue) Push(p Publish) (first bool, err error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if len(q.waiting) >= q.maxCount || q.bytes+len(p.Payload) > q.maxBytes {
+	if len(q.waiting) >= q.maxCount || q.bytes+p.size() > q.maxBytes {
 		return false, ErrFull
 	}
 	q.waiting = append(q.waiting, p)
-	q.bytes += len(p.Payload)
+	q.bytes += p.size()
 	return q.count.Add(1) == 1, nil
 }
 

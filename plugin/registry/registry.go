@@ -45,6 +45,7 @@ type Registry struct {
 	current atomic.Pointer[snapshot]
 	gone    atomic.Pointer[map[string]uint32] // a copy of removed that does not change; nil: none
 	changed atomic.Pointer[func()]            // see OnChange; nil: none
+	health  atomic.Pointer[health]            // of the last poll; see Health
 	log     *slog.Logger
 	stop    context.CancelFunc
 	done    chan struct{} // closed when the goroutine has ended
@@ -106,6 +107,7 @@ func open(from *source, log *slog.Logger) (*Registry, error) {
 		_ = from.close()
 		return nil, fmt.Errorf("device database: %s: %w", from.path, err)
 	}
+	r.noteHealth(nil)
 	go r.follow(ctx)
 	return r, nil
 }
@@ -174,6 +176,7 @@ func (r *Registry) poll(ctx context.Context) {
 	}()
 	if err := r.refresh(ctx); ctx.Err() == nil {
 		r.report(err)
+		r.noteHealth(err)
 	}
 }
 

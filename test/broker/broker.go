@@ -58,6 +58,9 @@ type Options struct {
 	// BouncerTOML is the whole of bouncer.toml when not empty; {dir} stands for the broker's directory.
 	BouncerTOML string
 
+	// HTTP has the plugin listen for HTTP, at HTTPAddr, with the token HTTPToken.
+	HTTP bool
+
 	// Conf is added to mosquitto.conf before the listener: global settings, other plugins. {dir} and {plugin} stand
 	// for the broker's directory and the plugin.
 	Conf string
@@ -279,6 +282,12 @@ func (b *Broker) Address(i int) string {
 	return b.addr(i)
 }
 
+// HTTPToken is the bearer token with Options.HTTP.
+const HTTPToken = "token-of-the-tests"
+
+// HTTPAddr is where the plugin listens with Options.HTTP, from the first start on.
+func (b *Broker) HTTPAddr() string { return b.Address(1 + len(b.options.Listeners)) }
+
 // addr is Address with b.mu held.
 func (b *Broker) addr(i int) string { return "127.0.0.1:" + strconv.Itoa(b.ports[i]) }
 
@@ -307,6 +316,12 @@ func (b *Broker) writeBouncerTOML() error {
 		"database":       b.Path("devices.db"),
 		"publish.topics": []string{"device/+/data"},
 		"backend.url":    backend,
+	}
+	if b.options.HTTP {
+		settings["http.listen"], settings["http.token_file"] = b.HTTPAddr(), "http-token"
+		if err := b.WriteFile("http-token", []byte(HTTPToken)); err != nil {
+			return err
+		}
 	}
 	maps.Copy(settings, b.options.Settings)
 	document := map[string]any{}
@@ -373,9 +388,6 @@ func (b *Broker) Start() error {
 	if p := b.Process(); p != nil && p.Ended() == nil {
 		return errors.New("the broker runs already")
 	}
-	if err := b.writeBouncerTOML(); err != nil {
-		return err
-	}
 	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
 	defer cancel()
 	first := b.ports == nil
@@ -386,14 +398,14 @@ func (b *Broker) Start() error {
 				return err
 			}
 		}
-		if err := b.writeMosquittoConf(); err != nil {
+		if err := errors.Join(b.writeBouncerTOML(), b.writeMosquittoConf()); err != nil {
 			return err
 		}
 		begin := b.log.Mark()
 		if err = b.launch(ctx); err == nil {
 			return nil
 		}
-		if b.log.Count(begin, Contains("Address already in use")) == 0 {
+		if b.log.Count(begin, Contains("ddress already in use")) == 0 {
 			return err
 		}
 	}
@@ -418,7 +430,7 @@ func (b *Broker) launch(ctx context.Context) error {
 
 // choosePorts takes free ports by listening on them for a moment, all at once so that they differ.
 func (b *Broker) choosePorts() error {
-	ports := make([]int, 1+len(b.options.Listeners))
+	ports := make([]int, 2+len(b.options.Listeners)) // the last is the HTTP listener's
 	for i := range ports {
 		listener, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {

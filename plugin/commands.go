@@ -1,0 +1,321 @@
+package plugin
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"mosquitto-bouncer/plugin/command"
+	"mosquitto-bouncer/plugin/config"
+	"mosquitto-bouncer/plugin/downlink"
+	"mosquitto-bouncer/plugin/envelope"
+	"mosquitto-bouncer/plugin/journal"
+	"mosquitto-bouncer/plugin/registry"
+)
+
+// Bounds of the commands on their way to the broker. They have a queue of their own, so that no number of commands keeps
+// a response from its device.
+const (
+	maxCommandsDown     = 4096
+	maxCommandBytesDown = 32 << 20
+	// commandRetry is the time after which a command is tried again for which there was no room, or whose device was
+	// disabled, and the least time between two deliveries of one command.
+	commandRetry = time.Second
+	// maxSubscribed bounds the devices that have subscribed since the goroutine looked last.
+	maxSubscribed = 65536
+)
+
+var errCommandID = errors.New("a message_id of version 8 is a command's")
+
+// commands brings commands from their store to the devices, and the devices' answers back into it.
+type commands struct {
+	g      *Gateway
+	store  *command.Store
+	topic  string     // with config.DeviceID in it
+	result gatedTopic // where devices answer
+	down   *downlink.Queue
+
+	stop chan struct{}
+	done sync.WaitGroup
+	kick chan struct{}
+
+	mu         sync.Mutex // guards what follows; held for a few assignments, also by the broker's thread
+	underway   map[string]struct{}
+	subscribed map[string]struct{}
+}
+
+// startCommands opens the store and starts the goroutine that sends what waits in it.
+func (g *Gateway) startCommands(c *config.Config) (err error) {
+	if err := os.MkdirAll(c.StateDir, 0o750); err != nil {
+		return fmt.Errorf("%s: %w; the broker's user must be able to make it, or to write it", c.Where("state_dir"), err)
+	}
+	store, err := command.Open(filepath.Join(c.StateDir, command.FileName), command.Options{Log: g.log})
+	if err != nil {
+		return fmt.Errorf("%s: %w", c.Where("state_dir"), err)
+	}
+	cs := &commands{
+		g:          g,
+		store:      store,
+		topic:      c.Command.Topic,
+		result:     resultTopic(c),
+		down:       downlink.NewQueue(maxCommandsDown, maxCommandBytesDown),
+		stop:       make(chan struct{}),
+		kick:       make(chan struct{}, 1),
+		underway:   make(map[string]struct{}),
+		subscribed: make(map[string]struct{}),
+	}
+	cs.done.Go(cs.run)
+	g.commands = cs
+	g.gated = append(g.gated, cs.result)
+	return nil
+}
+
+// resultTopic is where devices answer to commands.
+func resultTopic(c *config.Config) gatedTopic {
+	return newGatedTopic(strings.Replace(c.Command.ResultTopic(), config.DeviceID, "+", 1))
+}
+
+func (cs *commands) close() error {
+	close(cs.stop)
+	cs.done.Wait()
+	return cs.store.Close()
+}
+
+// isAnswer reports whether a gated topic is that of the answers to commands.
+func (cs *commands) isAnswer(topic []byte) bool {
+	if cs == nil {
+		return false
+	}
+	_, is := cs.result.device(topic)
+	return is
+}
+
+// answered takes a device's answer, which is at pos in the journal until it is stored. Broker's thread.
+func (cs *commands) answered(a *journal.Accepted, pos journal.Position) {
+	payload := bytes.Clone(a.Payload)
+	// accept has seen that there is room, and nobody else fills it.
+	if cs.store.Answered(a.Device, payload, a.AcceptedAt, cs.g.settles(pos)) != nil {
+		cs.g.log.Error("the answer to a command waits in the journal for the next start", "device", a.Device)
+	}
+}
+
+// settles returns what notes in the journal that the message at pos has arrived.
+func (g *Gateway) settles(pos journal.Position) func() {
+	return func() { g.journal.Done(pos, journal.Delivered) }
+}
+
+// A recoveredAnswer is one that was acknowledged to its device and not stored when the process before ended.
+type recoveredAnswer struct {
+	pos     journal.Position
+	device  string
+	payload []byte
+	at      time.Time
+}
+
+// restoreAnswers brings answers from the journal into the store. Without a store nobody asks for them any more.
+func (g *Gateway) restoreAnswers(answers []recoveredAnswer) {
+	if g.commands == nil {
+		for _, a := range answers {
+			g.journal.Done(a.pos, journal.Delivered)
+		}
+		if len(answers) > 0 {
+			g.log.Warn("answers to commands were dropped, because [http] listen is not set any more", "answers", len(answers))
+		}
+		return
+	}
+	for _, a := range answers {
+		if g.commands.store.Answered(a.device, a.payload, a.at, g.settles(a.pos)) != nil {
+			g.log.Error("the answer to a command waits in the journal for the next start", "device", a.device)
+		}
+	}
+}
+
+// wanted notes that a device subscribes to its commands: it gets those that wait for its answer. It may have been away
+// without a session when they were sent. Broker's thread.
+func (cs *commands) wanted(identity, topic []byte) {
+	if cs == nil || cs.store.Len() == 0 || string(topic) != strings.Replace(cs.topic, config.DeviceID, string(identity), 1) {
+		return
+	}
+	cs.mu.Lock()
+	if len(cs.subscribed) < maxSubscribed {
+		cs.subscribed[string(identity)] = struct{}{}
+	}
+	cs.mu.Unlock()
+	select {
+	case cs.kick <- struct{}{}:
+	default:
+	}
+}
+
+// run sends what was not sent when it came.
+func (cs *commands) run() {
+	for _, c := range cs.store.Unfinished("", time.Now()) {
+		if c.State == command.Queued {
+			cs.trySend(c)
+		}
+	}
+	every := time.NewTicker(commandRetry)
+	defer every.Stop()
+	for {
+		select {
+		case <-cs.stop:
+			return
+		case <-every.C:
+			cs.retry()
+			cs.serveSubscribed()
+		case <-cs.kick:
+			cs.serveSubscribed()
+		}
+	}
+}
+
+func (cs *commands) retry() {
+	if cs.store.Len() == 0 {
+		return
+	}
+	now := time.Now()
+	for _, c := range cs.store.Unfinished("", now) {
+		if c.State == command.Queued && now.Sub(c.Created) > commandRetry {
+			cs.trySend(c)
+		}
+	}
+}
+
+func (cs *commands) serveSubscribed() {
+	cs.mu.Lock()
+	devices := cs.subscribed
+	cs.subscribed = make(map[string]struct{})
+	cs.mu.Unlock()
+	now := time.Now()
+	for device := range devices {
+		early := false
+		for _, c := range cs.store.Unfinished(device, now) {
+			if now.Sub(c.SentAt) > commandRetry {
+				cs.trySend(c)
+			} else {
+				early = true
+			}
+		}
+		if early { // at the next tick of run, unless it has answered by then
+			cs.mu.Lock()
+			cs.subscribed[device] = struct{}{}
+			cs.mu.Unlock()
+		}
+	}
+}
+
+// trySend is send for the goroutine, which is to outlive a panic.
+func (cs *commands) trySend(c command.Command) {
+	defer func() {
+		if v := recover(); v != nil {
+			cs.g.log.Error("internal error, caught; please report it", "where", "command", "panic", fmt.Sprint(v), "stack", string(debug.Stack()))
+		}
+	}()
+	cs.send(c)
+}
+
+// send signs a command with the device's newest secret and leaves it to the broker's thread. Where that cannot be done now
+// the command stays queued. Any goroutine.
+func (cs *commands) send(c command.Command) {
+	now := time.Now()
+	device := cs.g.registry.Lookup([]byte(c.Device))
+	if device == nil || device.Disabled || remaining(c.Expires, now) <= 0 {
+		return
+	}
+	signed, err := signCommand(device, &c)
+	if err != nil {
+		cs.g.log.Error("a command could not be signed", "device", c.Device, "command", c.ID, "error", err)
+		return
+	}
+	cs.mu.Lock()
+	_, already := cs.underway[c.ID]
+	cs.underway[c.ID] = struct{}{}
+	cs.mu.Unlock()
+	if already {
+		return
+	}
+	first, err := cs.down.Push(downlink.Publish{
+		Topic:   strings.Replace(cs.topic, config.DeviceID, c.Device, 1),
+		Payload: signed,
+		QoS:     1,
+		Expires: c.Expires,
+		Done: func(given bool) {
+			cs.forget(c.ID)
+			if given {
+				cs.store.Sent(c.ID, time.Now())
+			}
+		},
+	})
+	if err != nil {
+		cs.forget(c.ID)
+		return
+	}
+	if first {
+		cs.g.waker.Wake()
+	}
+}
+
+func (cs *commands) forget(id string) {
+	cs.mu.Lock()
+	delete(cs.underway, id)
+	cs.mu.Unlock()
+}
+
+// The payload of a command's envelope:
+//
+//	{"command":<body>,"expires":<seconds since 1970>}
+//
+// The envelope's message_id is the command's id, and its timestamp when the command was made, so that the same command
+// always is the same bytes, as long as the secret is the same: a device knows a repetition by the id alone.
+func signCommand(d *registry.Device, c *command.Command) ([]byte, error) {
+	payload := make([]byte, 0, len(c.Body)+40)
+	payload = append(append(payload, `{"command":`...), c.Body...)
+	payload = append(strconv.AppendInt(append(payload, `,"expires":`...), c.Expires.Unix(), 10), '}')
+	return envelope.Sign(d.Secrets[0], c.Device, c.Created.Unix(), c.ID, payload)
+}
+
+// remaining is for how many seconds the broker may keep a message so that it delivers it before expires, which is in whole
+// seconds: 0 or less, not at all. The broker goes by whole seconds of its clock, the last one included, and takes an
+// interval of 0 for no limit.
+func remaining(expires, now time.Time) int64 { return expires.Unix() - now.Unix() - 1 }
+
+// drainCommands hands waiting commands to the broker.
+func (g *Gateway) drainCommands() {
+	if g.commands == nil {
+		return
+	}
+	g.commands.down.Drain(g.publishDown)
+}
+
+// publishDown gives a message to the broker, unless its time is up.
+func (g *Gateway) publishDown(p downlink.Publish) {
+	given := g.give(&p)
+	if p.Done != nil {
+		p.Done(given)
+	}
+}
+
+func (g *Gateway) give(p *downlink.Publish) bool {
+	if !p.Expires.IsZero() {
+		left := remaining(p.Expires, time.Now())
+		if left <= 0 {
+			return false
+		}
+		p.Expiry = uint32(left)
+	}
+	if err := g.host.Publish(*p); err != nil {
+		g.figures.downRefused.Add(1)
+		g.host.Log(slog.LevelWarn, fmt.Sprintf("the broker did not take a message for a device topic=%s error=%q", p.Topic, err))
+		return false
+	}
+	g.figures.downPublished.Add(1)
+	return true
+}

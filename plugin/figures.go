@@ -1,0 +1,97 @@
+package plugin
+
+import (
+	"sync/atomic"
+	"time"
+
+	"mosquitto-bouncer/plugin/command"
+	"mosquitto-bouncer/plugin/forward"
+	"mosquitto-bouncer/plugin/metrics"
+)
+
+// figures are what the broker's thread counts for the metrics. It alone writes them; the listener's goroutines read.
+type figures struct {
+	verdicts      [reasonCount]atomic.Uint64
+	lastTick      atomic.Int64 // Unix nanoseconds; 0: none yet
+	ticks         atomic.Uint64
+	downPublished atomic.Uint64
+	downRefused   atomic.Uint64
+	downDropped   atomic.Uint64 // by any goroutine
+
+	access, message metrics.Timer
+}
+
+func (f *figures) tick(now time.Time) {
+	f.ticks.Add(1)
+	f.lastTick.Store(now.UnixNano())
+}
+
+// readFigures gathers all figures. Any goroutine.
+func (g *Gateway) readFigures() metrics.Figures {
+	f := metrics.Figures{
+		Version:   Version,
+		Notices:   g.notices.sent.Load(),
+		Delivery:  g.deliveryFigures(),
+		Journal:   g.journalFigures(),
+		ReplayIDs: g.seen.Len(),
+		ReplayMax: g.seen.Capacity(),
+		Registry:  metrics.Registry{Devices: g.registry.Len()},
+		Callbacks: []metrics.Callback{{Name: "access", Time: g.figures.access.Histogram()}, {Name: "message", Time: g.figures.message.Histogram()}},
+		Ticks:     g.figures.ticks.Load(),
+		Responses: metrics.Responses{
+			Waiting:   g.answers.Len(),
+			Published: g.figures.downPublished.Load(),
+			Dropped:   g.figures.downDropped.Load(),
+			Refused:   g.figures.downRefused.Load(),
+		},
+	}
+	f.Responses.ContextsLost, f.Responses.ForeignTopics = g.contexts.counts()
+	for r := range reasonCount {
+		f.Verdicts = append(f.Verdicts, metrics.Count{Name: r.String(), N: g.figures.verdicts[r].Load()})
+	}
+	if current, _ := g.registry.Health(); !current.IsZero() {
+		f.Registry.Age = max(0, time.Since(current))
+	}
+	if g.commands != nil {
+		f.Responses.Waiting += g.commands.down.Len()
+		f.Commands = commandFigures(g.commands.store.Counts())
+	}
+	if g.server != nil {
+		f.HTTPAnswers = g.server.Answers()
+	}
+	return f
+}
+
+func commandFigures(c command.Counts) *metrics.Commands {
+	m := &metrics.Commands{
+		Unfinished: c.Unfinished, Created: c.Created, Repeated: c.Repeated,
+		Answers: c.Answers, Strays: c.Strays, Malformed: c.Malformed, Overrun: c.Overrun,
+	}
+	for _, state := range command.States() {
+		m.ByState = append(m.ByState, metrics.Count{Name: string(state), N: uint64(max(0, c.ByState[state]))})
+	}
+	return m
+}
+
+// deliveryFigures are the forwarder's.
+func (g *Gateway) deliveryFigures() metrics.Delivery {
+	s := g.forwarder.Stats()
+	latency := &metrics.Histogram{Counts: s.Latency.Counts[:], Sum: s.Latency.Sum}
+	for _, bound := range forward.LatencyBounds() {
+		latency.Bounds = append(latency.Bounds, bound.Seconds())
+	}
+	return metrics.Delivery{
+		Accepted: s.Accepted, Delivered: s.Delivered, Dead: s.Dead, Retries: s.Retries,
+		Pending: s.Pending, InFlight: s.InFlight, Lanes: s.Lanes, AnswersDropped: s.AnswersDropped,
+		StoreErrors: s.StoreErrors, Down: s.Down, Suspended: s.Suspended, SuspendedDevices: s.SuspendedDevices,
+		Latency: latency,
+	}
+}
+
+func (g *Gateway) journalFigures() metrics.Journal {
+	s := g.journal.Stats()
+	return metrics.Journal{
+		Bytes: s.Bytes, MaxBytes: s.MaxBytes, Segments: s.Segments, Syncs: s.Syncs, SyncErrors: s.SyncErrors,
+		Refused: s.Refused, Damaged: s.Damaged, SyncTime: s.SyncTime, SyncMax: s.SyncMax,
+	}
+}

@@ -1,0 +1,215 @@
+// Package httpd is the HTTP interface for backends and operators: commands to devices, health, metrics. docs/openapi.yaml
+// is its specification. It knows nothing of how a command reaches a device: a Service does that.
+package httpd
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/subtle"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"runtime/debug"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/valyala/fasthttp"
+)
+
+// Limits. What a client may cost is their product: some 20 MiB.
+const (
+	// MaxBody is the longest body of a request, in bytes.
+	MaxBody = 64 << 10
+	// maxHeader bounds the request line and the headers, in bytes.
+	maxHeader = 8 << 10
+	// maxConns is how many connections are served at once; one more is answered with 503 and closed. Of one address no
+	// more than maxConnsPerIP are: who takes that many leaves room for others.
+	maxConns      = 512
+	maxConnsPerIP = 384
+	// readTimeout bounds the reading of one request, from its first byte, or from the connection's beginning, to its last.
+	readTimeout = 5 * time.Second
+	// writeTimeout bounds the writing of one answer, idleTimeout the time between two requests.
+	writeTimeout = 10 * time.Second
+	idleTimeout  = 30 * time.Second
+	// maxRequestsPerConn has a client that stays come back by a new connection now and then.
+	maxRequestsPerConn = 100_000
+	// MaxWait is the longest ?wait, DefaultTTL what a command without ?ttl has.
+	MaxWait    = time.Minute
+	DefaultTTL = 30 * time.Second
+)
+
+// A Service is what the server serves. Its methods are called by many goroutines at a time.
+type Service interface {
+	// Send takes a command for a device. The error is an *Error, or another one, which is answered with 503.
+	Send(ctx context.Context, c NewCommand) (Command, error)
+	// Command returns a command by its id; if it is unfinished, as soon as it is finished or when ctx ends.
+	Command(ctx context.Context, id string, wait bool) (Command, error)
+	// Health returns what keeps the gateway from doing its work, one sentence each; none: nothing.
+	Health() []string
+	// Metrics writes the figures in Prometheus' text format, whose content type it returns.
+	Metrics(w io.Writer) (contentType string, err error)
+}
+
+// A NewCommand is what a client asks for. Its fields may be kept.
+type NewCommand struct {
+	Device string
+	Key    string // "": none
+	Body   []byte
+	TTL    time.Duration
+}
+
+// A Command is a command as clients see it.
+type Command struct {
+	ID, Device, State   string
+	Final               bool // nothing more is waited for
+	Created, Expires    time.Time
+	SentAt, FinishedAt  time.Time // zero: not yet
+	Body, Result        []byte    // JSON values; nil: none
+	ResultDropped, Seen bool      // Seen: an idempotency key led to a command that was there already
+}
+
+// Options are the settings of a Server.
+type Options struct {
+	Listen string // host:port
+	Token  []byte // the bearer token
+	TLS    *tls.Config
+	// MinTTL and MaxTTL bound ?ttl.
+	MinTTL, MaxTTL time.Duration
+	Version        string
+	Log            *slog.Logger
+}
+
+// A Server is a running listener.
+type Server struct {
+	options Options
+	service Service
+	token   [sha256.Size]byte
+	server  *fasthttp.Server
+	served  chan struct{}
+	addr    net.Addr
+	ctx     context.Context // done when the server stops: ends what waits
+	cancel  context.CancelFunc
+
+	answers [6]atomic.Uint64 // by the first digit of the status
+}
+
+// Start listens. The error says what to do about it.
+func Start(o Options, service Service) (*Server, error) {
+	if len(o.Token) == 0 {
+		return nil, errors.New("http: there is no token, and without one everybody could command the devices")
+	}
+	listener, err := listen(o)
+	if err != nil {
+		return nil, err
+	}
+	s := &Server{options: o, service: service, token: sha256.Sum256(o.Token), served: make(chan struct{}), addr: listener.Addr()}
+	s.ctx, s.cancel = context.WithCancel(context.Background())
+	s.server = &fasthttp.Server{
+		Handler:                       s.handle,
+		ErrorHandler:                  s.unreadable,
+		Name:                          "mosquitto-bouncer/" + o.Version,
+		Concurrency:                   maxConns,
+		MaxConnsPerIP:                 maxConnsPerIP,
+		MaxRequestsPerConn:            maxRequestsPerConn,
+		ReadTimeout:                   readTimeout,
+		WriteTimeout:                  writeTimeout,
+		IdleTimeout:                   idleTimeout,
+		ReadBufferSize:                maxHeader,
+		MaxRequestBodySize:            MaxBody,
+		MaxIdleWorkerDuration:         idleTimeout,
+		DisablePreParseMultipartForm:  true,
+		SecureErrorLogMessage:         true,
+		NoDefaultContentType:          true,
+		CloseOnShutdown:               true,
+		DisableHeaderNamesNormalizing: false,
+		Logger:                        quiet{},
+	}
+	go func() {
+		defer close(s.served)
+		defer func() {
+			if v := recover(); v != nil {
+				o.Log.Error("internal error, caught; please report it", "where", "http", "panic", fmt.Sprint(v), "stack", string(debug.Stack()))
+			}
+		}()
+		if err := s.server.Serve(listener); err != nil && s.ctx.Err() == nil {
+			o.Log.Error("the HTTP listener has ended; restart the broker", "listen", o.Listen, "error", err)
+		}
+	}()
+	return s, nil
+}
+
+// listen opens the listener. Without TLS it must be the loopback interface's, whatever the name in o.Listen resolved to.
+func listen(o Options) (net.Listener, error) {
+	l, err := net.Listen("tcp", o.Listen)
+	if err != nil {
+		return nil, fmt.Errorf("http: cannot listen on %s: %w; free the port, or name another one", o.Listen, err)
+	}
+	if o.TLS == nil {
+		if addr, ok := l.Addr().(*net.TCPAddr); !ok || !addr.IP.IsLoopback() {
+			return nil, errors.Join(fmt.Errorf("http: %s is no loopback address and would take the token in the clear; give it a certificate, or listen on 127.0.0.1", l.Addr()), l.Close())
+		}
+		return l, nil
+	}
+	config := o.TLS.Clone()
+	config.MinVersion = max(config.MinVersion, tls.VersionTLS12)
+	config.NextProtos = []string{"http/1.1"}
+	return tls.NewListener(l, config), nil
+}
+
+// Addr is where the server listens.
+func (s *Server) Addr() net.Addr { return s.addr }
+
+// Answers returns how many requests were answered with a status of 1xx, 2xx, 3xx, 4xx and 5xx.
+func (s *Server) Answers() (n [5]uint64) {
+	for i := range n {
+		n[i] = s.answers[i+1].Load()
+	}
+	return n
+}
+
+// Stop takes no more connections, ends what waits, and gives what is being answered a second. It may be called more than
+// once.
+func (s *Server) Stop() error {
+	s.cancel()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	err := s.server.ShutdownWithContext(ctx)
+	<-s.served
+	if errors.Is(err, context.DeadlineExceeded) {
+		return nil // whoever dawdles is cut off with the process
+	}
+	return err
+}
+
+// handle answers one request. It does not panic.
+func (s *Server) handle(ctx *fasthttp.RequestCtx) {
+	defer func() {
+		if v := recover(); v != nil {
+			s.options.Log.Error("internal error, caught; please report it", "where", "http", "panic", fmt.Sprint(v), "stack", string(debug.Stack()))
+			s.problem(ctx, &Error{Status: 500, Reason: "internal", Detail: "an error of the gateway; its log has more"})
+		}
+		s.answers[min(ctx.Response.StatusCode()/100, 5)].Add(1)
+	}()
+	ctx.Response.Header.Set("Cache-Control", "no-store")
+	ctx.Response.Header.Set("X-Content-Type-Options", "nosniff")
+	if err := s.route(ctx); err != nil {
+		s.problem(ctx, err)
+	}
+}
+
+// authorized reports whether the request has the token. The comparison takes the same time whatever differs, the length
+// included.
+func (s *Server) authorized(ctx *fasthttp.RequestCtx) bool {
+	scheme, token, _ := strings.Cut(string(ctx.Request.Header.Peek("Authorization")), " ")
+	sum := sha256.Sum256([]byte(token))
+	return subtle.ConstantTimeCompare(sum[:], s.token[:]) == 1 && strings.EqualFold(scheme, "Bearer")
+}
+
+// quiet drops what fasthttp says of clients that break off; what matters is counted.
+type quiet struct{}
+
+func (quiet) Printf(string, ...any) {}

@@ -1,0 +1,130 @@
+package plugin
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"mosquitto-bouncer/plugin/command"
+	"mosquitto-bouncer/plugin/config"
+	"mosquitto-bouncer/plugin/envelope"
+	"mosquitto-bouncer/plugin/httpd"
+	"mosquitto-bouncer/plugin/metrics"
+)
+
+// tickWithin is how long the broker's thread may take to come round, which it does ten times a second, before the gateway
+// counts as unwell.
+const tickWithin = 5 * time.Second
+
+// serve starts the HTTP listener.
+func (g *Gateway) serve(c *config.Config) (err error) {
+	g.server, err = httpd.Start(httpd.Options{
+		Listen:  c.HTTP.Listen,
+		Token:   c.HTTP.Token,
+		TLS:     c.HTTP.TLS,
+		MinTTL:  command.MinTTL,
+		MaxTTL:  command.MaxTTL,
+		Version: Version,
+		Log:     g.log,
+	}, service{g})
+	if err != nil {
+		return fmt.Errorf("%s: %w", c.Where("http.listen"), err)
+	}
+	g.log.Info("serving HTTP", "listen", g.server.Addr().String(), "tls", c.HTTP.TLS != nil)
+	return nil
+}
+
+// service is httpd.Service. Its methods are called by many goroutines.
+type service struct{ g *Gateway }
+
+func (s service) Send(ctx context.Context, n httpd.NewCommand) (httpd.Command, error) {
+	cs := s.g.commands
+	device := s.g.registry.Lookup([]byte(n.Device))
+	switch {
+	case device == nil:
+		return httpd.Command{}, &httpd.Error{Status: 404, Reason: "no_such_device", Detail: "no device with this id is registered"}
+	case device.Disabled:
+		return httpd.Command{}, &httpd.Error{Status: 409, Reason: "device_disabled", Detail: "the device is disabled; enable it with bouncerctl device enable"}
+	}
+	// The body is put between other members of an object: it must be one value by itself.
+	if _, err := envelope.AppendCanonical(nil, n.Body); err != nil {
+		return httpd.Command{}, &httpd.Error{Status: 400, Reason: "bad_json", Detail: "the body is not one JSON value: " + err.Error()}
+	}
+	now := time.Now()
+	if _, err := signCommand(device, &command.Command{ID: command.NewID(now), Device: device.ID, Body: n.Body, Created: now, Expires: now}); err != nil {
+		return httpd.Command{}, &httpd.Error{Status: 400, Reason: "bad_json", Detail: "the body does not fit into an envelope: " + err.Error()}
+	}
+	c, created, err := cs.store.Create(ctx, command.Request{Device: device.ID, Key: n.Key, Body: n.Body, TTL: n.TTL})
+	switch {
+	case errors.Is(err, command.ErrKeyReused):
+		return httpd.Command{}, &httpd.Error{Status: 422, Reason: "idempotency_key_reused", Detail: err.Error() + ", with another body"}
+	case errors.Is(err, command.ErrDeviceFull):
+		return httpd.Command{}, &httpd.Error{Status: 429, Reason: "device_busy", Detail: err.Error() + "; wait until it has answered, or their time is up", RetryAfter: time.Second}
+	case errors.Is(err, command.ErrFull):
+		return httpd.Command{}, &httpd.Error{Status: 503, Reason: "overloaded", Detail: err.Error(), RetryAfter: time.Second}
+	case err != nil:
+		return httpd.Command{}, err
+	}
+	if created {
+		cs.send(c)
+	}
+	shown := show(c)
+	shown.Seen = !created
+	return shown, nil
+}
+
+func (s service) Command(ctx context.Context, id string, wait bool) (c httpd.Command, err error) {
+	var found command.Command
+	if !command.ValidID(id) {
+		err = command.ErrNotFound
+	} else if wait {
+		found, err = s.g.commands.store.Wait(ctx, id)
+	} else {
+		found, err = s.g.commands.store.Get(context.WithoutCancel(ctx), id)
+	}
+	if errors.Is(err, command.ErrNotFound) {
+		return c, &httpd.Error{Status: 404, Reason: "no_such_command", Detail: "no command with this id is known; finished ones are kept for a week"}
+	}
+	return show(found), err
+}
+
+func show(c command.Command) httpd.Command {
+	return httpd.Command{
+		ID: c.ID, Device: c.Device, State: string(c.State), Final: c.State.Final(),
+		Created: c.Created, Expires: c.Expires, SentAt: c.SentAt, FinishedAt: c.FinishedAt,
+		Body: c.Body, Result: c.Result, ResultDropped: c.ResultDropped,
+	}
+}
+
+// Health looks at everything that a publish or a command needs here. That the backend is away is no ill of the gateway.
+func (s service) Health() (wrong []string) {
+	g := s.g
+	last := time.Unix(0, g.figures.lastTick.Load())
+	if g.figures.lastTick.Load() == 0 {
+		last = g.started
+	}
+	if late := time.Since(last); late > tickWithin {
+		wrong = append(wrong, fmt.Sprintf("the broker's thread has not come round for %d s", int(late.Seconds())))
+	}
+	if current, err := g.registry.Health(); err != nil {
+		wrong = append(wrong, fmt.Sprintf("the device database cannot be read: %v; the state of %s is in force", err, current.UTC().Format(time.RFC3339)))
+	}
+	if err := g.commands.store.Counts().Err; err != nil {
+		wrong = append(wrong, err.Error())
+	}
+	if err := g.journal.Stats().Err; err != nil {
+		wrong = append(wrong, err.Error())
+	}
+	for _, check := range g.checks {
+		if err := check(); err != nil {
+			wrong = append(wrong, err.Error())
+		}
+	}
+	return wrong
+}
+
+func (s service) Metrics(w io.Writer) (contentType string, err error) {
+	return metrics.Write(w, s.g.readFigures)
+}
