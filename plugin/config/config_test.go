@@ -188,7 +188,7 @@ func TestProblems(t *testing.T) {
 		{"publish.rate.limit = 46\n", "1: publish.rate: is a section; write a number from 0 to 1000000\n1: publish.rate.limit: unknown key; remove it"},
 		{"[bakend]\nurl = \"x\"\ntimeout = \"1s\"\n", `1: bakend: unknown section; did you mean backend?`},
 		{"[inspection]\nfile = \"x\"\n[inspection.more]\n", `1: inspection: unknown section; remove it`},
-		{"[audit]\nfile = \"x\"\n[audit.more]\n", `3: audit.more: unknown key; remove it`},
+		{"[audit]\nfile = \"x\"\n[audit.more]\n", `3: audit.more: unknown key; did you mean audit.file?`},
 		{"[audit]\nfile = \"x\"\nmax_bytes = 65535\n", `3: audit.max_bytes: 65535 bytes is out of range; use 65536 or more, or 0 for any size`},
 		{"[audit]\nkeep = 3\n", `2: audit.keep: does nothing without a file; set audit.file or remove the line`},
 		{"publish = 5\n", `1: publish: is a section; write [publish] on a line of its own and its settings below`},
