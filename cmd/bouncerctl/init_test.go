@@ -215,7 +215,7 @@ func TestInit(t *testing.T) {
 	if days := time.Until(cert.NotAfter).Hours() / 24; days < 824 || days > 825 {
 		t.Errorf("the server's certificate is good for %.0f days", days)
 	}
-	if got := succeed(t, "device", "list", "--config", filepath.Join(dir, "bouncer.toml")); got != "ID   REGISTERED   STATE\n" {
+	if got := succeed(t, "device", "list", "--config", filepath.Join(dir, "bouncer.toml")); got != "ID   REGISTERED   STATE   CERTIFICATE UNTIL\n" {
 		t.Errorf("devices:\n%s", got)
 	}
 }

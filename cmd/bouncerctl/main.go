@@ -59,7 +59,9 @@ It exits with 0 when done, 1 when it failed, 2 when called wrongly.`,
 	needsCommand(root)
 	root.SetVersionTemplate("bouncerctl {{.Version}}\n")
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error { return usage(c, "%v", err) })
-	root.AddCommand(newInit(), newDevice())
+	var configFile string
+	root.PersistentFlags().StringVar(&configFile, "config", defaultConfig, "the bouncer.toml `file`")
+	root.AddCommand(newInit(), newDevice(&configFile), newRegistry(&configFile))
 	return root
 }
 
