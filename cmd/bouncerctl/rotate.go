@@ -62,11 +62,11 @@ func (o *rotateOptions) run(id, configFile string, stdin io.Reader, stdout io.Wr
 	var ends time.Time
 	said := "The old ones are no longer accepted."
 	if o.grace > 0 {
-		ends = time.Now().Add(o.grace)
+		ends = time.Now().Add(o.grace + time.Second - time.Nanosecond).Truncate(time.Second)
 		said = fmt.Sprintf("The old one is accepted as well until %s.", ends.UTC().Format(time.RFC3339))
 	}
 	out, err := hand(id, configFile, o.add.out, false, nil, secret, ends, func(ctx context.Context, s *registry.Store, _ certificate) error {
-		return s.Rotate(ctx, id, secret, o.grace)
+		return s.Rotate(ctx, id, secret, ends)
 	})
 	if err != nil {
 		return err
@@ -125,7 +125,7 @@ func hand(id, configFile, out string, certify bool, request, secret []byte, ends
 		return "", err
 	}
 	if out == "" {
-		out = filepath.Join(filepath.Dir(cfg.Database), "devices", id+"."+time.Now().UTC().Format("20060102T150405Z"))
+		out = filepath.Join(filepath.Dir(cfg.Database), "devices", id+"."+time.Now().UTC().Format("20060102T150405.000Z"))
 	}
 	if out, err = filepath.Abs(out); err != nil {
 		return "", err

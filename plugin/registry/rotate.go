@@ -14,15 +14,16 @@ const maxOldSecrets = 3
 // ErrTooManySecrets is the error of a rotation beyond the number of secrets that may be valid at once.
 var ErrTooManySecrets = fmt.Errorf("the device has %d old secrets that are still valid", maxOldSecrets)
 
-// Rotate gives a device a new secret. Those it has stay valid beside it, the one that is replaced for the time of grace
-// from now on, which is rounded up to a second, and older ones as long as they were to be; with no grace all of them end
-// at once. The error is ErrNotFound or ErrTooManySecrets where one of them is the reason.
-func (s *Store) Rotate(ctx context.Context, id string, secret Secret, grace time.Duration) error {
+// Rotate gives a device a new secret. Those it has stay valid beside it, the one that is replaced until it ends, to the
+// second, and older ones as long as they were to be; where ends is zero or not in the future, all of them end at once. The
+// error is ErrNotFound or ErrTooManySecrets where one of them is the reason.
+func (s *Store) Rotate(ctx context.Context, id string, secret Secret, ends time.Time) error {
 	if err := checkSecret(id, secret); err != nil {
 		return err
 	}
 	return s.change(ctx, id, func(tx *sql.Tx) error {
 		now := time.Now()
+		grace := ends.Unix() > now.Unix()
 		var replaced string
 		var since sql.NullInt64
 		err := tx.QueryRowContext(ctx, `SELECT d.shared_secret, coalesce(e.secret_since, d.created_at)
@@ -33,7 +34,7 @@ func (s *Store) Rotate(ctx context.Context, id string, secret Secret, grace time
 		if err != nil {
 			return err
 		}
-		if grace <= 0 {
+		if !grace {
 			_, err = tx.ExecContext(ctx, "DELETE FROM old_secrets WHERE device_id = ?", id)
 		} else {
 			_, err = tx.ExecContext(ctx, "DELETE FROM old_secrets WHERE device_id = ? AND expires_at <= ?", id, now.Unix())
@@ -41,7 +42,7 @@ func (s *Store) Rotate(ctx context.Context, id string, secret Secret, grace time
 		if err != nil {
 			return err
 		}
-		if grace > 0 {
+		if grace {
 			var valid int
 			if err := tx.QueryRowContext(ctx, "SELECT count(*) FROM old_secrets WHERE device_id = ?", id).Scan(&valid); err != nil {
 				return err
@@ -49,9 +50,8 @@ func (s *Store) Rotate(ctx context.Context, id string, secret Secret, grace time
 			if valid >= maxOldSecrets {
 				return ErrTooManySecrets
 			}
-			ends := now.Add(grace + time.Second - time.Nanosecond).Unix()
 			if _, err := tx.ExecContext(ctx, "INSERT INTO old_secrets (device_id, shared_secret, since, expires_at) VALUES (?, ?, ?, ?)",
-				id, replaced, since.Int64, ends); err != nil {
+				id, replaced, since.Int64, ends.Unix()); err != nil {
 				return err
 			}
 		}

@@ -29,6 +29,14 @@ func (r *Registry) has(tb testing.TB, id string, want ...string) {
 	within(tb, time.Second, fmt.Sprintf("%s has %q", id, want), func() bool { return slices.Equal(r.secrets(id), want) })
 }
 
+// in is a whole second at least d from now; the zero time for none.
+func in(d time.Duration) time.Time {
+	if d == 0 {
+		return time.Time{}
+	}
+	return time.Now().Add(d + time.Second - 1).Truncate(time.Second)
+}
+
 func TestRotate(t *testing.T) {
 	t.Parallel()
 	for _, key := range []*Key{nil, newKey(t)} {
@@ -39,7 +47,7 @@ func TestRotate(t *testing.T) {
 		serial := r.Lookup([]byte("a")).Serial
 		rotate := func(secret string, grace time.Duration) {
 			t.Helper()
-			if err := s.Rotate(t.Context(), "a", Secret(secret), grace); err != nil {
+			if err := s.Rotate(t.Context(), "a", Secret(secret), in(grace)); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -57,7 +65,7 @@ func TestRotate(t *testing.T) {
 		}
 		rotate("four", time.Hour)
 		rotate("five", time.Hour)
-		if err := s.Rotate(t.Context(), "a", Secret("six"), time.Hour); !errors.Is(err, ErrTooManySecrets) {
+		if err := s.Rotate(t.Context(), "a", Secret("six"), in(time.Hour)); !errors.Is(err, ErrTooManySecrets) {
 			t.Error(err)
 		}
 		rotate("six", 0)
@@ -65,7 +73,7 @@ func TestRotate(t *testing.T) {
 		if got := r.Lookup([]byte("a")).Serial; got != serial {
 			t.Errorf("serial %d, was %d", got, serial)
 		}
-		if err := s.Rotate(t.Context(), "nobody", Secret("x"), 0); !errors.Is(err, ErrNotFound) {
+		if err := s.Rotate(t.Context(), "nobody", Secret("x"), time.Time{}); !errors.Is(err, ErrNotFound) {
 			t.Error(err)
 		}
 	}
@@ -79,13 +87,13 @@ func TestOldSecretsEndWithTheRegistration(t *testing.T) {
 	insert(t, db, "a", "one")
 	s := openStore(t, path)
 	r, _ := openRegistry(t, path)
-	if err := s.Rotate(t.Context(), "a", Secret("two"), time.Hour); err != nil {
+	if err := s.Rotate(t.Context(), "a", Secret("two"), in(time.Hour)); err != nil {
 		t.Fatal(err)
 	}
 	r.has(t, "a", "two", "one")
 	insert(t, db, "a", "three") // INSERT OR REPLACE
 	r.has(t, "a", "three")
-	if err := s.Rotate(t.Context(), "a", Secret("four"), time.Hour); err != nil {
+	if err := s.Rotate(t.Context(), "a", Secret("four"), in(time.Hour)); err != nil {
 		t.Fatal(err)
 	}
 	execute(t, db, "DELETE FROM devices")
@@ -99,7 +107,7 @@ func TestSecretEndsWithoutTheDatabase(t *testing.T) {
 	path := newPath(t)
 	s := openStore(t, path)
 	add(t, s, "a", "one")
-	if err := s.Rotate(t.Context(), "a", Secret("two"), 2*time.Second); err != nil {
+	if err := s.Rotate(t.Context(), "a", Secret("two"), in(2*time.Second)); err != nil {
 		t.Fatal(err)
 	}
 	r, _ := openRegistry(t, path)
@@ -137,7 +145,7 @@ func TestPins(t *testing.T) {
 	allows(true, false, false)
 	do(s.SetCertificate(t.Context(), "a", time.Unix(2e9, 0), two))
 	allows(true, true, false)
-	do(s.Rotate(t.Context(), "a", Secret("two"), time.Hour))
+	do(s.Rotate(t.Context(), "a", Secret("two"), in(time.Hour)))
 	r.has(t, "a", "two", "one")
 	allows(true, true, false)
 	if e, err := s.Get(t.Context(), "a"); err != nil || len(e.Pins) != 2 || e.CertificateExpires.Unix() != 2e9 {
@@ -175,7 +183,7 @@ func TestChangesAreTold(t *testing.T) {
 	}{
 		{func() error { return s.SetDisabled(t.Context(), "a", true) }, Change{"a", Disabled}},
 		{func() error { return s.SetDisabled(t.Context(), "a", false) }, Change{"a", Enabled}},
-		{func() error { return s.Rotate(t.Context(), "a", Secret("two"), time.Second) }, Change{"a", NewSecrets}},
+		{func() error { return s.Rotate(t.Context(), "a", Secret("two"), in(time.Second)) }, Change{"a", NewSecrets}},
 		{func() error { return nil }, Change{"a", NewSecrets}}, // the old one ends
 		{func() error { return s.Pin(t.Context(), "a", Fingerprint{1}) }, Change{"a", Certificate}},
 		{func() error { return s.Add(t.Context(), "b", Secret("x")) }, Change{"b", Added}},
@@ -294,7 +302,7 @@ func TestRecrypt(t *testing.T) {
 			insert(t, db, fmt.Sprintf("d%d", i), fmt.Sprintf("plain text %d", i))
 		}
 		plain := openStore(t, path)
-		if err := plain.Rotate(t.Context(), "d0", Secret("plain text new"), time.Hour); err != nil {
+		if err := plain.Rotate(t.Context(), "d0", Secret("plain text new"), in(time.Hour)); err != nil {
 			t.Fatal(err)
 		}
 		one, two := newKey(t), newKey(t)
