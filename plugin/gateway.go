@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/time/rate"
 
+	"mosquitto-bouncer/plugin/audit"
 	"mosquitto-bouncer/plugin/brokerconf"
 	"mosquitto-bouncer/plugin/config"
 	"mosquitto-bouncer/plugin/downlink"
@@ -43,6 +44,8 @@ const (
 	maxAnswerLength = 64 << 10
 	// stopWithin is how long Stop waits for the backend to take what is still queued.
 	stopWithin = 4 * time.Second
+	// stopAuditWithin is how long it waits for the audit log.
+	stopAuditWithin = 2 * time.Second
 	// maxCopies is how many redelivered QoS 2 messages are watched at a time.
 	maxCopies = 1024
 	// maxOffenders is how many clients are disconnected for bad signatures between two ticks.
@@ -60,6 +63,11 @@ type Host interface {
 	// Kick ends a client's connection, without its last will. Broker's thread only, and not while the client is being
 	// served.
 	Kick(clientID string)
+	// KickUser ends the connections of all clients with a user name, without their last wills. As Kick.
+	KickUser(username string)
+	// Fingerprint returns the SHA-256 of the certificate that a client presented, false where it has none. Broker's thread
+	// only, with the Connection of the Publish that the broker presents.
+	Fingerprint(connection uintptr) ([32]byte, bool)
 	// Wake ends the present sleep of the broker's thread. Any thread; returns at once.
 	Wake()
 	// SetOthers says how questions of access are answered that are not the gateway's concern. Broker's thread only.
@@ -98,6 +106,10 @@ type Gateway struct {
 	waker     *downlink.Waker
 	logs      *logQueue
 	log       *slog.Logger
+	config    *config.Config // as it is in force
+	reloader  *reloader
+	revoked   revoked
+	audit     *audit.Log // nil: none
 	refusals  *refusalLog
 	panics    rate.Sometimes // how often a panic is worth its stack in the log
 	clockOff  clockOff
@@ -119,6 +131,7 @@ func Start(configFile string, host Host) (_ *Gateway, err error) {
 	g := &Gateway{
 		host:     host,
 		file:     configFile,
+		config:   c,
 		others:   c.ACL.Others,
 		started:  time.Now(),
 		own:      ownTopics(c),
@@ -142,16 +155,23 @@ func Start(configFile string, host Host) (_ *Gateway, err error) {
 	for _, filter := range c.Publish.Topics {
 		g.gated = append(g.gated, newGatedTopic(filter))
 	}
-	if c.Publish.Rate > 0 {
-		g.devices = devices{limit: rate.Limit(c.Publish.Rate), burst: c.Publish.Burst}
-	}
+	g.devices.limit, g.devices.burst = deviceLimit(c)
 	g.decision = circumstances{
 		tolerance: int64(c.Publish.Tolerance / time.Second),
 		maxBytes:  c.Publish.MaxBytes,
 		decoder:   new(envelope.Decoder),
 		seen:      g.seen,
 	}
-	if g.registry, err = registry.Open(c.Database, g.log); err != nil {
+	key, err := registryKey(c)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", c.Where("registry.key_file"), err)
+	}
+	if c.Audit.File != "" {
+		if g.audit, err = audit.Open(auditOptions(c), g.log); err != nil {
+			return nil, fmt.Errorf("%s: %w", c.Where("audit.file"), err)
+		}
+	}
+	if g.registry, err = registry.Open(c.Database, g.log, registry.WithKey(key)); err != nil {
 		return nil, fmt.Errorf("%s: %w", c.Where("database"), err)
 	}
 	// From 2.1 on the broker's thread sleeps between a tick and the sending of what was published in it.
@@ -160,6 +180,8 @@ func Start(configFile string, host Host) (_ *Gateway, err error) {
 		rounds = 2
 	}
 	g.waker = downlink.NewWaker(host.Wake, rounds, g.log)
+	g.reloader = newReloader(configFile, g.waker.Wake, g.log)
+	g.registry.OnChanges(g.devicesChanged)
 	g.forwarder, err = forward.New(forward.Config{
 		URL:         c.Backend.URL,
 		Timeout:     c.Backend.Timeout,
@@ -178,6 +200,7 @@ func Start(configFile string, host Host) (_ *Gateway, err error) {
 	if err = g.checkBroker(); err != nil {
 		return nil, err
 	}
+	g.audit.Add(audit.Record{Event: audit.Start, Version: Version})
 	g.flushLog()
 	return g, nil
 }
@@ -195,6 +218,7 @@ func (g *Gateway) Tick() {
 	g.departed = 0
 	g.waker.Tick()
 	g.drain()
+	g.kickRevoked()
 	// Kick calls Disconnected, which takes the client off the list.
 	for len(g.offenders) > 0 {
 		last := g.offenders[len(g.offenders)-1]
@@ -227,6 +251,7 @@ func (g *Gateway) Disconnected(connection uintptr, identity, clientID []byte) {
 
 // Stop ends everything that Start began. It waits up to stopWithin for the backend to take what is still queued.
 func (g *Gateway) Stop() {
+	g.audit.Add(audit.Record{Event: audit.Stop, Version: Version})
 	g.stop()
 	g.log.Info("stopped")
 	g.flushLog()
@@ -246,13 +271,19 @@ func (g *Gateway) stop() {
 			g.log.Error("the backend did not take every accepted message before the stop; the rest is lost", "error", err)
 		}
 	}
-	if g.waker != nil {
-		g.waker.Stop()
+	if g.reloader != nil {
+		g.reloader.stop() // it wakes, as does the registry, so they go first
 	}
 	if g.registry != nil {
 		if err := g.registry.Close(); err != nil {
 			g.log.Error("closing the registry", "error", err)
 		}
+	}
+	if g.waker != nil {
+		g.waker.Stop()
+	}
+	if err := g.audit.Close(stopAuditWithin); err != nil {
+		g.log.Error("the end of the audit log is lost", "error", err)
 	}
 }
 
@@ -282,6 +313,7 @@ func (g *Gateway) answered(a forward.Answer) {
 
 // drain hands waiting answers and log lines to the broker.
 func (g *Gateway) drain() {
+	g.takeReload()
 	g.answers.Drain(func(p downlink.Publish) {
 		if err := g.host.Publish(p); err != nil {
 			g.host.Log(slog.LevelWarn, fmt.Sprintf("the broker did not take a response topic=%s error=%q", p.Topic, err))
