@@ -317,8 +317,8 @@ func TestBarrier(t *testing.T) {
 		t.Fatal(err)
 	}
 	writeFile(t, file, "")
-	us := &account{os.Getuid(), os.Getgid()}
-	group := &account{os.Getuid() + 1, os.Getgid()}
+	us := &account{uid: os.Getuid(), gid: os.Getgid()}
+	group := &account{uid: os.Getuid() + 1, gid: os.Getgid()}
 	for p := filepath.Dir(dir); group.barrier(p) != ""; p = filepath.Dir(p) {
 		// t.TempDir makes its parents as the umask says.
 		if err := os.Chmod(p, 0o755); err != nil {

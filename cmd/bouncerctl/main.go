@@ -61,7 +61,7 @@ It exits with 0 when done, 1 when it failed, 2 when called wrongly.`,
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error { return usage(c, "%v", err) })
 	var configFile string
 	root.PersistentFlags().StringVar(&configFile, "config", defaultConfig, "the bouncer.toml `file`")
-	root.AddCommand(newInit(), newDevice(&configFile), newRegistry(&configFile))
+	root.AddCommand(newInit(), newDevice(&configFile), newRegistry(&configFile), newCheck(&configFile), newSign(&configFile), newVerify(&configFile))
 	return root
 }
 

@@ -60,7 +60,7 @@ The file gets mode 0640 and, run as root, the group mosquitto.`,
 				return err
 			}
 			if owner != nil {
-				owner = &account{0, owner.gid}
+				owner = &account{gid: owner.gid}
 			}
 			var made creation
 			if err := made.file(path, append(registry.GenerateKey(), '\n'), 0o640, owner); err != nil {

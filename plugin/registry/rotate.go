@@ -112,19 +112,34 @@ func exists(ctx context.Context, tx *sql.Tx, id string) error {
 	return nil
 }
 
-// Secret returns the newest secret of a device. The error is ErrNotFound where there is no such device.
-func (s *Store) Secret(ctx context.Context, id string) (Secret, error) {
-	var stored string
-	err := s.db.QueryRowContext(ctx, "SELECT shared_secret FROM devices WHERE device_id = ?", id).Scan(&stored)
-	if errors.Is(err, sql.ErrNoRows) {
-		return nil, fmt.Errorf("device %q: %w", id, ErrNotFound)
-	}
+// Secrets returns the secrets of a device that are valid now, the newest first. The error is ErrNotFound where there is no
+// such device.
+func (s *Store) Secrets(ctx context.Context, id string) ([]Secret, error) {
+	rows, err := s.db.QueryContext(ctx, `SELECT shared_secret FROM (
+		SELECT shared_secret, 1 AS newest, 0 AS since, 0 AS row FROM devices WHERE device_id = ?1
+		UNION ALL SELECT shared_secret, 0, since, rowid FROM old_secrets WHERE device_id = ?1 AND expires_at > ?2)
+		ORDER BY newest DESC, since DESC, row DESC`, id, time.Now().Unix())
 	if err != nil {
 		return nil, s.failed(err)
 	}
-	secret, err := s.key.open([]byte(id), []byte(stored))
-	if err != nil {
-		return nil, fmt.Errorf("device %q: %w", id, err)
+	defer func() { _ = rows.Close() }()
+	var secrets []Secret
+	for rows.Next() {
+		var stored string
+		if err := rows.Scan(&stored); err != nil {
+			return nil, s.failed(err)
+		}
+		secret, err := s.key.open([]byte(id), []byte(stored))
+		if err != nil {
+			return nil, fmt.Errorf("device %q: %w", id, err)
+		}
+		secrets = append(secrets, secret)
 	}
-	return secret, nil
+	if err := rows.Err(); err != nil {
+		return nil, s.failed(err)
+	}
+	if len(secrets) == 0 {
+		return nil, fmt.Errorf("device %q: %w", id, ErrNotFound)
+	}
+	return secrets, nil
 }

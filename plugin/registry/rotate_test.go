@@ -338,8 +338,9 @@ func TestRecrypt(t *testing.T) {
 		if r.Lookup([]byte("d1")) != d1 {
 			t.Error("an unchanged secret made a new device")
 		}
-		if secret, err := openStore(t, path, WithKey(one)).Secret(t.Context(), "d7"); err != nil || string(secret) != "plain text 7" {
-			t.Error(err)
+		if secrets, err := openStore(t, path, WithKey(one)).Secrets(t.Context(), "d0"); err != nil || len(secrets) != 2 ||
+			string(secrets[0]) != "plain text new" || string(secrets[1]) != "plain text 0" {
+			t.Error(len(secrets), err)
 		}
 		if _, err := openStore(t, path, WithKey(two)).Recrypt(t.Context(), nil); err == nil || !strings.Contains(err.Error(), "nothing was changed") {
 			t.Error(err)
