@@ -185,7 +185,7 @@ func (v *verification) mistake() string {
 	timestamp := strings.TrimSuffix(strings.TrimPrefix(string(head), device), id)
 	payloads := []struct{ text, what string }{
 		{string(e.Payload), ""}, {string(e.Canonical()), ""},
-		{spaced(e.Payload), " and the payload as Python's json.dumps writes it without separators"},
+		{spaced(e.Payload), " and the payload with a blank behind each comma and colon, as Python writes it by default"},
 		{string(e.Payload) + "\n", " and a line end behind the payload"},
 	}
 	joins := []struct {
