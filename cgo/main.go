@@ -233,6 +233,17 @@ func (broker) Kick(clientID string) {
 	C.bouncer_kick(id)
 }
 
+func (broker) KickUser(username string) {
+	name := C.CString(username)
+	defer C.free(unsafe.Pointer(name))
+	C.bouncer_kick_user(name)
+}
+
+func (broker) Fingerprint(connection uintptr) (sum [32]byte, ok bool) {
+	ok = bool(C.bouncer_fingerprint(C.uintptr_t(connection), (*C.uchar)(&sum[0])))
+	return sum, ok
+}
+
 func (broker) SetOthers(others plugin.Others) {
 	switch others {
 	case plugin.OthersAllow:

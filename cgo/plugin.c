@@ -15,6 +15,7 @@
 #include <mosquitto.h>
 #include <mosquitto_broker.h>
 #include <mosquitto_plugin.h>
+#include <openssl/evp.h>
 #include <openssl/x509.h>
 
 #include "_cgo_export.h"
@@ -69,10 +70,12 @@ static struct common_name {
 	X509 *certificate;
 	const unsigned char *text;
 	size_t len;
+	bool summed; /* the fingerprint is known; few are asked for */
+	unsigned char fingerprint[32];
 } common_names[256];
 
 /* Takes over the caller's reference. */
-static const struct common_name *common_name(X509 *certificate)
+static struct common_name *common_name(X509 *certificate)
 {
 	struct common_name *known = &common_names[((uintptr_t)certificate >> 4) * 0x9e3779b1u >> 8 & 255];
 
@@ -303,6 +306,25 @@ void bouncer_kick(const char *client_id)
 {
 	must_be_on(broker_thread, "kick");
 	mosquitto_kick_client_by_clientid(client_id, false);
+}
+
+void bouncer_kick_user(const char *username)
+{
+	mosquitto_kick_client_by_username(username, false);
+}
+
+bool bouncer_fingerprint(uintptr_t connection, unsigned char *sum)
+{
+	X509 *certificate = mosquitto_client_certificate((struct mosquitto *)connection); /* a reference of our own */
+	if(!certificate) return false;
+	struct common_name *known = common_name(certificate);
+	if(!known->summed){
+		unsigned int len = 0;
+		if(!X509_digest(certificate, EVP_sha256(), known->fingerprint, &len) || len != sizeof(known->fingerprint)) return false;
+		known->summed = true;
+	}
+	memcpy(sum, known->fingerprint, sizeof(known->fingerprint));
+	return true;
 }
 
 void bouncer_log(int level, const char *line)

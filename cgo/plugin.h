@@ -64,6 +64,13 @@ bool bouncer_broker_is_2_1(void);
 /* Ends a client's connection without its last will. Broker's thread only. */
 void bouncer_kick(const char *client_id);
 
+/* Ends the connections of all clients with a user name, without their last wills. Broker's thread only. */
+void bouncer_kick_user(const char *username);
+
+/* Puts the SHA-256 of the client's certificate into sum, 32 bytes; false: it presented none. connection is that of the
+ * publish which is being looked at. Broker's thread only. */
+bool bouncer_fingerprint(uintptr_t connection, unsigned char *sum);
+
 /* Writes "bouncer: " and the line to the broker's log. Broker's thread only. */
 void bouncer_log(int level, const char *line);
 

@@ -158,7 +158,9 @@ func (g *Gateway) decide(p *Publish, level []byte) {
 	g.noteForgotten(g.decision.now.Unix())
 	v := &g.pending
 	v.keep(p, g.decision.maxBytes)
-	v.device = g.devices.of(g.registry.Lookup(p.Identity))
+	registered := g.registry.Lookup(p.Identity)
+	v.device = g.devices.of(registered)
+	v.publish.OtherCertificate = g.otherCertificate(p, registered)
 	v.envelope, v.reason, v.detail = judge(&v.publish, level, v.device, &g.decision)
 	if v.reason == Accepted && command.IsID(v.envelope.MessageID) {
 		v.reason, v.detail = Malformed, errCommandID
@@ -205,8 +207,10 @@ func (g *Gateway) subscribe(p *Publish) Decision {
 // as a device does whose session outlives its connection, has no claim of his own: others decide.
 func (g *Gateway) ownTopic(p *Publish) Decision {
 	level, own := deviceLevel(g.own, p.Topic)
-	if own && bytes.Equal(level, p.Identity) && g.registry.Lookup(p.Identity) != nil {
-		return AllowCertified
+	if own && bytes.Equal(level, p.Identity) {
+		if d := g.registry.Lookup(p.Identity); d != nil && !g.otherCertificate(p, d) {
+			return AllowCertified
+		}
 	}
 	return Deny
 }

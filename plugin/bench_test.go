@@ -54,13 +54,15 @@ func benchEnvelope(b *testing.B, secret, device string, timestamp int64, id stri
 // silentBroker is a Host that does nothing.
 type silentBroker struct{}
 
-func (silentBroker) Log(slog.Level, string)            {}
-func (silentBroker) Publish(downlink.Publish) error    { return nil }
-func (silentBroker) Kick(string)                       {}
-func (silentBroker) Wake()                             {}
-func (silentBroker) SetOthers(Others)                  {}
-func (silentBroker) Is2_1() bool                       { return false }
-func (silentBroker) Traceparent(unsafe.Pointer) string { return "" }
+func (silentBroker) Log(slog.Level, string)                      {}
+func (silentBroker) Publish(downlink.Publish) error              { return nil }
+func (silentBroker) Kick(string)                                 {}
+func (silentBroker) KickUser(string)                             {}
+func (silentBroker) Fingerprint(uintptr) (sum [32]byte, ok bool) { return }
+func (silentBroker) Wake()                                       {}
+func (silentBroker) SetOthers(Others)                            {}
+func (silentBroker) Is2_1() bool                                 { return false }
+func (silentBroker) Traceparent(unsafe.Pointer) string           { return "" }
 
 // A benchGateway is a running gateway whose backend takes connections and never answers, so that nothing but the
 // benchmark runs; and good publishes of its devices, in no order that a processor foresees.

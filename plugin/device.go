@@ -17,6 +17,7 @@ type device struct {
 	registered *registry.Device // what keys were made from
 	keys       []*envelope.Key
 	limiter    *rate.Limiter // of its publishes; nil: no limit
+	limits     uint32        // devices.limits when limiter was set
 	lines      *rate.Limiter // of its refusals in the log; nil: none yet
 	publishers [4]publisher
 	departures uint32 // connections of publishers that have ended, and one more
@@ -39,6 +40,29 @@ type devices struct {
 	bySerial []*device
 	limit    rate.Limit // messages a second for each device; rate.Inf: no limit
 	burst    int
+	limits   uint32 // how often the limit was changed
+}
+
+// setLimit changes the rate limit of every device, each from its next publish on.
+func (ds *devices) setLimit(limit rate.Limit, burst int) {
+	if ds.limit != limit || ds.burst != burst {
+		ds.limit, ds.burst = limit, burst
+		ds.limits++
+	}
+}
+
+// limited brings a device's limiter up to date. What it has left of its burst stays as it is.
+func (ds *devices) limited(d *device) {
+	d.limits = ds.limits
+	switch {
+	case ds.limit == rate.Inf:
+		d.limiter = nil
+	case d.limiter == nil:
+		d.limiter = rate.NewLimiter(ds.limit, ds.burst)
+	default:
+		d.limiter.SetLimit(ds.limit)
+		d.limiter.SetBurst(ds.burst)
+	}
 }
 
 // of returns the device of a registry entry, with its secrets as they are now and its token bucket as it was left; nil
@@ -54,10 +78,11 @@ func (ds *devices) of(registered *registry.Device) *device {
 	d := ds.bySerial[serial]
 	if d == nil {
 		d = &device{departures: 1}
-		if ds.limit != rate.Inf {
-			d.limiter = rate.NewLimiter(ds.limit, ds.burst)
-		}
+		ds.limited(d)
 		ds.bySerial[serial] = d
+	}
+	if d.limits != ds.limits {
+		ds.limited(d)
 	}
 	if d.registered != registered {
 		d.registered = registered

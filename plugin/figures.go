@@ -38,6 +38,7 @@ func (g *Gateway) readFigures() metrics.Figures {
 		Registry:  metrics.Registry{Devices: g.registry.Len()},
 		Callbacks: []metrics.Callback{{Name: "access", Time: g.figures.access.Histogram()}, {Name: "message", Time: g.figures.message.Histogram()}},
 		Ticks:     g.figures.ticks.Load(),
+		BadReload: g.ReloadError() != "",
 		Responses: metrics.Responses{
 			Waiting:   g.answers.Len(),
 			Published: g.figures.downPublished.Load(),

@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/time/rate"
 
+	"mosquitto-bouncer/plugin/audit"
 	"mosquitto-bouncer/plugin/brokerconf"
 	"mosquitto-bouncer/plugin/config"
 	"mosquitto-bouncer/plugin/downlink"
@@ -48,6 +49,8 @@ const (
 	// stopWithin is how long Stop waits for the backend to take what is still queued. The rest is delivered after the
 	// next start.
 	stopWithin = 1500 * time.Millisecond
+	// stopAuditWithin is how long it waits for the audit log.
+	stopAuditWithin = time.Second
 	// maxCopies is how many redelivered QoS 2 messages are watched at a time.
 	maxCopies = 1024
 	// maxOffenders is how many clients are disconnected for bad signatures between two ticks.
@@ -65,6 +68,11 @@ type Host interface {
 	// Kick ends a client's connection, without its last will. Broker's thread only, and not while the client is being
 	// served.
 	Kick(clientID string)
+	// KickUser ends the connections of all clients with a user name, without their last wills. As Kick.
+	KickUser(username string)
+	// Fingerprint returns the SHA-256 of the certificate that a client presented, false where it has none. Broker's thread
+	// only, with the Connection of the Publish that the broker presents.
+	Fingerprint(connection uintptr) ([32]byte, bool)
 	// Wake ends the present sleep of the broker's thread. Any thread; returns at once.
 	Wake()
 	// SetOthers says how questions of access are answered that are not the gateway's concern. Broker's thread only.
@@ -118,6 +126,10 @@ type Gateway struct {
 	waker    *downlink.Waker
 	logs     *logQueue
 	log      *slog.Logger
+	config   *config.Config // as it is in force
+	reloader *reloader
+	revoked  revoked
+	audit    *audit.Log // nil: none
 	refusals *refusalLog
 	panics   rate.Sometimes // how often a panic is worth its stack in the log
 	clockOff clockOff
@@ -149,6 +161,7 @@ func Start(configFile string, host Host) (_ *Gateway, err error) {
 	g := &Gateway{
 		host:     host,
 		file:     configFile,
+		config:   c,
 		others:   c.ACL.Others,
 		started:  time.Now(),
 		own:      ownTopics(c),
@@ -175,9 +188,7 @@ func Start(configFile string, host Host) (_ *Gateway, err error) {
 	for _, filter := range c.Publish.Topics {
 		g.gated = append(g.gated, newGatedTopic(filter))
 	}
-	if c.Publish.Rate > 0 {
-		g.devices = devices{limit: rate.Limit(c.Publish.Rate), burst: c.Publish.Burst}
-	}
+	g.devices.limit, g.devices.burst = deviceLimit(c)
 	g.decision = circumstances{
 		tolerance: int64(c.Publish.Tolerance / time.Second),
 		maxBytes:  c.Publish.MaxBytes,
@@ -189,7 +200,16 @@ func Start(configFile string, host Host) (_ *Gateway, err error) {
 			g.seen.Prefetch(d.registered.Serial, id)
 		}
 	}
-	if g.registry, err = registry.Open(c.Database, g.log); err != nil {
+	key, err := registryKey(c)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", c.Where("registry.key_file"), err)
+	}
+	if c.Audit.File != "" {
+		if g.audit, err = audit.Open(auditOptions(c), g.log); err != nil {
+			return nil, fmt.Errorf("%s: %w", c.Where("audit.file"), err)
+		}
+	}
+	if g.registry, err = registry.Open(c.Database, g.log, registry.WithKey(key)); err != nil {
 		return nil, fmt.Errorf("%s: %w", c.Where("database"), err)
 	}
 	// From 2.1 on the broker's thread sleeps between a tick and the sending of what was published in it.
@@ -198,6 +218,8 @@ func Start(configFile string, host Host) (_ *Gateway, err error) {
 		rounds = 2
 	}
 	g.waker = downlink.NewWaker(host.Wake, rounds, g.log)
+	g.reloader = newReloader(configFile, g.waker.Wake, g.log)
+	g.registry.OnChanges(g.devicesChanged)
 	if err = g.startDelivery(c); err != nil {
 		return nil, err
 	}
@@ -220,6 +242,7 @@ func Start(configFile string, host Host) (_ *Gateway, err error) {
 			return nil, err
 		}
 	}
+	g.audit.Add(audit.Record{Event: audit.Start, Version: Version})
 	g.flushLog()
 	return g, nil
 }
@@ -239,6 +262,7 @@ func (g *Gateway) Tick() {
 	g.waker.Tick()
 	g.drain()
 	g.forwarder.Dispatch()
+	g.kickRevoked()
 	// Kick calls Disconnected, which takes the client off the list.
 	for len(g.offenders) > 0 {
 		last := g.offenders[len(g.offenders)-1]
@@ -272,6 +296,7 @@ func (g *Gateway) Disconnected(connection uintptr, identity, clientID []byte) {
 
 // Stop ends everything that Start began. It waits up to stopWithin for the backend to take what is still queued.
 func (g *Gateway) Stop() {
+	g.audit.Add(audit.Record{Event: audit.Stop, Version: Version})
 	g.stop()
 	g.log.Info("stopped", g.Stats().Accounts.attrs()...)
 	g.flushLog()
@@ -296,13 +321,19 @@ func (g *Gateway) stop() {
 		}
 	}
 	g.stopDelivery()
-	if g.waker != nil {
-		g.waker.Stop()
+	if g.reloader != nil {
+		g.reloader.stop() // it wakes, as does the registry, so they go first
 	}
 	if g.registry != nil {
 		if err := g.registry.Close(); err != nil {
 			g.log.Error("closing the registry", "error", err)
 		}
+	}
+	if g.waker != nil {
+		g.waker.Stop()
+	}
+	if err := g.audit.Close(stopAuditWithin); err != nil {
+		g.log.Error("the end of the audit log is lost", "error", err)
 	}
 }
 

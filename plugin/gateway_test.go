@@ -28,13 +28,19 @@ type aBroker struct {
 	lines     []string
 	published []downlink.Publish
 	kicked    []string
-	others    Others
-	wakes     atomic.Int64
+
+	fingerprint [32]byte
+	others      Others
+	wakes       atomic.Int64
 }
 
-func (b *aBroker) Log(_ slog.Level, line string)     { b.lines = append(b.lines, line) }
-func (b *aBroker) Publish(p downlink.Publish) error  { b.published = append(b.published, p); return nil }
-func (b *aBroker) Kick(clientID string)              { b.kicked = append(b.kicked, clientID) }
+func (b *aBroker) Log(_ slog.Level, line string)    { b.lines = append(b.lines, line) }
+func (b *aBroker) Publish(p downlink.Publish) error { b.published = append(b.published, p); return nil }
+func (b *aBroker) Kick(clientID string)             { b.kicked = append(b.kicked, clientID) }
+func (b *aBroker) KickUser(username string)         { b.kicked = append(b.kicked, "user "+username) }
+func (b *aBroker) Fingerprint(uintptr) ([32]byte, bool) {
+	return b.fingerprint, b.fingerprint != [32]byte{}
+}
 func (b *aBroker) Wake()                             { b.wakes.Add(1) }
 func (b *aBroker) SetOthers(o Others)                { b.others = o }
 func (b *aBroker) Is2_1() bool                       { return false }

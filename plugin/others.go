@@ -1,7 +1,6 @@
 package plugin
 
 import (
-	"errors"
 	"fmt"
 
 	"mosquitto-bouncer/plugin/brokerconf"
@@ -109,24 +108,4 @@ func (g *Gateway) ownLines() (where string) {
 		where += fmt.Sprintf(", at %s:%d", line.File, line.Number)
 	}
 	return where
-}
-
-// Reload follows the broker's own configuration after SIGHUP. An acl_file that was ever there counts as still there: the
-// broker keeps it where anything in its new configuration is wrong, which only it can tell.
-func (g *Gateway) Reload() {
-	defer func() {
-		if v := recover(); v != nil {
-			g.survived("reload", v)
-		}
-	}()
-	conf, err := brokerconf.Running()
-	switch {
-	case g.brokerConf == nil:
-		conf, err = nil, errors.New("the broker's configuration could not be read at the start")
-	case err == nil:
-		conf = g.brokerConf.Reloaded(conf)
-		g.brokerConf = conf
-	}
-	g.settleOthers(conf, err)
-	g.flushLog()
 }

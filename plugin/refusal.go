@@ -77,6 +77,7 @@ func (g *Gateway) refuse(p *Publish, d *device, e *envelope.Envelope, reason Rea
 	g.figures.verdicts[reason].Add(1)
 	g.notify(p, messageID, reason, detail)
 	g.refusals.refused(g.decision.now, p, d, messageID, reason, detail, g.host.Log)
+	g.auditDenial(p, messageID, reason, detail)
 	if reason == BadSignature && g.maxBad > 0 && d.bad.add(g.decision.now, g.maxBad) && len(g.offenders) < maxOffenders {
 		g.offenders = append(g.offenders, offender{p.Connection, string(p.Identity), string(p.ClientID)})
 	}

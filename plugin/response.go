@@ -54,6 +54,8 @@ func (g *Gateway) answered(a forward.Answer) {
 
 // drain hands waiting answers, commands and log lines to the broker.
 func (g *Gateway) drain() {
+	g.takeReload()
+	g.takeRequeued()
 	g.answers.Drain(g.publishDown)
 	g.drainCommands()
 	g.flushLog()

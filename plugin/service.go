@@ -117,6 +117,9 @@ func (s service) Health() (wrong []string) {
 	if err := g.journal.Stats().Err; err != nil {
 		wrong = append(wrong, err.Error())
 	}
+	if why := g.ReloadError(); why != "" {
+		wrong = append(wrong, "bouncer.toml was not reloaded: "+why)
+	}
 	for _, check := range g.checks {
 		if err := check(); err != nil {
 			wrong = append(wrong, err.Error())

@@ -73,6 +73,9 @@ type Publish struct {
 	Identity []byte
 	// Certified reports whether the client presented a certificate whose common name is Identity.
 	Certified bool
+	// OtherCertificate reports that certificates are pinned for the device, and that the client's is none of them. The
+	// gateway finds it out itself.
+	OtherCertificate bool
 	// ClientID is the client's MQTT client id.
 	ClientID []byte
 	// Topic is the topic as the broker will route it, a listener's mount point included.
@@ -110,6 +113,9 @@ type circumstances struct {
 func judge(p *Publish, level []byte, d *device, c *circumstances) (*envelope.Envelope, Reason, error) {
 	if !p.Certified || len(p.Identity) == 0 {
 		return nil, NoTLSIdentity, nil
+	}
+	if p.OtherCertificate {
+		return nil, NoTLSIdentity, errOtherCertificate
 	}
 	if !bytes.Equal(level, p.Identity) {
 		return nil, TopicMismatch, nil

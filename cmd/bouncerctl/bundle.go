@@ -16,6 +16,7 @@ import (
 
 	"mosquitto-bouncer/plugin/config"
 	"mosquitto-bouncer/plugin/pki"
+	"mosquitto-bouncer/plugin/registry"
 )
 
 // bundle is the files that a device needs.
@@ -27,53 +28,122 @@ type bundleFile struct {
 	mode    fs.FileMode
 }
 
-// readmeValues fill README.tmpl.
+// readmeValues fill README.tmpl and UPDATE.tmpl.
 type readmeValues struct {
 	ID, Topic, Response string
 	Host                string
 	Port                int
 	NotAfter            string // "" if the bundle has no certificate
+	OwnKey              bool   // the device has its private key, the bundle has not
+	Secret              bool   // the bundle has a secret
+	Ends                string // when the old secret ends; "" at once
 }
 
-// newBundle makes the files for a device. The CA and what is known of the
-// broker's address are taken from configDir, where init put them.
-func newBundle(id string, secret []byte, cfg *config.Config, configDir string, noCert bool) (bundle, error) {
-	readme := readmeValues{
-		ID:       id,
-		Topic:    strings.Replace(cfg.Publish.Topics[0], "+", id, 1),
-		Response: strings.Replace(cfg.Response.Topic, config.DeviceID, id, 1),
+// A maker makes bundles. Safe for concurrent use.
+type maker struct {
+	cfg     *config.Config
+	ca      *pki.CA // nil: no certificates
+	request []byte  // a certificate signing request, if there is one
+	host    string
+	port    int
+}
+
+// certificate is what the registry notes of one.
+type certificate struct {
+	expires     time.Time // zero: there is none
+	fingerprint registry.Fingerprint
+}
+
+// newMaker takes the CA and what is known of the broker's address from
+// configDir, where init put them.
+func newMaker(cfg *config.Config, configDir string, certify bool) (*maker, error) {
+	m := &maker{cfg: cfg}
+	m.host, m.port = brokerAddress(configDir)
+	if !certify {
+		return m, nil
 	}
-	readme.Host, readme.Port = brokerAddress(configDir)
-	var b bundle
-	if !noCert {
-		ca, err := loadCA(configDir)
-		if err != nil {
-			return nil, err
-		}
-		now := time.Now()
-		cert, key, err := ca.IssueDevice(id, now, pki.LeafLifetime)
-		if err != nil {
-			return nil, err
-		}
-		notAfter := now.Add(pki.LeafLifetime)
-		if notAfter.After(ca.NotAfter()) {
-			notAfter = ca.NotAfter()
-		}
-		readme.NotAfter = notAfter.UTC().Format(time.DateOnly)
-		b = bundle{
-			{"ca.crt", ca.CertPEM(), 0o640},
-			{"device.crt", cert, 0o640},
-			{"device.key", key, 0o600},
-		}
+	var err error
+	m.ca, err = loadCA(configDir)
+	return m, err
+}
+
+// bundle makes the files for a device.
+func (m *maker) bundle(id string, secret []byte) (bundle, certificate, error) {
+	b, cert, err := m.certificate(id)
+	if err != nil {
+		return nil, certificate{}, err
 	}
+	readme := m.readme(id, cert)
+	readme.Secret = true
 	text, err := render("README.tmpl", readme)
 	if err != nil {
-		return nil, err
+		return nil, certificate{}, err
 	}
-	return append(b,
-		bundleFile{"secret", secret, 0o600},
-		bundleFile{"README", text, 0o640},
-	), nil
+	return append(b, bundleFile{"secret", secret, 0o600}, bundleFile{"README", text, 0o640}), cert, nil
+}
+
+// certificate makes the files of the device's certificate, if there is to be
+// one.
+func (m *maker) certificate(id string) (bundle, certificate, error) {
+	if m.ca == nil {
+		return nil, certificate{}, nil
+	}
+	var cert, key []byte
+	var err error
+	if m.request != nil {
+		cert, err = m.ca.IssueDeviceFor(id, m.request, time.Now(), pki.LeafLifetime)
+	} else {
+		cert, key, err = m.ca.IssueDevice(id, time.Now(), pki.LeafLifetime)
+	}
+	if err != nil {
+		return nil, certificate{}, err
+	}
+	expires, fingerprint, err := pki.Inspect(cert)
+	if err != nil {
+		return nil, certificate{}, err
+	}
+	b := bundle{{"ca.crt", m.ca.CertPEM(), 0o640}, {"device.crt", cert, 0o640}}
+	if key != nil {
+		b = append(b, bundleFile{"device.key", key, 0o600})
+	}
+	return b, certificate{expires, fingerprint}, nil
+}
+
+// update makes the files for a device that has a bundle: a new secret, or a new
+// certificate. ends is when the old secret does; zero: at once.
+func (m *maker) update(id string, secret []byte, ends time.Time) (bundle, certificate, error) {
+	b, cert, err := m.certificate(id)
+	if err != nil {
+		return nil, certificate{}, err
+	}
+	readme := m.readme(id, cert)
+	if secret != nil {
+		readme.Secret = true
+		b = append(b, bundleFile{"secret", secret, 0o600})
+	}
+	if !ends.IsZero() {
+		readme.Ends = ends.UTC().Format(time.RFC3339)
+	}
+	text, err := render("UPDATE.tmpl", readme)
+	if err != nil {
+		return nil, certificate{}, err
+	}
+	return append(b, bundleFile{"README", text, 0o640}), cert, nil
+}
+
+func (m *maker) readme(id string, cert certificate) readmeValues {
+	r := readmeValues{
+		ID:       id,
+		Topic:    strings.Replace(m.cfg.Publish.Topics[0], "+", id, 1),
+		Response: strings.Replace(m.cfg.Response.Topic, config.DeviceID, id, 1),
+		Host:     m.host,
+		Port:     m.port,
+		OwnKey:   m.request != nil,
+	}
+	if !cert.expires.IsZero() {
+		r.NotAfter = cert.expires.UTC().Format(time.DateOnly)
+	}
+	return r
 }
 
 // write makes the directory, which must not exist, and the files in it; the

@@ -24,8 +24,7 @@ const defaultLimit = 100
 // maxPreview is how much of a payload show prints, in bytes.
 const maxPreview = 1024
 
-func newDead() *cobra.Command {
-	var configFile string
+func newDead(configFile *string) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "dead",
 		Short: "List dead letters, requeue and drop them",
@@ -36,8 +35,7 @@ requeued or dropped, whether the broker runs or not.`,
   bouncerctl dead requeue --device sensor_001`,
 	}
 	needsCommand(c)
-	c.PersistentFlags().StringVar(&configFile, "config", defaultConfig, "the bouncer.toml `file`")
-	c.AddCommand(newDeadList(&configFile), newDeadShow(&configFile), newDeadRequeue(&configFile), newDeadDrop(&configFile))
+	c.AddCommand(newDeadList(configFile), newDeadShow(configFile), newDeadRequeue(configFile), newDeadDrop(configFile))
 	return c
 }
 

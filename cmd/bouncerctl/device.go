@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -14,8 +13,6 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
-	"text/tabwriter"
-	"time"
 	"unicode"
 	"unicode/utf8"
 
@@ -30,31 +27,40 @@ const defaultConfig = "/etc/mosquitto-bouncer/bouncer.toml"
 // maxSecretBytes bounds a secret that is given rather than made.
 const maxSecretBytes = 4096
 
-func newDevice() *cobra.Command {
-	var configFile string
+// maxInputBytes bounds what is read whole: a secret, a request, a message.
+const maxInputBytes = 1 << 20
+
+func newDevice(configFile *string) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "device",
-		Short: "Register devices, list, disable and remove them",
+		Short: "Register devices, show, renew, disable and remove them",
 		Long: `Manage the registry of devices. What is changed is in force within a second,
 whether the broker runs or not.`,
 		Example: `  bouncerctl device add sensor_001
   bouncerctl device list`,
 	}
 	needsCommand(c)
-	c.PersistentFlags().StringVar(&configFile, "config", defaultConfig, "the bouncer.toml `file`")
 	c.AddCommand(
-		newDeviceAdd(&configFile),
-		newDeviceList(&configFile),
-		newDeviceChange(&configFile, "remove", "Make a device unknown",
-			`Make a device unknown: its publishes are refused, its secret is gone. Its
-bundle is left where it is, and its certificate still lets it connect: once the
-broker has been restarted, as a client like any other. To shut out a device that
-was lost or stolen, disable it instead, or revoke its certificate.`,
+		newDeviceAdd(configFile),
+		newDeviceImport(configFile),
+		newDeviceList(configFile),
+		newDeviceShow(configFile),
+		newDeviceRotate(configFile),
+		newDeviceRenew(configFile),
+		newDevicePin(configFile),
+		newDeviceUnpin(configFile),
+		newDeviceChange(configFile, "remove", "Make a device unknown",
+			`Make a device unknown: it is disconnected, its publishes are refused, its
+secrets are gone. Its bundle is left where it is, and its certificate still lets
+it connect: once the broker has been restarted, as a client like any other. To
+shut out a device that was lost or stolen, disable it instead, or revoke its
+certificate.`,
 			(*registry.Store).Remove, "Removed %s. Its certificate still connects; to shut out a lost device, disable it instead."),
-		newDeviceChange(&configFile, "disable", "Refuse a device's publishes for the time being",
-			`Refuse a device's publishes until it is enabled again. It may still connect.`,
+		newDeviceChange(configFile, "disable", "Refuse a device's publishes for the time being",
+			`Disconnect a device and refuse its publishes until it is enabled again. It may
+still connect.`,
 			func(s *registry.Store, ctx context.Context, id string) error { return s.SetDisabled(ctx, id, true) }, "Disabled %s."),
-		newDeviceChange(&configFile, "enable", "Accept a disabled device's publishes again",
+		newDeviceChange(configFile, "enable", "Accept a disabled device's publishes again",
 			`Accept a disabled device's publishes again, with the secret it had.`,
 			func(s *registry.Store, ctx context.Context, id string) error { return s.SetDisabled(ctx, id, false) }, "Enabled %s."),
 	)
@@ -64,7 +70,9 @@ was lost or stolen, disable it instead, or revoke its certificate.`,
 type addOptions struct {
 	secretFile string
 	out        string
+	csr        string
 	noCert     bool
+	pin        bool
 }
 
 func newDeviceAdd(configFile *string) *cobra.Command {
@@ -77,10 +85,12 @@ certificate, the CA's certificate, and a README that shows how to publish.
 
 ID is 1 to 64 of A-Z a-z 0-9 . _ : - and becomes the certificate's common name.
 The secret is 64 random hexadecimal digits unless one is given; the text itself
-is the key. The CA is the one in pki/ beside the bouncer.toml.`,
+is the key. The CA is the one in pki/ beside the bouncer.toml. With --csr the
+device has made its private key, which never leaves it.`,
 		Example: `  bouncerctl device add sensor_001
   bouncerctl device add sensor_002 --out /media/usb/sensor_002
-  bouncerctl device add sensor_003 --secret-file - --no-cert <secret.txt`,
+  bouncerctl device add sensor_003 --csr sensor_003.csr --pin
+  bouncerctl device add sensor_004 --secret-file - --no-cert <secret.txt`,
 		Args: oneID,
 		RunE: func(c *cobra.Command, args []string) error {
 			id := args[0]
@@ -90,11 +100,21 @@ is the key. The CA is the one in pki/ beside the bouncer.toml.`,
 			if id == "." || id == ".." {
 				return usage(c, "the device id %q would name a directory, in the backend's URL too; use another", id)
 			}
+			switch {
+			case o.noCert && o.csr != "":
+				return usage(c, "--no-cert and --csr exclude each other")
+			case o.noCert && o.pin:
+				return usage(c, "--pin needs a certificate; register the device and use bouncerctl device pin")
+			case o.csr == "-" && o.secretFile == "-":
+				return usage(c, "--csr and --secret-file cannot both read standard input")
+			}
 			return o.run(id, *configFile, c.InOrStdin(), c.OutOrStdout())
 		},
 	}
 	c.Flags().StringVar(&o.secretFile, "secret-file", "", "read the secret from `file`, - for standard input; one newline at\nits end is not part of it")
 	c.Flags().StringVar(&o.out, "out", "", "the `directory` to make (default devices/ID beside the database)")
+	c.Flags().StringVar(&o.csr, "csr", "", "certify the key of the certificate signing request in `file`,\n- for standard input, instead of making one")
+	c.Flags().BoolVar(&o.pin, "pin", false, "accept the device with this certificate alone")
 	c.Flags().BoolVar(&o.noCert, "no-cert", false, "make no certificate: the device has one of another CA")
 	return c
 }
@@ -119,7 +139,7 @@ func (o *addOptions) run(id, configFile string, stdin io.Reader, stdout io.Write
 	// Nothing is left half-made by Ctrl-C either.
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	store, err := openStore(cfg.Database, true)
+	store, err := openStore(cfg, true)
 	if err != nil {
 		return err
 	}
@@ -129,7 +149,16 @@ func (o *addOptions) run(id, configFile string, stdin io.Reader, stdout io.Write
 	} else if !errors.Is(err, registry.ErrNotFound) {
 		return err
 	}
-	b, err := newBundle(id, secret, cfg, filepath.Dir(configFile), o.noCert)
+	m, err := newMaker(cfg, filepath.Dir(configFile), !o.noCert)
+	if err != nil {
+		return err
+	}
+	if o.csr != "" {
+		if m.request, err = readFrom("--csr", o.csr, stdin); err != nil {
+			return err
+		}
+	}
+	b, cert, err := m.bundle(id, secret)
 	if err != nil {
 		return err
 	}
@@ -140,7 +169,11 @@ func (o *addOptions) run(id, configFile string, stdin io.Reader, stdout io.Write
 		}
 		return errors.Join(err, c.undo())
 	}
-	if err := store.Add(ctx, id, registry.Secret(secret)); err != nil {
+	registration := registry.Registration{ID: id, Secret: secret, CertificateExpires: cert.expires}
+	if o.pin {
+		registration.Pin = cert.fingerprint
+	}
+	if err := store.Register(ctx, registration); err != nil {
 		return errors.Join(deviceError(id, err), c.undo())
 	}
 	fmt.Fprintf(stdout, "Registered %s. Its bundle is in %s:\n  %s\n", id, out, strings.Join(b.names(), "  "))
@@ -150,25 +183,49 @@ func (o *addOptions) run(id, configFile string, stdin io.Reader, stdout io.Write
 // secret returns the device's HMAC key.
 func (o *addOptions) secret(stdin io.Reader) ([]byte, error) {
 	if o.secretFile == "" {
-		key := make([]byte, 32)
-		if _, err := rand.Read(key); err != nil {
-			return nil, err
-		}
-		return []byte(hex.EncodeToString(key)), nil
+		return newSecret(), nil
 	}
-	source, name := stdin, "standard input"
-	if o.secretFile != "-" {
-		f, err := os.Open(o.secretFile)
+	content, err := readFrom("--secret-file", o.secretFile, stdin)
+	if err != nil {
+		return nil, err
+	}
+	name := o.secretFile
+	if name == "-" {
+		name = "standard input"
+	}
+	return parseSecret(content, name)
+}
+
+// newSecret makes a secret: 32 random bytes as hexadecimal digits.
+func newSecret() []byte {
+	key := make([]byte, 32)
+	_, _ = rand.Read(key) // never fails
+	return hex.AppendEncode(nil, key)
+}
+
+// readFrom reads the file that a flag names, - for standard input.
+func readFrom(flag, name string, stdin io.Reader) ([]byte, error) {
+	source := stdin
+	if name != "-" {
+		f, err := os.Open(name)
 		if err != nil {
-			return nil, fmt.Errorf("--secret-file: %w", err)
+			return nil, fmt.Errorf("%s: %w", flag, err)
 		}
 		defer f.Close()
-		source, name = f, o.secretFile
+		source = f
 	}
-	content, err := io.ReadAll(io.LimitReader(source, maxSecretBytes+3))
+	content, err := io.ReadAll(io.LimitReader(source, maxInputBytes+1))
 	if err != nil {
-		return nil, fmt.Errorf("--secret-file: %w", err)
+		return nil, fmt.Errorf("%s: %w", flag, err)
 	}
+	if len(content) > maxInputBytes {
+		return nil, fmt.Errorf("%s: longer than %d bytes; name the right file", flag, maxInputBytes)
+	}
+	return content, nil
+}
+
+// parseSecret returns the secret in a file, without the line end behind it.
+func parseSecret(content []byte, name string) ([]byte, error) {
 	secret := strings.TrimSuffix(strings.TrimSuffix(string(content), "\n"), "\r")
 	switch {
 	case secret == "":
@@ -179,84 +236,6 @@ func (o *addOptions) secret(stdin io.Reader) ([]byte, error) {
 		return nil, fmt.Errorf("the secret in %s is not one line of text; write its bytes as hexadecimal digits, and sign with those", name)
 	}
 	return []byte(secret), nil
-}
-
-func newDeviceList(configFile *string) *cobra.Command {
-	var asJSON bool
-	c := &cobra.Command{
-		Use:   "list",
-		Short: "List the registered devices",
-		Long:  `List the registered devices in the order of their ids, without their secrets.`,
-		Example: `  bouncerctl device list
-  bouncerctl device list --json | jq -r '.[] | select(.disabled) | .id'`,
-		Args: noArguments,
-		RunE: func(c *cobra.Command, _ []string) error {
-			list := listTable
-			if asJSON {
-				list = listJSON
-			}
-			return withStore(*configFile, func(s *registry.Store) error {
-				return list(c.Context(), s, c.OutOrStdout())
-			})
-		},
-	}
-	c.Flags().BoolVar(&asJSON, "json", false, "print a JSON array")
-	return c
-}
-
-func listTable(ctx context.Context, store *registry.Store, w io.Writer) error {
-	table := tabwriter.NewWriter(w, 0, 0, 3, ' ', 0)
-	fmt.Fprintln(table, "ID\tREGISTERED\tSTATE")
-	for entry, err := range store.List(ctx) {
-		if err != nil {
-			return err
-		}
-		id, created, state := entry.ID, "-", "enabled"
-		if !registry.ValidID(id) {
-			id, state = fmt.Sprintf("%q", id), "invalid id"
-		} else if entry.Disabled {
-			state = "disabled"
-		}
-		if !entry.CreatedAt.IsZero() {
-			created = entry.CreatedAt.UTC().Format(time.RFC3339)
-		}
-		fmt.Fprintf(table, "%s\t%s\t%s\n", id, created, state)
-	}
-	return table.Flush()
-}
-
-// listJSON prints one device a line, as they come: there may be a million.
-func listJSON(ctx context.Context, store *registry.Store, w io.Writer) error {
-	type device struct {
-		ID        string     `json:"id"`
-		CreatedAt *time.Time `json:"created_at"` // null if unknown
-		Disabled  bool       `json:"disabled"`
-	}
-	separator := "["
-	for entry, err := range store.List(ctx) {
-		if err != nil {
-			return err
-		}
-		d := device{ID: entry.ID, Disabled: entry.Disabled}
-		if !entry.CreatedAt.IsZero() {
-			created := entry.CreatedAt.UTC()
-			d.CreatedAt = &created
-		}
-		line, err := json.Marshal(d)
-		if err != nil {
-			return err
-		}
-		if _, err := fmt.Fprintf(w, "%s\n%s", separator, line); err != nil {
-			return err
-		}
-		separator = ","
-	}
-	if separator == "[" {
-		_, err := fmt.Fprintln(w, "[]")
-		return err
-	}
-	_, err := fmt.Fprintln(w, "\n]")
-	return err
 }
 
 // newDeviceChange makes a command that changes one registered device.
@@ -286,7 +265,7 @@ func withStore(configFile string, do func(*registry.Store) error) error {
 	if err != nil {
 		return err
 	}
-	store, err := openStore(cfg.Database, false)
+	store, err := openStore(cfg, false)
 	if err != nil {
 		return err
 	}
@@ -294,10 +273,15 @@ func withStore(configFile string, do func(*registry.Store) error) error {
 }
 
 // openStore opens the registry. If there is none, it is an error unless create.
-func openStore(path string, create bool) (*registry.Store, error) {
-	_, err := os.Stat(path)
+func openStore(cfg *config.Config, create bool) (*registry.Store, error) {
+	path := cfg.Database
+	key, err := registryKey(cfg)
+	if err != nil {
+		return nil, err
+	}
+	_, err = os.Stat(path)
 	if err == nil {
-		return registry.OpenStore(path)
+		return registry.OpenStore(path, registry.WithKey(key))
 	}
 	if !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
@@ -313,7 +297,15 @@ func openStore(path string, create bool) (*registry.Store, error) {
 	if err := c.file(path, nil, 0o640, owner); err != nil {
 		return nil, fmt.Errorf("making the device database: %w; make its directory, or correct database in bouncer.toml", err)
 	}
-	return registry.OpenStore(path)
+	return registry.OpenStore(path, registry.WithKey(key))
+}
+
+// registryKey is what the secrets are encrypted under; nil if they are not.
+func registryKey(cfg *config.Config) (*registry.Key, error) {
+	if cfg.Registry.Key == nil {
+		return nil, nil
+	}
+	return registry.NewKey(cfg.Registry.Key)
 }
 
 // deviceError says what to do about the errors of the registry that one can do
@@ -324,6 +316,8 @@ func deviceError(id string, err error) error {
 		return fmt.Errorf("device %q is already registered; remove it first, or use another id", id)
 	case errors.Is(err, registry.ErrNotFound):
 		return fmt.Errorf("device %q is not registered; see bouncerctl device list", id)
+	case errors.Is(err, registry.ErrTooManySecrets):
+		return fmt.Errorf("%w; wait until one ends (bouncerctl device show), or end all of them with --grace 0", err)
 	}
 	return err
 }

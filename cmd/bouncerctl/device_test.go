@@ -170,10 +170,10 @@ func TestDeviceLife(t *testing.T) {
 	if got := device(t, dir, "disable", "b"); got != "Disabled b.\n" {
 		t.Errorf("got %q", got)
 	}
-	list := regexp.MustCompile(`\AID            REGISTERED             STATE
-a-longer-id   \d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ   enabled
-b             2024-09-30T16:00:00Z   disabled
-"bad id"      2024-09-30T16:00:01Z   invalid id
+	list := regexp.MustCompile(`\AID            REGISTERED             STATE        CERTIFICATE UNTIL
+a-longer-id   \d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ   enabled      \d{4}-\d\d-\d\d
+b             2024-09-30T16:00:00Z   disabled     \d{4}-\d\d-\d\d
+"bad id"      2024-09-30T16:00:01Z   invalid id   -
 \z`)
 	if got := device(t, dir, "list"); !list.MatchString(got) {
 		t.Errorf("got:\n%s", got)
@@ -200,7 +200,8 @@ b             2024-09-30T16:00:00Z   disabled
 	if got := device(t, dir, "remove", "bad id"); got != "Removed bad id. Its certificate still connects; to shut out a lost device, disable it instead.\n" {
 		t.Errorf("got %q", got)
 	}
-	if got := device(t, dir, "list", "--json"); got != "[\n{\"id\":\"b\",\"created_at\":\"2024-09-30T16:00:00Z\",\"disabled\":false}\n]\n" {
+	only := regexp.MustCompile(`\A\[\n\{"id":"b","created_at":"2024-09-30T16:00:00Z","disabled":false,"secret_since":"2024-09-30T16:00:00Z","old_secrets":0,"certificate_expires":"[^"]*"\}\n\]\n\z`)
+	if got := device(t, dir, "list", "--json"); !only.MatchString(got) {
 		t.Errorf("got %q", got)
 	}
 	for _, verb := range []string{"remove", "disable", "enable"} {

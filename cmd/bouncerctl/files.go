@@ -16,7 +16,10 @@ import (
 const brokerUser = "mosquitto"
 
 // account is an owner for files.
-type account struct{ uid, gid int }
+type account struct {
+	uid, gid int
+	groups   []int // further ones
+}
 
 // brokerAccount returns the account that is to own the broker's files: the user
 // mosquitto if we are root and it exists, else nil, which leaves them ours.
@@ -39,7 +42,15 @@ func brokerAccount() (*account, error) {
 	if err != nil {
 		return nil, fmt.Errorf("user %s has gid %q: %w", brokerUser, u.Gid, err)
 	}
-	return &account{uid, gid}, nil
+	a := &account{uid: uid, gid: gid}
+	if ids, err := u.GroupIds(); err == nil {
+		for _, id := range ids {
+			if n, err := strconv.Atoi(id); err == nil {
+				a.groups = append(a.groups, n)
+			}
+		}
+	}
+	return a, nil
 }
 
 // own gives path to the account.
@@ -76,7 +87,7 @@ func (a *account) barrier(path string) string {
 		switch {
 		case int(stat.Uid) == a.uid:
 			needed <<= 6
-		case int(stat.Gid) == a.gid:
+		case int(stat.Gid) == a.gid || slices.Contains(a.groups, int(stat.Gid)):
 			needed <<= 3
 		}
 		if info.Mode()&needed == 0 {

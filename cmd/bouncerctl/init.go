@@ -171,7 +171,7 @@ func (o *initOptions) create(c *creation, dir, plugin string, owner *account) er
 	// root starts the broker with and the CA's key among them.
 	var ours *account
 	if owner != nil {
-		ours = &account{0, owner.gid}
+		ours = &account{gid: owner.gid}
 	}
 	if err := c.parents(dir, 0o755); err != nil {
 		return err

@@ -215,7 +215,7 @@ func TestInit(t *testing.T) {
 	if days := time.Until(cert.NotAfter).Hours() / 24; days < 824 || days > 825 {
 		t.Errorf("the server's certificate is good for %.0f days", days)
 	}
-	if got := succeed(t, "device", "list", "--config", filepath.Join(dir, "bouncer.toml")); got != "ID   REGISTERED   STATE\n" {
+	if got := succeed(t, "device", "list", "--config", filepath.Join(dir, "bouncer.toml")); got != "ID   REGISTERED   STATE   CERTIFICATE UNTIL\n" {
 		t.Errorf("devices:\n%s", got)
 	}
 }
@@ -317,8 +317,8 @@ func TestBarrier(t *testing.T) {
 		t.Fatal(err)
 	}
 	writeFile(t, file, "")
-	us := &account{os.Getuid(), os.Getgid()}
-	group := &account{os.Getuid() + 1, os.Getgid()}
+	us := &account{uid: os.Getuid(), gid: os.Getgid()}
+	group := &account{uid: os.Getuid() + 1, gid: os.Getgid()}
 	for p := filepath.Dir(dir); group.barrier(p) != ""; p = filepath.Dir(p) {
 		// t.TempDir makes its parents as the umask says.
 		if err := os.Chmod(p, 0o755); err != nil {

@@ -59,7 +59,10 @@ It exits with 0 when done, 1 when it failed, 2 when called wrongly.`,
 	needsCommand(root)
 	root.SetVersionTemplate("bouncerctl {{.Version}}\n")
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error { return usage(c, "%v", err) })
-	root.AddCommand(newInit(), newDevice(), newQueue(), newDead())
+	var configFile string
+	root.PersistentFlags().StringVar(&configFile, "config", defaultConfig, "the bouncer.toml `file`")
+	root.AddCommand(newInit(), newDevice(&configFile), newRegistry(&configFile), newQueue(&configFile), newDead(&configFile),
+		newCheck(&configFile), newSign(&configFile), newVerify(&configFile))
 	return root
 }
 

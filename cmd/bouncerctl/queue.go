@@ -20,8 +20,7 @@ import (
 	"mosquitto-bouncer/plugin/suspension"
 )
 
-func newQueue() *cobra.Command {
-	var configFile string
+func newQueue(configFile *string) *cobra.Command {
 	var asJSON bool
 	c := &cobra.Command{
 		Use:   "queue",
@@ -33,7 +32,7 @@ may run or not. What it does meanwhile may or may not be seen.`,
   bouncerctl queue --json | jq -r '.devices[] | select(.messages > 1000) | .device'`,
 		Args: noArguments,
 		RunE: func(c *cobra.Command, _ []string) error {
-			cfg, err := config.Load(configFile)
+			cfg, err := config.Load(*configFile)
 			if err != nil {
 				return err
 			}
@@ -56,9 +55,8 @@ may run or not. What it does meanwhile may or may not be seen.`,
 			return q.print(c.OutOrStdout())
 		},
 	}
-	c.PersistentFlags().StringVar(&configFile, "config", defaultConfig, "the bouncer.toml `file`")
 	c.Flags().BoolVar(&asJSON, "json", false, "print a JSON object")
-	c.AddCommand(newQueueResume(&configFile))
+	c.AddCommand(newQueueResume(configFile))
 	return c
 }
 

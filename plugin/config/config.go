@@ -45,6 +45,8 @@ type Config struct {
 	ACL      ACL
 	Journal  Journal
 	HTTP     HTTP
+	Registry Registry
+	Audit    Audit
 
 	file  string
 	lines map[string]int // of the keys that are set
@@ -251,6 +253,8 @@ func (d *document) settings() *Config {
 		ACL:      ACL{Others: d.choice("acl.others", OthersAuto, OthersDefer, OthersAllow)},
 		Journal:  d.journal(),
 		HTTP:     d.http(),
+		Registry: d.registry(),
+		Audit:    d.audit(),
 	}
 }
 

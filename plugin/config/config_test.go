@@ -52,6 +52,7 @@ func TestDefaults(t *testing.T) {
 			Command:  Command{Topic: "device/{device_id}/command"},
 			ACL:      ACL{Others: OthersAuto},
 			Journal:  Journal{MaxBytes: 1 << 30, Sync: 100 * time.Millisecond},
+			Audit:    Audit{MaxBytes: 64 << 20, Keep: 8},
 		}
 		got.file, got.lines = "", nil // TestWhere's business
 		got.file, got.lines = "", nil // TestWhere's business
@@ -113,7 +114,17 @@ listen     = "[::]:8080"
 token_file = "http-token"
 cert_file  = "cert.pem"
 key_file   = "key.pem"
+
+[registry]
+key_file = "registry-key"
+
+[audit]
+file      = "audit.jsonl"
+max_bytes = "1MiB"
+keep      = 3
 `
+	registryKey := strings.Repeat("0aB", 21) + "f"
+	write(t, dir, "registry-key", []byte(registryKey+"\n"), 0o640)
 	got, err := parse("bouncer.toml", dir, []byte(source), nil)
 	if err != nil {
 		t.Fatal(err)
@@ -146,6 +157,8 @@ key_file   = "key.pem"
 		ACL:      ACL{Others: OthersDefer},
 		Journal:  Journal{MaxBytes: 500e6},
 		HTTP:     HTTP{Listen: "[::]:8080", Token: Secret("http-token"), TLS: got.HTTP.TLS},
+		Registry: Registry{Key: Secret(registryKey)},
+		Audit:    Audit{File: filepath.Join(dir, "audit.jsonl"), MaxBytes: 1 << 20, Keep: 3},
 	}
 	got.file, got.lines = "", nil // TestWhere's business
 	if !reflect.DeepEqual(got, want) {
@@ -178,7 +191,10 @@ func TestProblems(t *testing.T) {
 		{"[publish]\nshoe_size = 46\n", `2: publish.shoe_size: unknown key; remove it`},
 		{"publish.rate.limit = 46\n", "1: publish.rate: is a section; write a number from 0 to 1000000\n1: publish.rate.limit: unknown key; remove it"},
 		{"[bakend]\nurl = \"x\"\ntimeout = \"1s\"\n", `1: bakend: unknown section; did you mean backend?`},
-		{"[audit]\nfile = \"x\"\n[audit.more]\n", `1: audit: unknown section; remove it`},
+		{"[inspection]\nfile = \"x\"\n[inspection.more]\n", `1: inspection: unknown section; remove it`},
+		{"[audit]\nfile = \"x\"\n[audit.more]\n", `3: audit.more: unknown key; did you mean audit.file?`},
+		{"[audit]\nfile = \"x\"\nmax_bytes = 65535\n", `3: audit.max_bytes: 65535 bytes is out of range; use 65536 or more, or 0 for any size`},
+		{"[audit]\nkeep = 3\n", `2: audit.keep: does nothing without a file; set audit.file or remove the line`},
 		{"publish = 5\n", `1: publish: is a section; write [publish] on a line of its own and its settings below`},
 		{"[[publish]]\nrate = 1\n", `1: publish: is a section; write [publish] on a line of its own and its settings below`},
 		{"[publish]\nrate = { limit = 1 }\n", "2: publish.rate: is a section; write a number from 0 to 1000000\n2: publish.rate.limit: unknown key; remove it"},
@@ -660,6 +676,17 @@ func TestWhere(t *testing.T) {
 	} {
 		if got := c.Where(key); got != want {
 			t.Errorf("got %q, want %q", got, want)
+		}
+	}
+}
+
+func TestRegistryKey(t *testing.T) {
+	dir := t.TempDir()
+	for _, content := range []string{"00", strings.Repeat("0", 63), strings.Repeat("x", 64), strings.Repeat("0", 66)} {
+		write(t, dir, "key", []byte(content), 0o600)
+		_, err := parse("bouncer.toml", dir, []byte("[registry]\nkey_file = \"key\"\n"), nil)
+		if want := "bouncer.toml:2: registry.key_file: does not hold a key, which is 64 hexadecimal digits; make one with bouncerctl registry key FILE"; err == nil || err.Error() != want {
+			t.Errorf("%q: %v", content, err)
 		}
 	}
 }

@@ -25,6 +25,7 @@ type Figures struct {
 	Responses            Responses
 	HTTPAnswers          [5]uint64 // by the first digit of the status, from 1 on
 	Ticks                uint64
+	BadReload            bool // bouncer.toml could not be read again at the last SIGHUP
 }
 
 // A Count is a number with a name.
@@ -123,6 +124,7 @@ func (read collector) Collect(to chan<- prometheus.Metric) {
 	}
 	s.counter("rejection_notices_total", "Devices told why a publish was refused.", f.Notices)
 	s.counter("ticks_total", "How often the broker's thread came round.", f.Ticks)
+	s.gauge("config_reload_failed", "Whether bouncer.toml could not be read again at the last SIGHUP.", oneIf(f.BadReload))
 	s.delivery(&f.Delivery)
 	s.responses(&f.Responses)
 	s.journal(&f.Journal)

@@ -10,8 +10,11 @@ package pki
 import (
 	"crypto"
 	"crypto/ecdsa"
+	"crypto/ed25519"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/rsa"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
@@ -95,7 +98,7 @@ func LoadCA(certPEM, keyPEM []byte) (*CA, error) {
 
 // CertPEM returns the CA's certificate.
 func (ca *CA) CertPEM() []byte {
-	return certPEM(ca.cert)
+	return encodeCert(ca.cert)
 }
 
 // KeyPEM returns the CA's private key in PKCS#8. Whoever has it can speak as
@@ -135,10 +138,75 @@ func (ca *CA) IssueDevice(id string, now time.Time, lifetime time.Duration) (cer
 	if !deviceID.MatchString(id) {
 		return nil, nil, fmt.Errorf("the device id %q is not 1 to 64 of A-Z a-z 0-9 . _ : -", id)
 	}
-	return ca.issue(&x509.Certificate{
+	return ca.issue(deviceTemplate(id), now, lifetime)
+}
+
+// IssueDeviceFor makes a client certificate, like IssueDevice, for the key of a certificate signing request (PKCS #10, in
+// PEM), which the device has made and keeps. The request must be signed with that key, and its common name be the
+// device id or missing; nothing else is taken from it. The key must be ECDSA on P-256 or P-384, Ed25519, or RSA of 2048
+// to 4096 bits.
+func (ca *CA) IssueDeviceFor(id string, requestPEM []byte, now time.Time, lifetime time.Duration) (certPEM []byte, err error) {
+	if !deviceID.MatchString(id) {
+		return nil, fmt.Errorf("the device id %q is not 1 to 64 of A-Z a-z 0-9 . _ : -", id)
+	}
+	block, _ := pem.Decode(requestPEM)
+	if block == nil || block.Type != "CERTIFICATE REQUEST" && block.Type != "NEW CERTIFICATE REQUEST" {
+		return nil, errors.New("no certificate signing request in PEM")
+	}
+	request, err := x509.ParseCertificateRequest(block.Bytes)
+	if err != nil {
+		return nil, fmt.Errorf("no certificate signing request: %w", err)
+	}
+	if err := request.CheckSignature(); err != nil {
+		return nil, fmt.Errorf("the certificate signing request is not signed with its own key: %w", err)
+	}
+	if cn := request.Subject.CommonName; cn != "" && cn != id {
+		return nil, fmt.Errorf("the certificate signing request is for %q, not %q", cn, id)
+	}
+	if err := acceptable(request.PublicKey); err != nil {
+		return nil, err
+	}
+	issued, err := ca.issueFor(request.PublicKey, deviceTemplate(id), now, lifetime)
+	if err != nil {
+		return nil, err
+	}
+	return encodeCert(issued), nil
+}
+
+func acceptable(key any) error {
+	switch key := key.(type) {
+	case *ecdsa.PublicKey:
+		if key.Curve == elliptic.P256() || key.Curve == elliptic.P384() {
+			return nil
+		}
+	case ed25519.PublicKey:
+		return nil
+	case *rsa.PublicKey:
+		if bits := key.N.BitLen(); bits >= 2048 && bits <= 4096 {
+			return nil
+		}
+	}
+	return errors.New("the key of the certificate signing request must be ECDSA on P-256 or P-384, Ed25519, or RSA of 2048 to 4096 bits")
+}
+
+func deviceTemplate(id string) *x509.Certificate {
+	return &x509.Certificate{
 		Subject:     pkix.Name{CommonName: id},
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
-	}, now, lifetime)
+	}
+}
+
+// Inspect returns when the first certificate in PEM expires, and the SHA-256 of its DER encoding.
+func Inspect(certPEM []byte) (notAfter time.Time, fingerprint [sha256.Size]byte, err error) {
+	block, _ := pem.Decode(certPEM)
+	if block == nil || block.Type != "CERTIFICATE" {
+		return time.Time{}, fingerprint, errors.New("no certificate in PEM")
+	}
+	cert, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		return time.Time{}, fingerprint, err
+	}
+	return cert.NotAfter, sha256.Sum256(cert.Raw), nil
 }
 
 var (
@@ -169,17 +237,29 @@ func SplitNames(names []string) (dnsNames []string, ips []net.IP, err error) {
 	return dnsNames, ips, nil
 }
 
-// issue completes a leaf's template and signs it.
+// issue makes a key and a certificate for it.
 func (ca *CA) issue(template *x509.Certificate, now time.Time, lifetime time.Duration) (cert, key []byte, err error) {
-	if lifetime <= 0 {
-		return nil, nil, fmt.Errorf("the certificate's lifetime %s must be positive", lifetime)
-	}
-	if !now.Before(ca.cert.NotAfter) {
-		return nil, nil, fmt.Errorf("the CA %q expired at %s; make a new one", ca.cert.Subject, ca.cert.NotAfter.UTC().Format(time.RFC3339))
-	}
 	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return nil, nil, err
+	}
+	issued, err := ca.issueFor(private.Public(), template, now, lifetime)
+	if err != nil {
+		return nil, nil, err
+	}
+	if key, err = keyPEM(private); err != nil {
+		return nil, nil, err
+	}
+	return encodeCert(issued), key, nil
+}
+
+// issueFor completes a leaf's template and signs it.
+func (ca *CA) issueFor(public crypto.PublicKey, template *x509.Certificate, now time.Time, lifetime time.Duration) (*x509.Certificate, error) {
+	if lifetime <= 0 {
+		return nil, fmt.Errorf("the certificate's lifetime %s must be positive", lifetime)
+	}
+	if !now.Before(ca.cert.NotAfter) {
+		return nil, fmt.Errorf("the CA %q expired at %s; make a new one", ca.cert.Subject, ca.cert.NotAfter.UTC().Format(time.RFC3339))
 	}
 	template.NotBefore = now.Add(-Backdate)
 	template.NotAfter = now.Add(lifetime)
@@ -188,14 +268,7 @@ func (ca *CA) issue(template *x509.Certificate, now time.Time, lifetime time.Dur
 	}
 	template.KeyUsage = x509.KeyUsageDigitalSignature
 	template.BasicConstraintsValid = true
-	issued, err := sign(template, ca.cert, private.Public(), ca.key)
-	if err != nil {
-		return nil, nil, err
-	}
-	if key, err = keyPEM(private); err != nil {
-		return nil, nil, err
-	}
-	return certPEM(issued), key, nil
+	return sign(template, ca.cert, public, ca.key)
 }
 
 // sign gives template a random serial number of 128 bits and signs it.
@@ -212,7 +285,7 @@ func sign(template, parent *x509.Certificate, public crypto.PublicKey, signer cr
 	return x509.ParseCertificate(der)
 }
 
-func certPEM(cert *x509.Certificate) []byte {
+func encodeCert(cert *x509.Certificate) []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw})
 }
 

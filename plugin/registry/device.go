@@ -1,8 +1,14 @@
 package registry
 
 import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
+	"strings"
 )
 
 // A Device is one registered device. It is immutable: a device that changes is a new Device with the same Serial, one
@@ -10,9 +16,91 @@ import (
 // pointer.
 type Device struct {
 	ID       string
-	Serial   uint32   // counted from 0, its own for the life of the Registry, also across removal and return
-	Secrets  []Secret // the HMAC keys in force, newest first; never empty, and no secret is
+	Serial   uint32 // counted from 0, its own for the life of the Registry, also across removal and return
 	Disabled bool
+	Secrets  []Secret // the HMAC keys in force, newest first; never empty, and no secret is
+
+	rare *rare // what few devices have; nil: nothing of it
+}
+
+// rare is kept apart so that a million devices without it do not pay for it.
+type rare struct {
+	ends []int64 // when the secrets from the second on end, in seconds since 1970
+	pins []Fingerprint
+}
+
+// A Fingerprint is the SHA-256 of a certificate's DER encoding.
+type Fingerprint [sha256.Size]byte
+
+// String returns the fingerprint as 64 hexadecimal digits.
+func (f Fingerprint) String() string { return hex.EncodeToString(f[:]) }
+
+// ParseFingerprint reads 64 hexadecimal digits, in either case, with or without colons between the bytes.
+func ParseFingerprint(text string) (f Fingerprint, err error) {
+	digits := strings.ReplaceAll(text, ":", "")
+	if len(digits) != 2*len(f) {
+		return f, errFingerprint
+	}
+	if _, err := hex.Decode(f[:], []byte(digits)); err != nil {
+		return f, errFingerprint
+	}
+	return f, nil
+}
+
+var errFingerprint = errors.New("not a SHA-256 fingerprint (64 hexadecimal digits)")
+
+// Pinned tells whether the device may only come with certain certificates.
+func (d *Device) Pinned() bool { return d.rare != nil && len(d.rare.pins) > 0 }
+
+// Allows tells whether the device may come with this certificate: any, unless some are pinned.
+func (d *Device) Allows(f Fingerprint) bool { return !d.Pinned() || slices.Contains(d.rare.pins, f) }
+
+// nextEnd returns when the first of the secrets ends, in seconds since 1970; 0: none does.
+func (d *Device) nextEnd() int64 {
+	if d.rare == nil || len(d.rare.ends) == 0 {
+		return 0
+	}
+	return slices.Min(d.rare.ends)
+}
+
+// at returns the device with the secrets that are in force at a time, itself where all are. It keeps the serial.
+func (d *Device) at(now int64) *Device {
+	if end := d.nextEnd(); end == 0 || end > now {
+		return d
+	}
+	next := *d
+	next.Secrets = []Secret{d.Secrets[0]}
+	next.rare = nil
+	kept := rare{pins: d.rare.pins}
+	for i, end := range d.rare.ends {
+		if end > now {
+			next.Secrets = append(next.Secrets, d.Secrets[i+1])
+			kept.ends = append(kept.ends, end)
+		}
+	}
+	if len(kept.ends) > 0 || len(kept.pins) > 0 {
+		next.rare = &kept
+	}
+	return &next
+}
+
+// same tells whether two devices differ in nothing but their serials.
+func (d *Device) same(o *Device) bool {
+	return d.ID == o.ID && d.Disabled == o.Disabled && sameSecrets(d, o) && samePins(d, o)
+}
+
+func sameSecrets(d, o *Device) bool {
+	if !slices.EqualFunc(d.Secrets, o.Secrets, func(a, b Secret) bool { return bytes.Equal(a, b) }) {
+		return false
+	}
+	return len(d.Secrets) == 1 || slices.Equal(d.rare.ends, o.rare.ends)
+}
+
+func samePins(d, o *Device) bool {
+	if !d.Pinned() || !o.Pinned() {
+		return d.Pinned() == o.Pinned()
+	}
+	return slices.Equal(d.rare.pins, o.rare.pins)
 }
 
 // maxID is the longest device id, in bytes.
@@ -21,7 +109,7 @@ const maxID = 64
 // ValidID tells whether id is 1 to 64 of A-Z a-z 0-9 . _ : -
 func ValidID(id string) bool { return validID(id) }
 
-func validID[T string | []byte](id T) bool {
+func validID[T ~string | ~[]byte](id T) bool {
 	if len(id) < 1 || len(id) > maxID {
 		return false
 	}

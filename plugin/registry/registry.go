@@ -46,6 +46,8 @@ type Registry struct {
 	gone    atomic.Pointer[map[string]uint32] // a copy of removed that does not change; nil: none
 	changed atomic.Pointer[func()]            // see OnChange; nil: none
 	health  atomic.Pointer[health]            // of the last poll; see Health
+	told    atomic.Pointer[func([]Change)]    // see OnChanges; nil: none
+	newKey  atomic.Pointer[Key]               // see SetKey; nil: none
 	log     *slog.Logger
 	stop    context.CancelFunc
 	done    chan struct{} // closed when the goroutine has ended
@@ -57,9 +59,12 @@ type Registry struct {
 
 	// The fields below belong to Open, and then to the goroutine.
 	source  *source
-	skipped string // the rows last reported as skipped
-	fault   fault  // as last reported
-	waits   int    // polls in a row that found the database locked
+	skipped string          // the rows last reported as skipped
+	fault   fault           // as last reported
+	waits   int             // polls in a row that found the database locked
+	ending  map[string]bool // devices with a secret that ends
+	nextEnd int64           // when the first of them does, in seconds since 1970; 0: none
+	keyless bool            // reported that secrets cannot be opened
 }
 
 // A fault is why the database cannot be followed just now; "" for none.
@@ -74,8 +79,11 @@ const (
 // Open loads the devices of the database at path, which must exist, and follows it from then on in a goroutine that
 // Close ends. It waits up to five seconds for another program's transaction. A database that may not be written is used
 // as it is.
-func Open(path string, log *slog.Logger) (*Registry, error) {
-	return open(&source{path: path, mode: "rw", busy: openBusy, log: log}, log)
+//
+// Where a secret is encrypted and its key is not the one of WithKey, that is an error; when it becomes so later, what is
+// known of the device stays in force, but for its being disabled or removed, and new ones are left out.
+func Open(path string, log *slog.Logger, options ...Option) (*Registry, error) {
+	return open(&source{path: path, mode: "rw", busy: openBusy, log: log, key: apply(options).key}, log)
 }
 
 func open(from *source, log *slog.Logger) (*Registry, error) {
@@ -86,9 +94,10 @@ func open(from *source, log *slog.Logger) (*Registry, error) {
 		done:    make(chan struct{}),
 		source:  from,
 		removed: make(map[string]uint32),
+		ending:  make(map[string]bool),
 	}
 	r.current.Store(newSnapshot())
-	if err := r.refresh(ctx); err != nil {
+	if err := r.load(ctx); err != nil {
 		stop()
 		_ = from.close()
 		switch {
@@ -112,6 +121,17 @@ func open(from *source, log *slog.Logger) (*Registry, error) {
 	return r, nil
 }
 
+// load is the first refresh.
+func (r *Registry) load(ctx context.Context) error {
+	if err := r.refresh(ctx); err != nil {
+		return err
+	}
+	if r.keyless {
+		return fmt.Errorf("%s: secrets cannot be opened; set [registry] key_file to the file with the key they were encrypted under", r.source.path)
+	}
+	return nil
+}
+
 // Lookup returns the device with this id, or nil where there is none. It takes no lock and allocates nothing; the id is
 // not kept.
 func (r *Registry) Lookup(id []byte) *Device {
@@ -132,6 +152,32 @@ func (r *Registry) WasRegistered(id []byte) bool {
 // OnChange has changed called after every change that Lookup and WasRegistered see, by the goroutine that follows the
 // database, in place of what an earlier call named. It must return at once.
 func (r *Registry) OnChange(changed func()) { r.changed.Store(&changed) }
+
+// A Change is something that has become different about a device.
+type Change struct {
+	ID   string
+	What ChangeKind
+}
+
+// A ChangeKind is what has become different.
+type ChangeKind string
+
+// The kinds of changes. Their texts are an interface: the audit log uses them.
+const (
+	Added       ChangeKind = "added"
+	Removed     ChangeKind = "removed"
+	Disabled    ChangeKind = "disabled"
+	Enabled     ChangeKind = "enabled"
+	NewSecrets  ChangeKind = "secrets"      // rotated, replaced, or an old one has ended
+	Certificate ChangeKind = "certificates" // which are pinned
+)
+
+// OnChanges has told called with what changed after every change that Lookup sees, by the goroutine that follows the
+// database, in place of what an earlier call named. It must return at once, and may keep the slice.
+func (r *Registry) OnChanges(told func([]Change)) { r.told.Store(&told) }
+
+// SetKey has secrets opened under another key from the next poll on.
+func (r *Registry) SetKey(k *Key) { r.newKey.Store(k) }
 
 // Len returns the number of registered devices, disabled ones included.
 func (r *Registry) Len() int {
@@ -174,7 +220,13 @@ func (r *Registry) poll(ctx context.Context) {
 			r.report(fmt.Errorf("panic: %v", p))
 		}
 	}()
-	if err := r.refresh(ctx); ctx.Err() == nil {
+	if k := r.newKey.Swap(nil); k != nil {
+		r.source.key = k
+		r.source.loaded, r.source.at = false, position{} // what could not be opened may be now
+	}
+	err := r.refresh(ctx)
+	r.endSecrets(time.Now().Unix()) // also while the database cannot be followed
+	if ctx.Err() == nil {
 		r.report(err)
 		r.noteHealth(err)
 	}
@@ -188,6 +240,7 @@ func (r *Registry) refresh(ctx context.Context) error {
 		return err
 	}
 	r.reportSkipped(d)
+	r.reportKeyless(d)
 	if len(d.put) == 0 && len(d.drop) == 0 {
 		return nil
 	}
@@ -195,9 +248,7 @@ func (r *Registry) refresh(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if changed := r.changed.Load(); changed != nil {
-		(*changed)()
-	}
+	r.tell(before, d)
 	r.log.Info("devices changed", "added", added, "changed", len(d.put)-added, "removed", len(d.drop), "devices", after.len)
 	return nil
 }
@@ -210,6 +261,7 @@ func (r *Registry) publish(before *snapshot, d *delta) (after *snapshot, added i
 		return nil, 0, err
 	}
 	after = before.with(d.put, d.drop)
+	r.noteEnds(d.put)
 	if len(d.drop) > 0 || r.gone.Load() != nil {
 		// First, so that there is no moment at which a removed device is neither.
 		gone := maps.Clone(r.removed)
@@ -217,6 +269,85 @@ func (r *Registry) publish(before *snapshot, d *delta) (after *snapshot, added i
 	}
 	r.current.Store(after)
 	return after, added, nil
+}
+
+// tell says to those who want to know that, and what, has changed.
+func (r *Registry) tell(before *snapshot, d *delta) {
+	if changed := r.changed.Load(); changed != nil {
+		(*changed)()
+	}
+	told := r.told.Load()
+	if told == nil {
+		return
+	}
+	changes := make([]Change, 0, len(d.put)+len(d.drop))
+	for _, device := range d.put {
+		known := before.lookup([]byte(device.ID))
+		if known == nil {
+			changes = append(changes, Change{device.ID, Added})
+			known = &Device{ID: device.ID, Secrets: device.Secrets, rare: device.rare} // what it came with is no change
+		}
+		switch {
+		case device.Disabled && !known.Disabled:
+			changes = append(changes, Change{device.ID, Disabled})
+		case !device.Disabled && known.Disabled:
+			changes = append(changes, Change{device.ID, Enabled})
+		}
+		if !sameSecrets(device, known) {
+			changes = append(changes, Change{device.ID, NewSecrets})
+		}
+		if !samePins(device, known) {
+			changes = append(changes, Change{device.ID, Certificate})
+		}
+	}
+	for _, device := range d.drop {
+		changes = append(changes, Change{device.ID, Removed})
+	}
+	(*told)(changes)
+}
+
+// noteEnds remembers which devices have a secret that ends.
+func (r *Registry) noteEnds(devices []*Device) {
+	for _, d := range devices {
+		if end := d.nextEnd(); end != 0 {
+			r.ending[d.ID] = true
+			if r.nextEnd == 0 || end < r.nextEnd {
+				r.nextEnd = end
+			}
+		}
+	}
+}
+
+// endSecrets takes out of force the secrets whose time has come.
+func (r *Registry) endSecrets(now int64) {
+	if r.nextEnd == 0 || now < r.nextEnd {
+		return
+	}
+	before := r.current.Load()
+	d := new(delta)
+	r.nextEnd = 0
+	for id := range r.ending {
+		device := before.lookup([]byte(id))
+		if device == nil || device.nextEnd() == 0 {
+			delete(r.ending, id)
+			continue
+		}
+		if next := device.at(now); next != device {
+			d.put = append(d.put, next)
+			device = next
+		}
+		if end := device.nextEnd(); end == 0 {
+			delete(r.ending, id)
+		} else if r.nextEnd == 0 || end < r.nextEnd {
+			r.nextEnd = end
+		}
+	}
+	if len(d.put) == 0 {
+		return
+	}
+	r.current.Store(before.with(d.put, nil))
+	r.tell(before, d)
+	r.log.Info("rotated secrets have ended", "devices", len(d.put))
 }
 
 // number gives the devices of a delta their serials, and returns how many are new to the snapshot. A device that comes
@@ -312,6 +443,19 @@ func faultOf(err error) fault {
 		return locked
 	default:
 		return unusable
+	}
+}
+
+// reportKeyless logs when secrets begin and cease to lack their key.
+func (r *Registry) reportKeyless(d *delta) {
+	switch {
+	case d.keyless != nil && !r.keyless:
+		r.keyless = true
+		r.log.Error("secrets cannot be opened; what was known of their devices stays in force, new ones are left out",
+			"database", r.source.path, "error", d.keyless)
+	case d.keyless == nil && d.full && r.keyless:
+		r.keyless = false
+		r.log.Info("every secret can be opened again", "database", r.source.path)
 	}
 }
 

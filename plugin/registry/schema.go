@@ -5,6 +5,8 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 )
 
 // devicesTable is the table of the Python gateway.
@@ -64,25 +66,92 @@ END;
 DELETE FROM device_changes;
 INSERT INTO device_changes (device_id) VALUES (NULL);`
 
+// rotation is what rotated secrets and certificates need, also beside the devices table. It may be applied again.
+//
+// The secret in the devices table is always the newest, so that another program that reads that table alone has the one
+// that signs. Those it replaced stand in old_secrets until they end; nobody has to remove them for that. Who inserts a
+// device, by INSERT OR REPLACE too, begins anew: no old secret outlives that. Pinned certificates do, for the reason for
+// which disabled devices stay so.
+const rotation = `
+CREATE TABLE IF NOT EXISTS device_details (
+	device_id           TEXT PRIMARY KEY NOT NULL,
+	secret_since        INTEGER,
+	certificate_expires INTEGER
+) WITHOUT ROWID;
+
+CREATE TABLE IF NOT EXISTS old_secrets (
+	device_id     TEXT NOT NULL,
+	shared_secret TEXT NOT NULL,
+	since         INTEGER NOT NULL,
+	expires_at    INTEGER NOT NULL
+);
+CREATE INDEX IF NOT EXISTS old_secrets_device ON old_secrets (device_id);
+
+CREATE TABLE IF NOT EXISTS pinned_certificates (
+	device_id   TEXT NOT NULL,
+	fingerprint TEXT NOT NULL,
+	PRIMARY KEY (device_id, fingerprint)
+) WITHOUT ROWID;
+
+CREATE TRIGGER IF NOT EXISTS devices_insert_anew AFTER INSERT ON devices BEGIN
+	DELETE FROM old_secrets WHERE device_id = NEW.device_id;
+END;
+CREATE TRIGGER IF NOT EXISTS devices_delete_details AFTER DELETE ON devices BEGIN
+	DELETE FROM old_secrets WHERE device_id = OLD.device_id;
+	DELETE FROM device_details WHERE device_id = OLD.device_id;
+END;
+CREATE TRIGGER IF NOT EXISTS old_secrets_insert AFTER INSERT ON old_secrets BEGIN
+	INSERT INTO device_changes (device_id) VALUES (NEW.device_id);
+END;
+CREATE TRIGGER IF NOT EXISTS old_secrets_update AFTER UPDATE ON old_secrets BEGIN
+	INSERT INTO device_changes (device_id) VALUES (NEW.device_id);
+	INSERT INTO device_changes (device_id) SELECT OLD.device_id WHERE OLD.device_id IS NOT NEW.device_id;
+END;
+CREATE TRIGGER IF NOT EXISTS old_secrets_delete AFTER DELETE ON old_secrets BEGIN
+	INSERT INTO device_changes (device_id) VALUES (OLD.device_id);
+END;
+CREATE TRIGGER IF NOT EXISTS pinned_certificates_insert AFTER INSERT ON pinned_certificates BEGIN
+	INSERT INTO device_changes (device_id) VALUES (NEW.device_id);
+END;
+CREATE TRIGGER IF NOT EXISTS pinned_certificates_update AFTER UPDATE ON pinned_certificates BEGIN
+	INSERT INTO device_changes (device_id) VALUES (NEW.device_id);
+	INSERT INTO device_changes (device_id) SELECT OLD.device_id WHERE OLD.device_id IS NOT NEW.device_id;
+END;
+CREATE TRIGGER IF NOT EXISTS pinned_certificates_delete AFTER DELETE ON pinned_certificates BEGIN
+	INSERT INTO device_changes (device_id) VALUES (OLD.device_id);
+END;`
+
+// ours are the names of all tables and triggers of this package, the devices table aside.
+var (
+	ourTables   = []string{"disabled_devices", "device_changes", "device_details", "old_secrets", "pinned_certificates"}
+	ourTriggers = []string{"devices_insert", "devices_update", "devices_delete", "disabled_devices_insert",
+		"disabled_devices_update", "disabled_devices_delete", "device_changes_prune", "devices_insert_anew",
+		"devices_delete_details", "old_secrets_insert", "old_secrets_update", "old_secrets_delete",
+		"pinned_certificates_insert", "pinned_certificates_update", "pinned_certificates_delete"}
+)
+
 var (
 	errNoTable = errors.New("no devices table; create it with \"bouncerctl init\" and register devices with \"bouncerctl device add\"")
 	errNewer   = errors.New("made by a newer version of this program")
 )
 
 // migrations returns the statements that lead from each PRAGMA user_version to the next, from 0 on.
-func migrations() []string { return []string{additions} }
+func migrations() []string { return []string{additions, rotation} }
 
 // A schema is what a database was found to hold.
 type schema struct {
 	version  int  // PRAGMA user_version
 	devices  bool // has the devices table
 	disabled bool // has the table of disabled devices
+	rotation bool // has the tables of rotated secrets and of certificates
 	logged   bool // its changes are logged without exception
 	foreign  bool // has tables that are not of this package
 }
 
 // current tells whether there is nothing to migrate or to repair.
-func (s schema) current(version int) bool { return s.version == version && s.disabled && s.logged }
+func (s schema) current(version int) bool {
+	return s.version == version && s.disabled && s.rotation && s.logged
+}
 
 // check refuses a database that cannot be used.
 func (s schema) check(known int) error {
@@ -101,21 +170,34 @@ func describe(ctx context.Context, conn *sql.Conn) (schema, error) {
 	if err := conn.QueryRowContext(ctx, "PRAGMA user_version").Scan(&s.version); err != nil {
 		return schema{}, err
 	}
-	var triggers int
-	var changes bool
-	err := conn.QueryRowContext(ctx, `SELECT
-		ifnull(sum(type = 'table' AND name = 'devices'), 0),
-		ifnull(sum(type = 'table' AND name = 'disabled_devices'), 0),
-		ifnull(sum(type = 'table' AND name = 'device_changes'), 0),
-		ifnull(sum(type = 'trigger' AND name IN ('devices_insert', 'devices_update', 'devices_delete',
-			'disabled_devices_insert', 'disabled_devices_update', 'disabled_devices_delete', 'device_changes_prune')), 0),
-		ifnull(sum(type = 'table' AND name NOT IN ('devices', 'disabled_devices', 'device_changes')
-			AND name NOT LIKE 'sqlite\_%' ESCAPE '\'), 0) > 0
-		FROM sqlite_schema`).Scan(&s.devices, &s.disabled, &changes, &triggers, &s.foreign)
+	rows, err := conn.QueryContext(ctx, "SELECT type, name FROM sqlite_schema WHERE type IN ('table', 'trigger')")
 	if err != nil {
 		return schema{}, err
 	}
-	s.logged = changes && triggers == 7
+	defer func() { _ = rows.Close() }()
+	found := make(map[string]bool) // ours
+	for rows.Next() {
+		var kind, name string
+		if err := rows.Scan(&kind, &name); err != nil {
+			return schema{}, err
+		}
+		switch {
+		case kind == "table" && name == "devices":
+			s.devices = true
+		case kind == "table" && slices.Contains(ourTables, name), kind == "trigger" && slices.Contains(ourTriggers, name):
+			found[name] = true
+		case kind == "table" && !strings.HasPrefix(name, "sqlite_"):
+			s.foreign = true
+		}
+	}
+	if err := rows.Err(); err != nil {
+		return schema{}, err
+	}
+	has := func(name string) bool { return found[name] }
+	lacks := func(name string) bool { return !found[name] }
+	s.disabled = has("disabled_devices")
+	s.rotation = has("device_details") && has("old_secrets") && has("pinned_certificates")
+	s.logged = has("device_changes") && !slices.ContainsFunc(ourTriggers, lacks)
 	return s, nil
 }
 
@@ -136,7 +218,7 @@ func migrate(ctx context.Context, conn *sql.Conn, migrations []string) error {
 				if found.current(len(migrations)) {
 					return nil
 				}
-				_, err = conn.ExecContext(ctx, additions)
+				_, err = conn.ExecContext(ctx, additions+rotation)
 				return err
 			}
 			if _, err := conn.ExecContext(ctx, migrations[found.version]); err != nil {

@@ -2,8 +2,10 @@ package registry
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"database/sql"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -12,6 +14,8 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/mattn/go-sqlite3"
@@ -23,6 +27,7 @@ type source struct {
 	mode string        // SQLite's: "rw", which falls back to reading where the file may not be written, or "ro"
 	busy time.Duration // how long a new connection waits for a writer
 	log  *slog.Logger
+	key  *Key // of encrypted secrets; nil: none
 
 	db   *sql.DB
 	conn *sql.Conn   // nil: none
@@ -44,6 +49,7 @@ type delta struct {
 	drop    []*Device // of the snapshot
 	skipped int       // rows that are no devices
 	sample  []string  // the first of them
+	keyless error     // why secrets could not be opened for want of their key, if any
 }
 
 // changes returns what leads from the snapshot to what the database holds now, or nil where the database did not change
@@ -96,6 +102,9 @@ func connect(path string, options url.Values) (*sql.DB, error) {
 	if err != nil {
 		return nil, err
 	}
+	if options == nil {
+		options = make(url.Values)
+	}
 	options.Set("_synchronous", "FULL")
 	dsn := url.URL{Scheme: "file", Path: path, RawQuery: options.Encode()}
 	return sql.Open("sqlite3", dsn.String())
@@ -132,7 +141,7 @@ func (s *source) read(ctx context.Context, from *snapshot) (*delta, error) {
 		if err := tables.check(len(migrations())); err != nil {
 			return err
 		}
-		if tables.logged && tables.disabled {
+		if tables.logged && tables.disabled && tables.rotation {
 			if head, err = s.head(ctx); err != nil {
 				return err
 			}
@@ -204,37 +213,53 @@ func (s *source) readChanges(ctx context.Context, from *snapshot, head position)
 		return nil, err
 	}
 	d := new(delta)
-	err = s.rows(ctx, func(id, secret []byte, exists, disabled bool) {
-		if exists {
-			d.row(from, id, secret, disabled)
+	err = s.rows(ctx, func(r *row) {
+		known := from.lookup(r.id)
+		if r.exists {
+			s.take(d, known, r)
 		}
-		if known := from.lookup(id); known != nil && (!exists || len(secret) == 0) {
+		if known != nil && (!r.exists || !r.taken) {
 			d.drop = append(d.drop, known)
 		}
 	}, `SELECT c.device_id, CASE typeof(d.shared_secret) WHEN 'text' THEN d.shared_secret END,
-			d.device_id IS NOT NULL, x.device_id IS NOT NULL
+			d.device_id IS NOT NULL, x.device_id IS NOT NULL, `+oldSecrets+", "+pins+`
 		FROM (SELECT DISTINCT device_id FROM device_changes WHERE seq > ? AND typeof(device_id) = 'text') AS c
 		LEFT JOIN devices AS d ON d.device_id = c.device_id
 		LEFT JOIN disabled_devices AS x ON x.device_id = c.device_id`, s.at.seq)
 	return d, err
 }
 
+// What few devices have, as one text each, NULL where there is none: "since:expires:SECRET IN HEXADECIMAL" of each old
+// secret, and the fingerprints of pinned certificates.
+const (
+	oldSecrets = `(SELECT group_concat(o.since || ':' || o.expires_at || ':' || hex(o.shared_secret), ' ')
+		FROM old_secrets AS o WHERE o.device_id = d.device_id)`
+	pins = `(SELECT group_concat(p.fingerprint, ' ') FROM pinned_certificates AS p WHERE p.device_id = d.device_id)`
+)
+
 // readAll reads every device.
 func (s *source) readAll(ctx context.Context, from *snapshot, tables schema) (*delta, error) {
 	query := `SELECT CASE typeof(d.device_id) WHEN 'text' THEN d.device_id END,
 			CASE typeof(d.shared_secret) WHEN 'text' THEN d.shared_secret END,
-			TRUE, x.device_id IS NOT NULL
+			TRUE, x.device_id IS NOT NULL, ` + oldSecrets + ", " + pins + `
 		FROM devices AS d LEFT JOIN disabled_devices AS x ON x.device_id = d.device_id`
-	if !tables.disabled {
+	switch {
+	case !tables.disabled:
 		query = `SELECT CASE typeof(device_id) WHEN 'text' THEN device_id END,
 				CASE typeof(shared_secret) WHEN 'text' THEN shared_secret END,
-				TRUE, FALSE
+				TRUE, FALSE, NULL, NULL
 			FROM devices`
+	case !tables.rotation || !s.anyRare(ctx):
+		query = `SELECT CASE typeof(d.device_id) WHEN 'text' THEN d.device_id END,
+				CASE typeof(d.shared_secret) WHEN 'text' THEN d.shared_secret END,
+				TRUE, x.device_id IS NOT NULL, NULL, NULL
+			FROM devices AS d LEFT JOIN disabled_devices AS x ON x.device_id = d.device_id`
 	}
 	d := &delta{full: true}
 	found := make([]bool, from.serials)
-	err := s.rows(ctx, func(id, secret []byte, _, disabled bool) {
-		if known := d.row(from, id, secret, disabled); known != nil {
+	err := s.rows(ctx, func(r *row) {
+		known := from.lookup(r.id)
+		if s.take(d, known, r); known != nil && r.taken {
 			found[known.Serial] = true
 		}
 	}, query)
@@ -249,41 +274,128 @@ func (s *source) readAll(ctx context.Context, from *snapshot, tables schema) (*d
 	return d, nil
 }
 
-// rows calls do for each row of a query: the id and the secret, nil where they are not text, whether there is such a
-// row in devices, and whether the device is disabled. The slices are valid during the call only.
-func (s *source) rows(ctx context.Context, do func(id, secret []byte, exists, disabled bool), query string, args ...any) error {
+// A row is one device as it is stored. Its slices are valid during a call only.
+type row struct {
+	id, secret       sql.RawBytes // nil where they are not text
+	exists, disabled bool         // there is such a row in devices; in disabled_devices
+	old, pins        sql.RawBytes // see oldSecrets and pins
+
+	taken bool // it is a device
+}
+
+// anyRare tells whether any device has an old secret or a pinned certificate: to look for them of each of a million devices
+// takes a second.
+func (s *source) anyRare(ctx context.Context) (any bool) {
+	err := s.conn.QueryRowContext(ctx, "SELECT EXISTS (SELECT 1 FROM old_secrets) OR EXISTS (SELECT 1 FROM pinned_certificates)").Scan(&any)
+	return any || err != nil
+}
+
+// rows calls do for each row of a query.
+func (s *source) rows(ctx context.Context, do func(*row), query string, args ...any) error {
 	rows, err := s.conn.QueryContext(ctx, query, args...)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = rows.Close() }()
-	var id, secret sql.RawBytes
-	var exists, disabled bool
+	var r row
 	for rows.Next() {
-		if err := rows.Scan(&id, &secret, &exists, &disabled); err != nil {
+		if err := rows.Scan(&r.id, &r.secret, &r.exists, &r.disabled, &r.old, &r.pins); err != nil {
 			return err
 		}
-		do(id, secret, exists, disabled)
+		r.taken = false
+		do(&r)
 	}
 	return rows.Err()
 }
 
-// row takes up one row of the devices table. It returns the device the snapshot has by that id, if any; a row that is no
-// device has none.
-func (d *delta) row(from *snapshot, id, secret []byte, disabled bool) *Device {
-	if !validID(id) {
-		d.skip(id, "not a device id")
-		return nil
+// take takes up one row of the devices table, and says in the row whether it is a device. known is what the snapshot has
+// by that id, or nil.
+func (s *source) take(d *delta, known *Device, r *row) {
+	switch {
+	case !validID(r.id):
+		d.skip(r.id, "not a device id")
+		return
+	case len(r.secret) == 0:
+		d.skip(r.id, "no secret")
+		return
 	}
-	if len(secret) == 0 {
-		d.skip(id, "no secret")
-		return nil
+	secret, err := s.key.open(r.id, r.secret)
+	switch {
+	case isKeyMissing(err):
+		d.keyless = err
+		if known == nil {
+			d.skip(r.id, err.Error())
+			return
+		}
+		secret = known.Secrets[0] // as long as it is not known what replaced it; a revocation counts all the same
+	case err != nil:
+		d.skip(r.id, err.Error())
+		return
+	case len(secret) == 0:
+		d.skip(r.id, "no secret")
+		return
 	}
-	known := from.lookup(id)
-	if known == nil || known.Disabled != disabled || !bytes.Equal(known.Secrets[0], secret) {
-		d.put = append(d.put, newDevice(id, secret, disabled))
+	r.taken = true
+	if r.old == nil && r.pins == nil && known != nil && known.rare == nil &&
+		known.Disabled == r.disabled && bytes.Equal(known.Secrets[0], secret) {
+		return // nearly all of them, when everything is read
 	}
-	return known
+	device := newDevice(r.id, secret, r.disabled)
+	if r.old != nil || r.pins != nil {
+		if err := s.takeRare(device, r); err != nil {
+			d.skip(r.id, err.Error())
+			r.taken = false
+			return
+		}
+	}
+	if known == nil || !known.same(device) {
+		d.put = append(d.put, device)
+	}
+}
+
+// takeRare adds old secrets that have not ended, and pinned certificates. An old secret that cannot be opened is left
+// out; a fingerprint that is none would leave the device without its pin, so it is an error.
+func (s *source) takeRare(device *Device, r *row) error {
+	now := time.Now().Unix()
+	type oldSecret struct {
+		since, end int64
+		secret     []byte
+	}
+	var old []oldSecret
+	for field := range strings.FieldsSeq(string(r.old)) {
+		var o oldSecret
+		parts := strings.SplitN(field, ":", 3)
+		stored, err := hex.DecodeString(parts[len(parts)-1])
+		if len(parts) != 3 || err != nil {
+			continue
+		}
+		o.since, _ = strconv.ParseInt(parts[0], 10, 64)
+		if o.end, err = strconv.ParseInt(parts[1], 10, 64); err != nil || o.end <= now {
+			continue
+		}
+		if o.secret, err = s.key.open(r.id, stored); err == nil && len(o.secret) > 0 {
+			old = append(old, o)
+		}
+	}
+	slices.Reverse(old) // of the same second, the one that came later first
+	slices.SortStableFunc(old, func(a, b oldSecret) int { return cmp.Compare(b.since, a.since) })
+	var extra rare
+	for _, o := range old {
+		device.Secrets = append(device.Secrets, o.secret)
+		extra.ends = append(extra.ends, o.end)
+	}
+	for text := range strings.FieldsSeq(string(r.pins)) {
+		f, err := ParseFingerprint(text)
+		if err != nil {
+			return fmt.Errorf("the pinned certificate is %w", err)
+		}
+		extra.pins = append(extra.pins, f)
+	}
+	slices.SortFunc(extra.pins, func(a, b Fingerprint) int { return bytes.Compare(a[:], b[:]) })
+	if len(extra.ends) > 0 || len(extra.pins) > 0 {
+		device.rare = &extra
+	}
+	return nil
 }
 
 func (d *delta) skip(id []byte, why string) {

@@ -9,6 +9,7 @@ import (
 	"iter"
 	"net/url"
 	"os"
+	"slices"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -33,18 +34,35 @@ const storeBusy = 5 * time.Second
 type Store struct {
 	db   *sql.DB
 	path string
+	key  *Key // nil: secrets are stored as they are
 }
 
-// An Entry is what is known of a registered device beside its secrets.
+// An Entry is what is known of a registered device beside its secrets. Times are to the second.
 type Entry struct {
-	ID        string
-	CreatedAt time.Time // to the second; zero where the database has no number
-	Disabled  bool
+	ID                 string
+	CreatedAt          time.Time // zero where the database has no number
+	Disabled           bool
+	SecretSince        time.Time   // when the newest secret was made; zero where that is not known
+	OldSecrets         []OldSecret // that are still valid, newest first
+	CertificateExpires time.Time   // of the newest certificate made for the device; zero where none was
+	Pins               []Fingerprint
+	Encrypted          bool // the newest secret is
+}
+
+// An OldSecret is one that has been replaced and is valid for a while yet.
+type OldSecret struct{ Since, Ends time.Time }
+
+// A Registration is a device to register.
+type Registration struct {
+	ID                 string
+	Secret             Secret      // the HMAC key as it is: text, UTF-8 without NUL bytes, as other programs read it
+	CertificateExpires time.Time   // zero: not known
+	Pin                Fingerprint // the only certificate to come with; zero: any
 }
 
 // OpenStore opens the database at path and migrates it. It makes one where there is none, with mode 0640 and the
 // caller's owner and group: the broker's user must be able to read it.
-func OpenStore(path string) (*Store, error) {
+func OpenStore(path string, options ...Option) (*Store, error) {
 	// SQLite would take the mode from the umask. The empty file is an empty database.
 	file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o640)
 	switch {
@@ -65,7 +83,7 @@ func OpenStore(path string) (*Store, error) {
 		return nil, fmt.Errorf("device database: %s: %w", path, err)
 	}
 	db.SetMaxOpenConns(1) // two of our own would only wait for each other
-	s := &Store{db: db, path: path}
+	s := &Store{db: db, path: path, key: apply(options).key}
 	if err := s.prepare(context.Background()); err != nil {
 		_ = db.Close()
 		return nil, s.failed(err)
@@ -100,31 +118,93 @@ func (s *Store) prepare(ctx context.Context) error {
 // Close releases the database.
 func (s *Store) Close() error { return s.db.Close() }
 
-// Add registers a device, enabled. The secret is the HMAC key as it is, and must be text: UTF-8 without NUL bytes, as
-// other programs read it. The error is ErrInvalidID or ErrExists where one of them is the reason.
+// Add registers a device, enabled. The error is ErrInvalidID or ErrExists where one of them is the reason.
 func (s *Store) Add(ctx context.Context, id string, secret Secret) error {
-	if !ValidID(id) {
-		return fmt.Errorf("%q: %w", id, ErrInvalidID)
+	return s.Register(ctx, Registration{ID: id, Secret: secret})
+}
+
+// Register is Add with what is known of the device's certificate.
+func (s *Store) Register(ctx context.Context, r Registration) error {
+	if err := r.check(); err != nil {
+		return err
 	}
-	if len(secret) == 0 {
-		return fmt.Errorf("device %q: the secret is empty", id)
+	return s.change(ctx, r.ID, func(tx *sql.Tx) error { return s.insert(ctx, tx, r, time.Now().Unix()) })
+}
+
+// Import registers devices in one transaction, all or none, and returns how many. An error of the sequence ends it, as
+// does the first device that Add would refuse.
+func (s *Store) Import(ctx context.Context, registrations iter.Seq2[Registration, error]) (n int, err error) {
+	// What does not fit into the cache would be written at once and keep readers out until the end.
+	if _, err := s.db.ExecContext(ctx, "PRAGMA cache_spill = OFF"); err != nil {
+		return 0, s.failed(err)
 	}
-	if text := string(secret); !utf8.ValidString(text) || strings.ContainsRune(text, 0) {
-		return fmt.Errorf("device %q: the secret is not text; write its bytes as hexadecimal digits, and use those as the secret", id)
+	tx, err := s.db.BeginTx(ctx, nil)
+	if err != nil {
+		return 0, s.failed(err)
 	}
-	return s.change(ctx, id, func(tx *sql.Tx) error {
-		_, err := tx.ExecContext(ctx, "INSERT INTO devices (device_id, shared_secret, created_at) VALUES (?, ?, ?)",
-			id, string(secret), time.Now().Unix())
-		var e sqlite3.Error
-		if errors.As(err, &e) && e.ExtendedCode == sqlite3.ErrConstraintPrimaryKey {
-			return ErrExists
+	defer func() { _ = tx.Rollback() }()
+	now := time.Now().Unix()
+	for r, err := range registrations {
+		if err == nil {
+			err = r.check()
 		}
 		if err != nil {
+			return 0, err
+		}
+		if err := s.insert(ctx, tx, r, now); err != nil {
+			return 0, fmt.Errorf("device %q: %w", r.ID, err)
+		}
+		n++
+	}
+	if err := tx.Commit(); err != nil {
+		return 0, s.failed(err)
+	}
+	return n, nil
+}
+
+func (r *Registration) check() error {
+	if !ValidID(r.ID) {
+		return fmt.Errorf("%q: %w", r.ID, ErrInvalidID)
+	}
+	return checkSecret(r.ID, r.Secret)
+}
+
+func checkSecret(id string, secret Secret) error {
+	switch text := string(secret); {
+	case text == "":
+		return fmt.Errorf("device %q: the secret is empty", id)
+	case !utf8.ValidString(text) || strings.ContainsRune(text, 0):
+		return fmt.Errorf("device %q: the secret is not text; write its bytes as hexadecimal digits, and use those as the secret", id)
+	case isSealed(secret):
+		return fmt.Errorf("device %q: the secret begins as an encrypted one does (%s); use another", id, envelopeMark)
+	}
+	return nil
+}
+
+func (s *Store) insert(ctx context.Context, tx *sql.Tx, r Registration, now int64) error {
+	_, err := tx.ExecContext(ctx, "INSERT INTO devices (device_id, shared_secret, created_at) VALUES (?, ?, ?)",
+		r.ID, s.key.seal(r.ID, r.Secret), now)
+	if e, ok := errors.AsType[sqlite3.Error](err); ok && e.ExtendedCode == sqlite3.ErrConstraintPrimaryKey {
+		return ErrExists
+	}
+	if err != nil {
+		return err
+	}
+	for _, table := range []string{"disabled_devices", "pinned_certificates", "device_details"} {
+		if _, err := tx.ExecContext(ctx, "DELETE FROM "+table+" WHERE device_id = ?", r.ID); err != nil {
 			return err
 		}
-		_, err = tx.ExecContext(ctx, "DELETE FROM disabled_devices WHERE device_id = ?", id)
-		return err
-	})
+	}
+	if !r.CertificateExpires.IsZero() {
+		if _, err := tx.ExecContext(ctx, "INSERT INTO device_details (device_id, certificate_expires) VALUES (?, ?)",
+			r.ID, r.CertificateExpires.Unix()); err != nil {
+			return err
+		}
+	}
+	if r.Pin != (Fingerprint{}) {
+		_, err = tx.ExecContext(ctx, "INSERT INTO pinned_certificates (device_id, fingerprint) VALUES (?, ?)", r.ID, r.Pin.String())
+	}
+	return err
 }
 
 // Remove makes a device unknown. It takes any id, also one that is not valid. The error is ErrNotFound where there is
@@ -140,8 +220,12 @@ func (s *Store) Remove(ctx context.Context, id string) error {
 		} else if n == 0 {
 			return ErrNotFound
 		}
-		_, err = tx.ExecContext(ctx, "DELETE FROM disabled_devices WHERE device_id = ?", id)
-		return err
+		for _, table := range []string{"disabled_devices", "pinned_certificates"} { // triggers see to the others
+			if _, err := tx.ExecContext(ctx, "DELETE FROM "+table+" WHERE device_id = ?", id); err != nil {
+				return err
+			}
+		}
+		return nil
 	})
 }
 
@@ -149,14 +233,10 @@ func (s *Store) Remove(ctx context.Context, id string) error {
 // devices table neither see nor change it. The error is ErrNotFound where there is no such device.
 func (s *Store) SetDisabled(ctx context.Context, id string, disabled bool) error {
 	return s.change(ctx, id, func(tx *sql.Tx) error {
-		var exists bool
-		if err := tx.QueryRowContext(ctx, "SELECT EXISTS (SELECT 1 FROM devices WHERE device_id = ?)", id).Scan(&exists); err != nil {
+		err := exists(ctx, tx, id)
+		if err != nil {
 			return err
 		}
-		if !exists {
-			return ErrNotFound
-		}
-		var err error
 		if disabled {
 			_, err = tx.ExecContext(ctx, "INSERT OR IGNORE INTO disabled_devices (device_id, disabled_at) VALUES (?, ?)",
 				id, time.Now().Unix())
@@ -192,17 +272,42 @@ func (s *Store) failed(err error) error {
 
 const entryColumns = `d.device_id,
 	CASE WHEN typeof(d.created_at) IN ('integer', 'real') THEN CAST(d.created_at AS INTEGER) END,
-	x.device_id IS NOT NULL
-	FROM devices AS d LEFT JOIN disabled_devices AS x ON x.device_id = d.device_id`
+	x.device_id IS NOT NULL, e.secret_since, e.certificate_expires,
+	(SELECT group_concat(o.since || ':' || o.expires_at, ' ') FROM old_secrets AS o WHERE o.device_id = d.device_id),
+	(SELECT group_concat(p.fingerprint, ' ') FROM pinned_certificates AS p WHERE p.device_id = d.device_id),
+	typeof(d.shared_secret) = 'text' AND substr(d.shared_secret, 1, 10) = '` + envelopeMark + `'
+	FROM devices AS d
+	LEFT JOIN disabled_devices AS x ON x.device_id = d.device_id
+	LEFT JOIN device_details AS e ON e.device_id = d.device_id`
 
 func scanEntry(scan func(...any) error) (Entry, error) {
 	var e Entry
-	var created sql.NullInt64
-	if err := scan(&e.ID, &created, &e.Disabled); err != nil {
+	var created, since, expires sql.NullInt64
+	var old, pins sql.NullString
+	if err := scan(&e.ID, &created, &e.Disabled, &since, &expires, &old, &pins, &e.Encrypted); err != nil {
 		return Entry{}, err
 	}
-	if created.Valid {
-		e.CreatedAt = time.Unix(created.Int64, 0)
+	set := func(t *time.Time, from sql.NullInt64) {
+		if from.Valid {
+			*t = time.Unix(from.Int64, 0)
+		}
+	}
+	set(&e.CreatedAt, created)
+	set(&e.SecretSince, created)
+	set(&e.SecretSince, since)
+	set(&e.CertificateExpires, expires)
+	now := time.Now()
+	for field := range strings.FieldsSeq(old.String) {
+		var since, ends int64
+		if _, err := fmt.Sscanf(field, "%d:%d", &since, &ends); err == nil && now.Unix() < ends {
+			e.OldSecrets = append(e.OldSecrets, OldSecret{time.Unix(since, 0), time.Unix(ends, 0)})
+		}
+	}
+	slices.SortFunc(e.OldSecrets, func(a, b OldSecret) int { return b.Since.Compare(a.Since) })
+	for field := range strings.FieldsSeq(pins.String) {
+		if f, err := ParseFingerprint(field); err == nil {
+			e.Pins = append(e.Pins, f)
+		}
 	}
 	return e, nil
 }

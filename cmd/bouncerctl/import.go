@@ -1,0 +1,299 @@
+package main
+
+import (
+	"context"
+	"encoding/csv"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"iter"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/schollz/progressbar/v3"
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/term"
+
+	"mosquitto-bouncer/plugin/config"
+	"mosquitto-bouncer/plugin/registry"
+)
+
+type importOptions struct {
+	out    string
+	noCert bool
+}
+
+func newDeviceImport(configFile *string) *cobra.Command {
+	var o importOptions
+	c := &cobra.Command{
+		Use:   "import FILE.csv",
+		Short: "Register many devices at once, all or none",
+		Long: `Register the devices in a file of comma-separated values, - for standard input:
+all of them, or none if anything is wrong with one. The first line names the
+columns: id, or device_id; and secret, or shared_secret, which may be left out or
+empty for a secret to be made.
+
+With --out, a bundle as of "device add" is made for each device, in a directory
+of its name. Without, each line must have a secret: one that is made and told
+nobody is of no use.`,
+		Example: `  bouncerctl device import fleet.csv
+  printf 'id\nsensor_001\nsensor_002\n' | bouncerctl device import - --out bundles`,
+		Args: func(c *cobra.Command, args []string) error {
+			switch len(args) {
+			case 0:
+				return usage(c, "no file given; - is standard input")
+			case 1:
+				return nil
+			}
+			return usage(c, "unexpected argument %q, one file at a time", args[1])
+		},
+		RunE: func(c *cobra.Command, args []string) error {
+			if o.noCert && o.out == "" {
+				return usage(c, "--no-cert is for bundles; name a directory for them with --out")
+			}
+			return o.run(args[0], *configFile, c.InOrStdin(), c.OutOrStdout(), c.ErrOrStderr())
+		},
+	}
+	c.Flags().StringVar(&o.out, "out", "", "make a bundle for each device in this `directory`, which must\nnot exist")
+	c.Flags().BoolVar(&o.noCert, "no-cert", false, "make no certificates for the bundles")
+	return c
+}
+
+func (o *importOptions) run(name, configFile string, stdin io.Reader, stdout, stderr io.Writer) (err error) {
+	cfg, err := config.Load(configFile)
+	if err != nil {
+		return err
+	}
+	devices, err := readCSV(name, stdin, o.out != "")
+	if err != nil {
+		return err
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	store, err := openStore(cfg, true)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, store.Close()) }()
+
+	p := newProgress(stderr, len(devices))
+	if o.out != "" {
+		if err := os.Mkdir(o.out, 0o700); err != nil {
+			if errors.Is(err, fs.ErrExist) {
+				err = fmt.Errorf("%s already exists; move it away, or name another directory with --out", o.out)
+			}
+			return err
+		}
+	}
+	n, err := o.register(ctx, store, cfg, filepath.Dir(configFile), devices, p)
+	if err != nil {
+		if o.out != "" {
+			err = errors.Join(err, os.RemoveAll(o.out)) // it is ours
+		}
+		return importError(err)
+	}
+	said := fmt.Sprintf("Registered %d devices.", n)
+	if o.out != "" {
+		said += fmt.Sprintf(" Their bundles are in %s.", o.out)
+	}
+	_, err = fmt.Fprintln(stdout, said)
+	return err
+}
+
+// register makes the bundles, if there are to be any, and registers the devices.
+func (o *importOptions) register(ctx context.Context, store *registry.Store, cfg *config.Config, configDir string, devices []registry.Registration, p *progress) (int, error) {
+	defer p.stop()
+	if o.out != "" {
+		if err := o.makeBundles(ctx, cfg, configDir, devices, p); err != nil {
+			return 0, err
+		}
+	}
+	return store.Import(ctx, registrations(ctx, devices, p))
+}
+
+func importError(err error) error {
+	if errors.Is(err, registry.ErrExists) {
+		return fmt.Errorf("nothing was registered: %w; remove it from the file, or from the registry", err)
+	}
+	return fmt.Errorf("nothing was registered: %w", err)
+}
+
+// readCSV reads the devices of a file, and makes secrets for those without if makeSecrets.
+func readCSV(name string, stdin io.Reader, makeSecrets bool) (devices []registry.Registration, err error) {
+	source := stdin
+	if name == "-" {
+		name = "standard input"
+	} else {
+		f, err := os.Open(name)
+		if err != nil {
+			return nil, err
+		}
+		defer f.Close()
+		source = f
+	}
+	r := csv.NewReader(source)
+	r.ReuseRecord = true
+	header, err := r.Read()
+	if errors.Is(err, io.EOF) {
+		return nil, fmt.Errorf("%s is empty; its first line must name the columns: id,secret", name)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	id, secret, err := columns(header)
+	if err != nil {
+		return nil, fmt.Errorf("%s:1: %w", name, err)
+	}
+	lines := make(map[string]int)
+	for {
+		record, err := r.Read()
+		if errors.Is(err, io.EOF) {
+			return devices, nil
+		}
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", name, err)
+		}
+		line, _ := r.FieldPos(0)
+		d := registry.Registration{ID: strings.Clone(record[id])}
+		at := fmt.Sprintf("%s:%d", name, line)
+		switch first, twice := lines[d.ID]; {
+		case !registry.ValidID(d.ID) || d.ID == "." || d.ID == "..":
+			return nil, fmt.Errorf("%s: %q is not a device id (1 to 64 of A-Z a-z 0-9 . _ : -)", at, d.ID)
+		case twice:
+			return nil, fmt.Errorf("%s: device %q is in line %d already; remove one", at, d.ID, first)
+		}
+		lines[d.ID] = line
+		switch {
+		case secret >= 0 && record[secret] != "":
+			if d.Secret, err = parseSecret([]byte(record[secret]), at); err != nil {
+				return nil, err
+			}
+		case makeSecrets:
+			d.Secret = newSecret()
+		default:
+			return nil, fmt.Errorf("%s: device %q has no secret; write one there, or have it made with --out DIR", at, d.ID)
+		}
+		devices = append(devices, d)
+	}
+}
+
+// columns finds the columns in the header; secret is -1 if there is none.
+func columns(header []string) (id, secret int, err error) {
+	id, secret = -1, -1
+	for i, column := range header {
+		var at *int
+		switch strings.TrimPrefix(strings.TrimSpace(column), "\ufeff") {
+		case "id", "device_id":
+			at = &id
+		case "secret", "shared_secret":
+			at = &secret
+		default:
+			return 0, 0, fmt.Errorf("unknown column %q; the first line must name the columns: id,secret", column)
+		}
+		if *at >= 0 {
+			return 0, 0, fmt.Errorf("column %q is there twice; remove one", column)
+		}
+		*at = i
+	}
+	if id < 0 {
+		return 0, 0, errors.New("no column id; the first line must name the columns: id,secret")
+	}
+	return id, secret, nil
+}
+
+// makeBundles makes a directory for each device, and notes its certificate.
+func (o *importOptions) makeBundles(ctx context.Context, cfg *config.Config, configDir string, devices []registry.Registration, p *progress) error {
+	m, err := newMaker(cfg, configDir, !o.noCert)
+	if err != nil {
+		return err
+	}
+	p.next("bundles")
+	group, grouped := errgroup.WithContext(ctx)
+	group.SetLimit(2 * runtime.NumCPU()) // half of them are waiting for the disk
+	for i := range devices {
+		if grouped.Err() != nil {
+			break
+		}
+		group.Go(func() error {
+			d := &devices[i]
+			b, cert, err := m.bundle(d.ID, d.Secret)
+			if err != nil {
+				return err
+			}
+			d.CertificateExpires = cert.expires
+			p.add()
+			return b.write(new(creation), filepath.Join(o.out, d.ID))
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return err
+	}
+	return ctx.Err()
+}
+
+func registrations(ctx context.Context, devices []registry.Registration, p *progress) iter.Seq2[registry.Registration, error] {
+	return func(yield func(registry.Registration, error) bool) {
+		p.next("devices")
+		for _, d := range devices {
+			if err := ctx.Err(); err != nil {
+				yield(d, err)
+				return
+			}
+			if !yield(d, nil) {
+				return
+			}
+			p.add()
+		}
+	}
+}
+
+// progress shows on a terminal how far a long command has come; elsewhere it shows nothing.
+type progress struct {
+	w     io.Writer // nil: not a terminal
+	total int
+	bar   *progressbar.ProgressBar
+}
+
+func newProgress(w io.Writer, total int) *progress {
+	p := &progress{total: total}
+	if f, ok := w.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
+		p.w = w
+	}
+	return p
+}
+
+// next begins a part of the work.
+func (p *progress) next(what string) {
+	p.stop()
+	if p.w == nil {
+		return
+	}
+	p.bar = progressbar.NewOptions(p.total,
+		progressbar.OptionSetWriter(p.w),
+		progressbar.OptionSetDescription(what),
+		progressbar.OptionShowCount(),
+		progressbar.OptionFullWidth(),
+		progressbar.OptionThrottle(100*time.Millisecond),
+		progressbar.OptionClearOnFinish())
+}
+
+// add counts one more. Safe for concurrent use.
+func (p *progress) add() {
+	if p.bar != nil {
+		_ = p.bar.Add(1)
+	}
+}
+
+func (p *progress) stop() {
+	if p.bar != nil {
+		_ = p.bar.Finish()
+		p.bar = nil
+	}
+}

@@ -1,0 +1,310 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/csv"
+	"encoding/json"
+	"fmt"
+	"io"
+	"strconv"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"mosquitto-bouncer/plugin/registry"
+)
+
+type listOptions struct {
+	json, csv bool
+	disabled  bool
+	expiring  time.Duration // -1: not asked for
+}
+
+func newDeviceList(configFile *string) *cobra.Command {
+	o := listOptions{expiring: -1}
+	c := &cobra.Command{
+		Use:   "list",
+		Short: "List the registered devices",
+		Long: `List the registered devices in the order of their ids, without their secrets.
+
+--disabled and --expiring choose; with both, those that are both are listed. The
+time of a certificate is known of those that bouncerctl made.`,
+		Example: `  bouncerctl device list
+  bouncerctl device list --expiring 30d --csv
+  bouncerctl device list --json | jq -r '.[] | select(.disabled) | .id'`,
+		Args: noArguments,
+		RunE: func(c *cobra.Command, _ []string) error {
+			if o.json && o.csv {
+				return usage(c, "--json and --csv exclude each other")
+			}
+			return withStore(*configFile, func(s *registry.Store) error {
+				w := bufio.NewWriterSize(c.OutOrStdout(), 64<<10)
+				if err := o.print(c.Context(), s, w); err != nil {
+					return err
+				}
+				return w.Flush()
+			})
+		},
+	}
+	c.Flags().BoolVar(&o.json, "json", false, "print a JSON array, a device a line")
+	c.Flags().BoolVar(&o.csv, "csv", false, "print comma-separated values with a header (RFC 4180)")
+	c.Flags().BoolVar(&o.disabled, "disabled", false, "only devices that are disabled")
+	c.Flags().Var((*span)(&o.expiring), "expiring", "only devices whose certificate expires within this time, or has,\nsuch as 30d")
+	c.Flag("expiring").DefValue = ""
+	return c
+}
+
+// matches tells whether a device is to be listed.
+func (o *listOptions) matches(e *registry.Entry, now time.Time) bool {
+	if o.disabled && !e.Disabled {
+		return false
+	}
+	return o.expiring < 0 || !e.CertificateExpires.IsZero() && e.CertificateExpires.Before(now.Add(o.expiring))
+}
+
+func (o *listOptions) print(ctx context.Context, store *registry.Store, w io.Writer) error {
+	var p printer = &tablePrinter{w: tabwriter.NewWriter(w, 0, 0, 3, ' ', 0)}
+	switch {
+	case o.json:
+		p = &jsonPrinter{w: w}
+	case o.csv:
+		p = &csvPrinter{w: csv.NewWriter(w)}
+	}
+	now := time.Now()
+	if err := p.begin(); err != nil {
+		return err
+	}
+	for entry, err := range store.List(ctx) {
+		if err != nil {
+			return err
+		}
+		if !o.matches(&entry, now) {
+			continue
+		}
+		if err := p.print(&entry); err != nil {
+			return err
+		}
+	}
+	return p.end()
+}
+
+// A printer prints one device at a time: there may be a million.
+type printer interface {
+	begin() error
+	print(*registry.Entry) error
+	end() error
+}
+
+type tablePrinter struct{ w *tabwriter.Writer }
+
+func (p *tablePrinter) begin() error {
+	_, err := fmt.Fprintln(p.w, "ID\tREGISTERED\tSTATE\tCERTIFICATE UNTIL")
+	return err
+}
+
+func (p *tablePrinter) print(e *registry.Entry) error {
+	id, created, state, until := e.ID, "-", "enabled", "-"
+	if !registry.ValidID(id) {
+		id, state = fmt.Sprintf("%q", id), "invalid id"
+	} else if e.Disabled {
+		state = "disabled"
+	}
+	if !e.CreatedAt.IsZero() {
+		created = e.CreatedAt.UTC().Format(time.RFC3339)
+	}
+	if !e.CertificateExpires.IsZero() {
+		until = e.CertificateExpires.UTC().Format(time.DateOnly)
+	}
+	_, err := fmt.Fprintf(p.w, "%s\t%s\t%s\t%s\n", id, created, state, until)
+	return err
+}
+
+func (p *tablePrinter) end() error { return p.w.Flush() }
+
+// A deviceJSON is a device as --json shows it. Times are null where they are not known.
+type deviceJSON struct {
+	ID                 string     `json:"id"`
+	CreatedAt          *time.Time `json:"created_at"`
+	Disabled           bool       `json:"disabled"`
+	SecretSince        *time.Time `json:"secret_since"`
+	OldSecrets         int        `json:"old_secrets"`
+	CertificateExpires *time.Time `json:"certificate_expires"`
+	Pins               []string   `json:"pinned,omitempty"`
+}
+
+func known(t time.Time) *time.Time {
+	if t.IsZero() {
+		return nil
+	}
+	t = t.UTC()
+	return &t
+}
+
+func newDeviceJSON(e *registry.Entry) deviceJSON {
+	d := deviceJSON{ID: e.ID, CreatedAt: known(e.CreatedAt), Disabled: e.Disabled, SecretSince: known(e.SecretSince),
+		OldSecrets: len(e.OldSecrets), CertificateExpires: known(e.CertificateExpires)}
+	for _, pin := range e.Pins {
+		d.Pins = append(d.Pins, pin.String())
+	}
+	return d
+}
+
+type jsonPrinter struct {
+	w    io.Writer
+	some bool
+}
+
+func (p *jsonPrinter) begin() error { return nil }
+
+func (p *jsonPrinter) print(e *registry.Entry) error {
+	line, err := json.Marshal(newDeviceJSON(e))
+	if err != nil {
+		return err
+	}
+	separator := ","
+	if !p.some {
+		separator, p.some = "[", true
+	}
+	_, err = fmt.Fprintf(p.w, "%s\n%s", separator, line)
+	return err
+}
+
+func (p *jsonPrinter) end() error {
+	text := "\n]"
+	if !p.some {
+		text = "[]"
+	}
+	_, err := fmt.Fprintln(p.w, text)
+	return err
+}
+
+type csvPrinter struct{ w *csv.Writer }
+
+func (p *csvPrinter) begin() error {
+	return p.w.Write([]string{"id", "created_at", "disabled", "secret_since", "old_secrets", "certificate_expires", "pinned"})
+}
+
+func (p *csvPrinter) print(e *registry.Entry) error {
+	when := func(t time.Time) string {
+		if t.IsZero() {
+			return ""
+		}
+		return t.UTC().Format(time.RFC3339)
+	}
+	return p.w.Write([]string{e.ID, when(e.CreatedAt), strconv.FormatBool(e.Disabled), when(e.SecretSince),
+		strconv.Itoa(len(e.OldSecrets)), when(e.CertificateExpires), strconv.FormatBool(len(e.Pins) > 0)})
+}
+
+func (p *csvPrinter) end() error {
+	p.w.Flush()
+	return p.w.Error()
+}
+
+func newDeviceShow(configFile *string) *cobra.Command {
+	var asJSON bool
+	c := &cobra.Command{
+		Use:   "show ID",
+		Short: "Show what is known of a device",
+		Long: `Show what the registry knows of a device: its state, its secrets by age, though
+never a secret itself, and its certificate.`,
+		Example: `  bouncerctl device show sensor_001
+  bouncerctl device show sensor_001 --json`,
+		Args: oneID,
+		RunE: func(c *cobra.Command, args []string) error {
+			return withStore(*configFile, func(s *registry.Store) error {
+				e, err := s.Get(c.Context(), args[0])
+				if err != nil {
+					return deviceError(args[0], err)
+				}
+				if asJSON {
+					return showJSON(c.OutOrStdout(), &e)
+				}
+				return show(c.OutOrStdout(), &e, time.Now())
+			})
+		},
+	}
+	c.Flags().BoolVar(&asJSON, "json", false, "print a JSON object")
+	return c
+}
+
+func show(w io.Writer, e *registry.Entry, now time.Time) error {
+	table := tabwriter.NewWriter(w, 0, 0, 3, ' ', 0)
+	line := func(what, format string, args ...any) {
+		fmt.Fprintf(table, "%s\t%s\n", what, fmt.Sprintf(format, args...))
+	}
+	id, state := e.ID, "enabled"
+	if !registry.ValidID(id) {
+		id, state = fmt.Sprintf("%q", id), "invalid id"
+	} else if e.Disabled {
+		state = "disabled"
+	}
+	line("Device", "%s", id)
+	line("State", "%s", state)
+	line("Registered", "%s", ago(e.CreatedAt, now))
+	rest := "plain text"
+	if e.Encrypted {
+		rest = "encrypted"
+	}
+	line("Secret", "since %s; stored as %s", ago(e.SecretSince, now), rest)
+	for _, old := range e.OldSecrets {
+		line("Old secret", "since %s; ends %s", ago(old.Since, now), ago(old.Ends, now))
+	}
+	switch {
+	case e.CertificateExpires.IsZero():
+		line("Certificate", "not known")
+	case e.CertificateExpires.Before(now):
+		line("Certificate", "expired %s", ago(e.CertificateExpires, now))
+	default:
+		line("Certificate", "expires %s", ago(e.CertificateExpires, now))
+	}
+	for _, pin := range e.Pins {
+		line("Pinned", "%s", pin)
+	}
+	return table.Flush()
+}
+
+// ago writes a time with how far it is from now.
+func ago(t, now time.Time) string {
+	if t.IsZero() {
+		return "-"
+	}
+	d := t.Sub(now)
+	text := t.UTC().Format(time.RFC3339)
+	if d >= 0 {
+		return fmt.Sprintf("%s (in %s)", text, roughly(d))
+	}
+	return fmt.Sprintf("%s (%s ago)", text, roughly(-d))
+}
+
+func roughly(d time.Duration) string {
+	switch {
+	case d >= 48*time.Hour:
+		return fmt.Sprintf("%d days", d/(24*time.Hour))
+	case d >= 2*time.Hour:
+		return fmt.Sprintf("%d hours", d/time.Hour)
+	case d >= 2*time.Minute:
+		return fmt.Sprintf("%d minutes", d/time.Minute)
+	default:
+		return fmt.Sprintf("%d s", d/time.Second)
+	}
+}
+
+func showJSON(w io.Writer, e *registry.Entry) error {
+	type oldSecret struct {
+		Since time.Time `json:"since"`
+		Ends  time.Time `json:"ends"`
+	}
+	v := struct {
+		deviceJSON
+		Encrypted  bool        `json:"encrypted"`
+		OldSecrets []oldSecret `json:"old_secrets"`
+	}{deviceJSON: newDeviceJSON(e), Encrypted: e.Encrypted, OldSecrets: []oldSecret{}}
+	for _, old := range e.OldSecrets {
+		v.OldSecrets = append(v.OldSecrets, oldSecret{old.Since.UTC(), old.Ends.UTC()})
+	}
+	encoder := json.NewEncoder(w)
+	encoder.SetIndent("", "  ")
+	return encoder.Encode(v)
+}

@@ -1,0 +1,173 @@
+package registry
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/mattn/go-sqlite3"
+)
+
+// Recrypt stores every secret anew under the key of the store, or as plain text where it has none, and returns how many
+// that were. Secrets encrypted before are opened with from, which may be nil where there are none. All are, or none;
+// then the file is written anew, so that no copy of what was replaced is left in it.
+func (s *Store) Recrypt(ctx context.Context, from *Key) (n int, err error) {
+	if _, err := s.db.ExecContext(ctx, "PRAGMA cache_spill = OFF"); err != nil {
+		return 0, s.failed(err)
+	}
+	tx, err := s.db.BeginTx(ctx, nil)
+	if err != nil {
+		return 0, s.failed(err)
+	}
+	defer func() { _ = tx.Rollback() }()
+	for _, table := range []string{"devices", "old_secrets"} {
+		changed, err := s.recryptTable(ctx, tx, table, from)
+		if err != nil {
+			return 0, fmt.Errorf("device database: %s: nothing was changed: %w", s.path, err)
+		}
+		n += changed
+	}
+	if err := tx.Commit(); err != nil {
+		return 0, s.failed(err)
+	}
+	// A write-ahead log keeps what was replaced too.
+	for _, statement := range []string{"VACUUM", "PRAGMA wal_checkpoint(TRUNCATE)"} {
+		if _, err := s.db.ExecContext(ctx, statement); err != nil {
+			return n, fmt.Errorf("the secrets were stored anew, but the database file could not be cleaned of the old ones; run the command again: %w", s.failed(err))
+		}
+	}
+	return n, nil
+}
+
+// recryptTable goes through a table in the order of its rows, a page at a time.
+func (s *Store) recryptTable(ctx context.Context, tx *sql.Tx, table string, from *Key) (n int, err error) {
+	const page = 1000
+	type stored struct {
+		row        int64
+		id, secret string
+	}
+	update, err := tx.PrepareContext(ctx, "UPDATE "+table+" SET shared_secret = ? WHERE rowid = ?")
+	if err != nil {
+		return 0, err
+	}
+	defer func() { _ = update.Close() }()
+	last := int64(-1 << 63)
+	for {
+		rows, err := tx.QueryContext(ctx, "SELECT rowid, device_id, shared_secret FROM "+table+` WHERE rowid > ?
+			AND typeof(device_id) = 'text' AND typeof(shared_secret) = 'text' AND shared_secret <> '' ORDER BY rowid LIMIT ?`, last, page)
+		if err != nil {
+			return 0, err
+		}
+		var read []stored
+		for rows.Next() {
+			var r stored
+			if err := rows.Scan(&r.row, &r.id, &r.secret); err != nil {
+				_ = rows.Close()
+				return 0, err
+			}
+			read = append(read, r)
+		}
+		if err := errors.Join(rows.Err(), rows.Close()); err != nil {
+			return 0, err
+		}
+		for _, r := range read {
+			last = r.row
+			if s.key == nil && !isSealed([]byte(r.secret)) {
+				continue
+			}
+			if s.key != nil { // done already?
+				if _, err := s.key.open([]byte(r.id), []byte(r.secret)); err == nil && isSealed([]byte(r.secret)) {
+					continue
+				}
+			}
+			secret, err := from.open([]byte(r.id), []byte(r.secret))
+			if err != nil {
+				return 0, fmt.Errorf("device %q: %w", r.id, err)
+			}
+			if _, err := update.ExecContext(ctx, s.key.seal(r.id, secret), r.row); err != nil {
+				return 0, err
+			}
+			n++
+		}
+		if len(read) < page {
+			return n, nil
+		}
+	}
+}
+
+// backupPages is how much is copied at a time: other programs write in between.
+const backupPages = 2048
+
+// Backup copies the database into a new file, mode 0600, while others read and write it, with SQLite's online backup:
+// the copy is the database at one moment. The file must not exist; there is none after an error.
+func (s *Store) Backup(ctx context.Context, file string) (err error) {
+	made, err := os.OpenFile(file, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	if err := made.Close(); err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			_ = os.Remove(file)
+		}
+	}()
+	target, err := connect(file, nil)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, target.Close()) }()
+	source, err := s.db.Conn(ctx)
+	if err != nil {
+		return s.failed(err)
+	}
+	defer func() { _ = source.Close() }()
+	to, err := target.Conn(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = to.Close() }()
+	err = to.Raw(func(to any) error {
+		return source.Raw(func(from any) error {
+			return copyPages(ctx, to.(*sqlite3.SQLiteConn), from.(*sqlite3.SQLiteConn))
+		})
+	})
+	if err != nil {
+		return s.failed(fmt.Errorf("backup to %s: %w", file, err))
+	}
+	if directory, err := os.Open(filepath.Dir(file)); err == nil {
+		defer func() { _ = directory.Close() }()
+		return directory.Sync()
+	}
+	return nil
+}
+
+func copyPages(ctx context.Context, to, from *sqlite3.SQLiteConn) error {
+	backup, err := to.Backup("main", from, "main")
+	if err != nil {
+		return err
+	}
+	defer func() { _ = backup.Finish() }()
+	left, stuck := -1, time.Now()
+	for {
+		done, err := backup.Step(backupPages)
+		if err != nil || done {
+			return err
+		}
+		if now := backup.Remaining(); now != left {
+			left, stuck = now, time.Now()
+		} else if time.Since(stuck) > storeBusy { // a writer that does not end
+			return sqlite3.Error{Code: sqlite3.ErrBusy}
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(time.Millisecond):
+		}
+	}
+}

@@ -1,0 +1,248 @@
+package plugin
+
+import (
+	"bytes"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"reflect"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+
+	"golang.org/x/time/rate"
+
+	"mosquitto-bouncer/plugin/audit"
+	"mosquitto-bouncer/plugin/brokerconf"
+	"mosquitto-bouncer/plugin/config"
+	"mosquitto-bouncer/plugin/registry"
+)
+
+// A reloader reads bouncer.toml beside the broker's thread, once for each request; requests that come while it reads are
+// one. Its goroutine ends with stop.
+type reloader struct {
+	requests chan struct{} // of capacity 1
+	done     sync.WaitGroup
+	once     sync.Once
+	result   atomic.Pointer[reloaded] // not taken yet; nil: none
+	failed   atomic.Pointer[string]   // why the last reload failed; nil: it did not
+}
+
+// reloaded is what came of reading the file.
+type reloaded struct {
+	config *config.Config
+	key    *registry.Key // of config
+	err    error
+}
+
+// newReloader starts a reloader. ready is called, from its goroutine, when there is a result.
+func newReloader(file string, ready func(), log *slog.Logger) *reloader {
+	r := &reloader{requests: make(chan struct{}, 1)}
+	r.done.Go(func() {
+		for range r.requests {
+			r.read(file, log)
+			ready()
+		}
+	})
+	return r
+}
+
+func (r *reloader) read(file string, log *slog.Logger) {
+	defer func() {
+		if v := recover(); v != nil {
+			log.Error("internal error in reload, caught; please report it", "panic", fmt.Sprint(v))
+			r.result.Store(&reloaded{err: errors.New("internal error")})
+		}
+	}()
+	c, err := config.Load(file)
+	var key *registry.Key
+	if err == nil {
+		key, err = registryKey(c)
+	}
+	r.result.Store(&reloaded{c, key, err})
+}
+
+func (r *reloader) request() {
+	select {
+	case r.requests <- struct{}{}:
+	default:
+	}
+}
+
+// stop ends the goroutine. It waits for nothing but local files.
+func (r *reloader) stop() {
+	r.once.Do(func() { close(r.requests) })
+	r.done.Wait()
+}
+
+// registryKey returns the key of the devices' secrets; nil for none.
+func registryKey(c *config.Config) (*registry.Key, error) {
+	if c.Registry.Key == nil {
+		return nil, nil
+	}
+	return registry.NewKey(c.Registry.Key)
+}
+
+// Reload follows the broker's own configuration and bouncer.toml after SIGHUP.
+//
+// An acl_file that was ever there counts as still there: the broker keeps it where anything in its new configuration is
+// wrong, which only it can tell. Bouncer.toml is read by another goroutine and takes effect, as a whole, when the
+// broker's thread comes round next; where anything in it is wrong, all stays as it is.
+func (g *Gateway) Reload() {
+	defer func() {
+		if v := recover(); v != nil {
+			g.survived("reload", v)
+		}
+	}()
+	conf, err := brokerconf.Running()
+	switch {
+	case g.brokerConf == nil:
+		conf, err = nil, errors.New("the broker's configuration could not be read at the start")
+	case err == nil:
+		conf = g.brokerConf.Reloaded(conf)
+		g.brokerConf = conf
+	}
+	g.settleOthers(conf, err)
+	g.reloader.request()
+	g.flushLog()
+}
+
+// ReloadError returns why bouncer.toml could not be read again at the last SIGHUP; "" where it could. Any goroutine.
+func (g *Gateway) ReloadError() string {
+	if why := g.reloader.failed.Load(); why != nil {
+		return *why
+	}
+	return ""
+}
+
+// takeReload puts in force what the reloader has read, if anything. Broker's thread.
+func (g *Gateway) takeReload() {
+	if g.reloader == nil || g.reloader.result.Load() == nil {
+		return
+	}
+	r := g.reloader.result.Swap(nil)
+	if r.err != nil {
+		why := r.err.Error()
+		g.reloader.failed.Store(&why)
+		for line := range strings.Lines(why) {
+			g.host.Log(slog.LevelError, strings.TrimSpace(line))
+		}
+		g.log.Error("bouncer.toml was not reloaded; the settings that were in force stay so. Correct it and send SIGHUP again", "config", g.file)
+		g.audit.Add(audit.Record{Event: audit.Reload, Result: "failed", Detail: why})
+		g.audit.Reopen(auditOptions(g.config))
+		return
+	}
+	g.reloader.failed.Store(nil)
+	later := needRestart(g.config, r.config)
+	g.adopt(r.config, r.key)
+	said := audit.Record{Event: audit.Reload, Result: "ok"}
+	if len(later) > 0 {
+		said.Detail = "need a restart: " + strings.Join(later, ", ")
+		g.log.Warn("bouncer.toml was reloaded, but some changes need a restart of the broker", "settings", strings.Join(later, ","))
+	} else {
+		g.log.Info("bouncer.toml was reloaded", "config", g.file)
+	}
+	g.audit.Add(said)
+}
+
+// adopt puts in force those settings of next that can be changed while the broker runs, and keeps them in g.config.
+func (g *Gateway) adopt(next *config.Config, key *registry.Key) {
+	now := *g.config
+	now.Publish.MaxBytes = next.Publish.MaxBytes
+	now.Publish.Rate, now.Publish.Burst = next.Publish.Rate, next.Publish.Burst
+	now.Publish.MaxBadSignatures = next.Publish.MaxBadSignatures
+	now.ACL = next.ACL
+	g.decision.maxBytes = now.Publish.MaxBytes
+	g.devices.setLimit(deviceLimit(&now))
+	g.maxBad = now.Publish.MaxBadSignatures
+	if g.others != now.ACL.Others {
+		g.others = now.ACL.Others
+		var err error
+		if g.brokerConf == nil {
+			err = errors.New("the broker's configuration could not be read at the start")
+		}
+		g.settleOthers(g.brokerConf, err)
+	}
+	if next.Registry.Key != nil && !bytes.Equal(now.Registry.Key, next.Registry.Key) {
+		now.Registry = next.Registry
+		g.registry.SetKey(key)
+	}
+	if g.audit != nil && next.Audit.File != "" {
+		now.Audit = next.Audit
+		g.audit.Reopen(auditOptions(&now))
+	}
+	g.config = &now
+}
+
+// deviceLimit is the rate limit of each device.
+func deviceLimit(c *config.Config) (rate.Limit, int) {
+	if c.Publish.Rate > 0 {
+		return rate.Limit(c.Publish.Rate), c.Publish.Burst
+	}
+	return rate.Inf, 0
+}
+
+func auditOptions(c *config.Config) audit.Options {
+	return audit.Options{File: c.Audit.File, MaxBytes: c.Audit.MaxBytes, Keep: c.Audit.Keep}
+}
+
+// needRestart names the settings that differ and that a running gateway does not take over.
+func needRestart(now, next *config.Config) (keys []string) {
+	for _, s := range []struct {
+		key       string
+		now, next any
+	}{
+		{"state_dir", now.StateDir, next.StateDir},
+		{"database", now.Database, next.Database},
+		{"publish.topics", now.Publish.Topics, next.Publish.Topics},
+		{"publish.tolerance", now.Publish.Tolerance, next.Publish.Tolerance},
+		{"response", now.Response, next.Response},
+		{"command", now.Command, next.Command},
+		{"rejected", now.Rejected, next.Rejected},
+		{"journal", now.Journal, next.Journal},
+	} {
+		if !reflect.DeepEqual(s.now, s.next) {
+			keys = append(keys, s.key)
+		}
+	}
+	if a, b := now.Backend, next.Backend; !sameTLS(a.TLS, b.TLS) || !sameBut(a, b, "TLS") {
+		keys = append(keys, "backend")
+	}
+	if a, b := now.HTTP, next.HTTP; !sameTLS(a.TLS, b.TLS) || !sameBut(a, b, "TLS") {
+		keys = append(keys, "http")
+	}
+	if now.Registry.Key != nil && next.Registry.Key == nil {
+		keys = append(keys, "registry.key_file")
+	}
+	if (now.Audit.File == "") != (next.Audit.File == "") {
+		keys = append(keys, "audit.file")
+	}
+	return keys
+}
+
+// sameBut compares two structs in all fields but one.
+func sameBut(a, b any, field string) bool {
+	x, y := reflect.ValueOf(a), reflect.ValueOf(b)
+	for i := range x.NumField() {
+		if x.Type().Field(i).Name != field && !reflect.DeepEqual(x.Field(i).Interface(), y.Field(i).Interface()) {
+			return false
+		}
+	}
+	return true
+}
+
+// sameTLS compares what configurations set: the certificates and the CAs. The private key belongs to its certificate.
+func sameTLS(a, b *tls.Config) bool {
+	if a == nil || b == nil {
+		return a == b
+	}
+	certificates := slices.EqualFunc(a.Certificates, b.Certificates, func(x, y tls.Certificate) bool {
+		return reflect.DeepEqual(x.Certificate, y.Certificate)
+	})
+	if a.RootCAs == nil || b.RootCAs == nil {
+		return certificates && a.RootCAs == b.RootCAs
+	}
+	return certificates && a.RootCAs.Equal(b.RootCAs)
+}

@@ -1,0 +1,116 @@
+package plugin
+
+import (
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"mosquitto-bouncer/plugin/config"
+)
+
+// reload replaces what is below [publish] in bouncer.toml, and does what SIGHUP does.
+func (g *aGateway) reload(publish string) {
+	g.t.Helper()
+	content, err := os.ReadFile(g.file)
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	head, _, _ := strings.Cut(string(content), "[publish]")
+	if err := os.WriteFile(g.file, []byte(head+"[publish]\n"+publish), 0o600); err != nil {
+		g.t.Fatal(err)
+	}
+	g.Reload()
+}
+
+func TestReload(t *testing.T) {
+	g := startGateway(t, "[publish]\n")
+	send := func() Outcome { return g.send(g.fresh("sensor_001")) }
+	if send() != Route || send() != Route {
+		t.Fatal(g.host.last())
+	}
+	g.reload("rate = 0.001\nburst = 1\nmax_bytes = 1000\n")
+	g.until("reloaded", func() bool { return g.host.count("bouncer.toml was reloaded") == 1 })
+	if send() != Route || send() != Refuse || g.host.count("rate_limited") != 1 {
+		t.Errorf("the limit is not in force: %q", g.host.lines)
+	}
+	// A bad file keeps the last good one, whole.
+	g.reload("rate = 0\nmax_bytes = 10\n")
+	g.until("refused", func() bool { return g.host.count("bouncer.toml was not reloaded") == 1 })
+	if g.host.count(g.file+":7: publish.max_bytes: 10 bytes is out of range") != 1 || !strings.Contains(g.ReloadError(), "publish.max_bytes") {
+		t.Errorf("%q, %s", g.host.lines, g.ReloadError())
+	}
+	if send() != Refuse {
+		t.Error("a part of a bad file is in force")
+	}
+	// Without the limit, and with what needs a restart.
+	g.reload("max_bytes = 300\ntopics = [\"device/+/data\", \"other/+\"]\ntolerance = \"1m\"\n")
+	g.until("reloaded", func() bool { return g.host.count("need a restart") == 1 })
+	if !strings.Contains(strings.Join(g.host.lines, "\n"), `settings="publish.topics,publish.tolerance"`) || g.ReloadError() != "" {
+		t.Errorf("%q, %s", g.host.lines, g.ReloadError())
+	}
+	if send() != Route || send() != Route {
+		t.Error(g.host.last())
+	}
+	p := g.fresh("sensor_001")
+	p.Payload = append(p.Payload, []byte(strings.Repeat(" ", 300))...)
+	if g.send(p) != Refuse || g.host.count("too_large") != 1 {
+		t.Error(g.host.last())
+	}
+	old := publish("sensor_001", sign(t, "s", "sensor_001", time.Now().Unix()-120, "550e8400-e29b-41d4-a716-446655440000", `1`))
+	if g.send(old) != Route {
+		t.Errorf("the tolerance has changed: %s", g.host.last())
+	}
+}
+
+func TestReloadOthers(t *testing.T) {
+	g := startGateway(t, "[publish]\n[acl]\nothers = \"defer\"\n")
+	g.reload("[acl]\nothers = \"allow\"\n")
+	g.until("reloaded", func() bool { return g.host.count("bouncer.toml was reloaded") == 1 })
+	if g.host.others != OthersAllow {
+		t.Errorf("%v", g.host.others)
+	}
+}
+
+// TestNeedRestart: every setting is either taken over or named.
+func TestNeedRestart(t *testing.T) {
+	load := func(text string) *config.Config {
+		file := t.TempDir() + "/bouncer.toml"
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		c, err := config.Load(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	for text, want := range map[string][]string{
+		"":                                nil,
+		"state_dir = \"/x\"":              {"state_dir"},
+		"database = \"/x\"":               {"database"},
+		"[backend]\nconcurrency = 3":      {"backend"},
+		"[backend]\nurl = \"https://x/\"": {"backend"},
+		"[response]\ntopic = \"\"":        {"response"},
+		"[audit]\nfile = \"/x\"":          {"audit.file"},
+		"[publish]\nmax_bytes = 300\nrate = 1\nburst = 2\nmax_bad_signatures = 1\n[acl]\nothers = \"allow\"": nil,
+	} {
+		if got := needRestart(load("state_dir = \"/s\"\ndatabase = \"/d\"\n"), load(defaulted(text))); !slices.Equal(got, want) {
+			t.Errorf("%q: %q", text, got)
+		}
+	}
+	secure := "state_dir = \"/s\"\ndatabase = \"/d\"\n[backend]\nurl = \"https://x/\""
+	if got := needRestart(load(secure), load(secure)); len(got) > 0 {
+		t.Errorf("%q", got)
+	}
+}
+
+func defaulted(text string) string {
+	for _, line := range []string{"state_dir = \"/s\"\n", "database = \"/d\"\n"} {
+		if key, _, _ := strings.Cut(line, " "); !strings.Contains(text, key+" =") {
+			text = line + text
+		}
+	}
+	return text
+}

@@ -1,0 +1,157 @@
+package plugin
+
+import (
+	"context"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"mosquitto-bouncer/plugin/audit"
+	"mosquitto-bouncer/plugin/registry"
+)
+
+// change changes the gateway's registry as bouncerctl does.
+func (g *aGateway) change(do func(context.Context, *registry.Store) error) {
+	g.t.Helper()
+	store, err := registry.OpenStore(filepath.Join(filepath.Dir(g.file), "devices.db"))
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	defer func() { _ = store.Close() }()
+	if err := do(g.t.Context(), store); err != nil {
+		g.t.Fatal(err)
+	}
+}
+
+// until ticks until a condition is met.
+func (g *aGateway) until(what string, met func() bool) {
+	g.t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+		g.Tick()
+		if met() {
+			return
+		}
+		if time.Now().After(deadline) {
+			g.t.Fatalf("not within 10 s: %s; log:\n%s", what, strings.Join(g.host.lines, "\n"))
+		}
+	}
+}
+
+func TestRevokedDevicesAreDisconnected(t *testing.T) {
+	g := startGateway(t, "")
+	for id, revoke := range map[string]func(context.Context, *registry.Store) error{
+		"sensor_001": func(ctx context.Context, s *registry.Store) error { return s.SetDisabled(ctx, "sensor_001", true) },
+		"sensor_002": func(ctx context.Context, s *registry.Store) error { return s.Remove(ctx, "sensor_002") },
+	} {
+		if g.send(g.fresh(id)) != Route {
+			t.Fatal(g.host.last())
+		}
+		g.host.kicked = nil
+		g.change(revoke)
+		g.until("disconnected", func() bool { return slices.Equal(g.host.kicked, []string{"user " + id}) })
+		if g.send(g.fresh(id)) != Refuse {
+			t.Errorf("%s still publishes", id)
+		}
+	}
+	g.host.kicked = nil
+	g.change(func(ctx context.Context, s *registry.Store) error { return s.SetDisabled(ctx, "sensor_001", false) })
+	g.until("enabled", func() bool { return g.send(g.fresh("sensor_001")) == Route })
+	if len(g.host.kicked) > 0 {
+		t.Errorf("disconnected by being enabled: %q", g.host.kicked)
+	}
+}
+
+func TestRevokedAreTakenAFewAtATime(t *testing.T) {
+	var r revoked
+	r.add(make([]string, maxRevoked-1))
+	r.add(make([]string, 3))
+	ids, leftOut := r.take(maxKicksPerTick)
+	if len(ids) != maxKicksPerTick || leftOut != 2 {
+		t.Errorf("%d taken, %d left out", len(ids), leftOut)
+	}
+	n := len(ids)
+	for r.any.Load() {
+		ids, leftOut := r.take(maxKicksPerTick)
+		if n += len(ids); len(ids) == 0 || leftOut != 0 {
+			t.Fatal("none taken")
+		}
+	}
+	if n != maxRevoked {
+		t.Errorf("%d in all", n)
+	}
+}
+
+func TestPinnedCertificates(t *testing.T) {
+	g := startGateway(t, "")
+	g.change(func(ctx context.Context, s *registry.Store) error {
+		return s.Pin(ctx, "sensor_001", registry.Fingerprint{1})
+	})
+	g.until("pinned", func() bool { return g.registry.Lookup([]byte("sensor_001")).Pinned() })
+	response := by(g.fresh("sensor_001"), "sensor_001", "device/sensor_001/response")
+	for _, test := range []struct {
+		fingerprint [32]byte // zero: the client has no certificate
+		send        Outcome
+		read        Decision
+	}{
+		{[32]byte{}, Refuse, Deny}, {[32]byte{2}, Refuse, Deny}, {[32]byte{1}, Route, AllowCertified},
+	} {
+		g.host.fingerprint = test.fingerprint
+		if got := g.send(g.fresh("sensor_001")); got != test.send {
+			t.Errorf("%x: outcome %d", test.fingerprint, got)
+		}
+		if test.send == Refuse && !strings.Contains(g.host.last(), "reason=no_tls_identity") {
+			t.Error(g.host.last())
+		}
+		for _, action := range []Action{Subscribe, Read} {
+			if got := g.Access(action, response); got != test.read {
+				t.Errorf("%x: action %d: %d", test.fingerprint, action, got)
+			}
+		}
+	}
+	g.host.fingerprint = [32]byte{3}
+	if g.send(g.fresh("sensor_002")) != Route {
+		t.Errorf("a device without pins: %s", g.host.last())
+	}
+}
+
+func TestAudit(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "audit.jsonl")
+	g := startGateway(t, "[audit]\nfile = \""+file+"\"\n")
+	bad := g.fresh("sensor_001")
+	bad.Payload = []byte(strings.Replace(string(bad.Payload), `"t":22`, `"t":23`, 1))
+	if g.send(bad) != Refuse || g.send(g.fresh("sensor_001")) != Route {
+		t.Fatal(g.host.last())
+	}
+	g.change(func(ctx context.Context, s *registry.Store) error { return s.SetDisabled(ctx, "sensor_001", true) })
+	g.until("disconnected", func() bool { return len(g.host.kicked) > 0 })
+	g.Stop()
+	content, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []audit.Record
+	for line := range strings.Lines(string(content)) {
+		var r audit.Record
+		if err := json.Unmarshal([]byte(line), &r); err != nil {
+			t.Fatal(err)
+		}
+		r.Time = time.Time{}
+		got = append(got, r)
+	}
+	if len(got) != 4 {
+		t.Fatalf("%s", content)
+	}
+	if r := got[1]; r.Event != audit.Denied || r.Device != "sensor_001" || r.Reason != "bad_signature" || r.Topic != "device/sensor_001/data" || len(r.MessageID) != 36 {
+		t.Errorf("%+v", r)
+	}
+	if r := got[2]; r.Event != audit.Registry || r.Device != "sensor_001" || r.Change != "disabled" {
+		t.Errorf("%+v", r)
+	}
+	if got[0].Event != audit.Start || got[3].Event != audit.Stop || strings.Contains(string(content), "t\\\":2") {
+		t.Errorf("%s", content)
+	}
+}

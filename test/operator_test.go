@@ -1,0 +1,308 @@
+package test
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/json"
+	"encoding/pem"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"mosquitto-bouncer/test/backend"
+	"mosquitto-bouncer/test/broker"
+	"mosquitto-bouncer/test/device"
+)
+
+// buildCtl builds bouncerctl into a directory of the test's.
+func buildCtl(t *testing.T) string {
+	t.Helper()
+	program := filepath.Join(t.TempDir(), "bouncerctl")
+	if output, err := exec.Command("go", "build", "-o", program, "mosquitto-bouncer/cmd/bouncerctl").CombinedOutput(); err != nil {
+		t.Fatalf("go build: %v\n%s", err, output)
+	}
+	return program
+}
+
+// ctl runs bouncerctl on the gate's registry; it must succeed.
+func (g *gate) ctl(program string, args ...string) string {
+	g.Helper()
+	cmd := exec.Command(program, append(args, "--config", g.broker.Path("bouncer.toml"))...)
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	if err := cmd.Run(); err != nil {
+		g.Fatalf("bouncerctl %q: %v\n%s", args, err, stderr.String())
+	}
+	return stdout.String()
+}
+
+// TestRevocation: bouncerctl disables a device and removes one; the connected client is disconnected within a second, and
+// what it publishes on another connection is refused.
+func TestRevocation(t *testing.T) {
+	program := buildCtl(t)
+	g := newGate(t, broker.Options{Devices: []string{"sensor_001", "sensor_002", "idle"}})
+	one, two := g.device("sensor_001"), g.device("sensor_002")
+	neighbour := g.connect(two, mqtt311)
+	g.accept(neighbour, 1, two.Sign("1"))
+
+	const rounds = 10
+	var gone, refused []time.Duration
+	for i := range rounds {
+		c := g.connect(one, protocol(i%2))
+		g.accept(c, 1, one.Sign("22"))
+		g.ctl(program, "device", "disable", "sensor_001")
+		done := time.Now()
+		select {
+		case <-c.Done():
+		case <-time.After(patience):
+			t.Fatal("the client stays connected")
+		}
+		gone = append(gone, time.Since(done))
+		again := g.connect(one, protocol(i%2))
+		g.refuse(again, again.DataTopic(), 1, one.Sign("22"), "disabled")
+		refused = append(refused, time.Since(done))
+		g.ctl(program, "device", "enable", "sensor_001")
+		for accepted := false; !accepted; {
+			ack := g.publish(again, again.DataTopic(), 1, one.Sign("23").Bytes)
+			accepted = ack.Accepted()
+		}
+		g.no(again.Close())
+	}
+	slices.Sort(gone)
+	t.Logf("disconnected after %v at the median, %v at worst; reconnected and refused after %v at worst",
+		gone[rounds/2], gone[rounds-1], slices.Max(refused))
+	if worst := gone[rounds-1]; worst > time.Second {
+		t.Errorf("disconnected only after %v", worst)
+	}
+
+	// Also who has never published.
+	idle := g.connect(g.device("idle"), mqtt5)
+	g.no(idle.Subscribe(g.limit(), idle.ResponseTopic(), 1))
+	g.ctl(program, "device", "remove", "idle")
+	select {
+	case <-idle.Done():
+	case <-time.After(time.Second):
+		t.Error("a removed device stays connected")
+	}
+	g.accept(neighbour, 1, two.Sign("2"))
+}
+
+// TestRotation: both secrets are accepted until the old one ends by itself.
+func TestRotation(t *testing.T) {
+	program := buildCtl(t)
+	g := newGate(t, broker.Options{Devices: []string{"sensor_001"}})
+	old := g.device("sensor_001")
+	c := g.connect(old, mqtt5)
+	g.accept(c, 1, old.Sign("1"))
+	out := filepath.Join(t.TempDir(), "rotated")
+	g.ctl(program, "device", "rotate", "sensor_001", "--grace", "3s", "--out", out)
+	secret, err := os.ReadFile(filepath.Join(out, "secret"))
+	g.no(err)
+	renewed := *old
+	renewed.Secret = secret
+	accepted := func(m device.Message) bool { return g.publish(c, c.DataTopic(), 1, m.Bytes).Accepted() }
+	g.eventually("the new secret is accepted", func() bool { return accepted(renewed.Sign("2")) })
+	if !accepted(old.Sign("3")) {
+		t.Error("the old secret is refused before its end")
+	}
+	g.eventually("the old secret ends", func() bool { return !accepted(old.Sign("4")) })
+	if !accepted(renewed.Sign("5")) {
+		t.Error("the new secret is refused")
+	}
+}
+
+func (g *gate) eventually(what string, met func() bool) {
+	g.Helper()
+	for deadline := time.Now().Add(patience); !met(); time.Sleep(50 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			g.Fatalf("not within %v: %s", patience, what)
+		}
+	}
+}
+
+// TestPinning: of two certificates of a device, the one that is not pinned is refused, to read as well.
+func TestPinning(t *testing.T) {
+	program := buildCtl(t)
+	g := newGate(t, broker.Options{Devices: []string{"sensor_001"}})
+	pinned := g.device("sensor_001")
+	other, err := g.broker.Device("sensor_001") // another certificate for the same name
+	g.no(err)
+	other.Secret = pinned.Secret
+	mine, thief := g.connect(pinned, mqtt5), g.connect(other, mqtt311)
+	g.accept(mine, 1, pinned.Sign("1"))
+	g.accept(thief, 1, other.Sign("2"))
+	sum := sha256.Sum256(pinned.Certificate.Certificate[0])
+	file := filepath.Join(t.TempDir(), "device.crt")
+	g.no(os.WriteFile(file, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: pinned.Certificate.Certificate[0]}), 0o600))
+	g.ctl(program, "device", "pin", "sensor_001", file)
+	if shown := g.ctl(program, "device", "show", "sensor_001"); !strings.Contains(shown, fmt.Sprintf("%x", sum)) {
+		t.Error(shown)
+	}
+	g.eventually("the other certificate is refused", func() bool {
+		return !g.publish(thief, thief.DataTopic(), 1, other.Sign("3").Bytes).Accepted()
+	})
+	g.refuse(thief, thief.DataTopic(), 1, other.Sign("4"), "no_tls_identity")
+	if err := thief.Subscribe(g.limit(), thief.ResponseTopic(), 1); err == nil {
+		t.Error("the other certificate reads responses")
+	}
+	g.accept(mine, 1, pinned.Sign("5"))
+	g.ctl(program, "device", "unpin", "sensor_001")
+	g.eventually("any certificate is accepted", func() bool {
+		return g.publish(thief, thief.DataTopic(), 1, other.Sign("6").Bytes).Accepted()
+	})
+}
+
+// TestHotReload: SIGHUP has bouncer.toml read again; a bad file changes nothing, and the broker goes on. The audit log
+// has all of it.
+func TestHotReload(t *testing.T) {
+	g := newGate(t, broker.Options{Devices: []string{"sensor_001"}, Settings: map[string]any{"audit.file": "state/audit.jsonl"}})
+	one := g.device("sensor_001")
+	c := g.connect(one, mqtt5)
+	long := `"` + strings.Repeat("x", 2000) + `"`
+	g.accept(c, 1, one.Sign(long))
+	reload := func(settings map[string]any, want string) {
+		g.Helper()
+		mark := g.broker.Log().Mark()
+		g.no(g.broker.SetSettings(settings))
+		g.no(g.broker.Signal(syscall.SIGHUP))
+		_, err := g.broker.WaitLog(g.limit(), mark, broker.Contains(want))
+		g.no(err)
+	}
+	reload(map[string]any{"publish.max_bytes": 1000}, "bouncer.toml was reloaded")
+	g.refuse(c, c.DataTopic(), 1, one.Sign(long), "too_large")
+	reload(map[string]any{"publish.max_bytes": 5, "publish.max_bad_signatures": 1}, "bouncer.toml was not reloaded")
+	g.refuse(c, c.DataTopic(), 1, one.Sign(long), "too_large")
+	g.accept(c, 1, one.Sign("1"))
+	reload(map[string]any{"publish.max_bytes": 65536, "publish.tolerance": "1m"}, "need a restart of the broker settings=publish.tolerance")
+	g.accept(c, 1, one.Sign(long))
+
+	// Another program puts the audit log aside.
+	file := g.broker.Path("state/audit.jsonl")
+	g.no(os.Rename(file, file+".old"))
+	reload(nil, "bouncer.toml was reloaded")
+	g.no(g.broker.Stop())
+	events := func(file string) (all string) {
+		content, err := os.ReadFile(file)
+		g.no(err)
+		for line := range bytes.Lines(content) {
+			var r struct{ Event, Reason, Result string }
+			g.no(json.Unmarshal(line, &r))
+			all += strings.TrimRight(r.Event+"/"+r.Reason+r.Result, "/") + " "
+		}
+		return all
+	}
+	before, after := events(file+".old"), events(file)
+	if want := "start reload/ok denied/too_large reload/failed denied/too_large reload/ok "; !strings.HasPrefix(before+after, want) || !strings.HasSuffix(after, "stop ") {
+		t.Errorf("%s| %s", before, after)
+	}
+}
+
+// TestAdministrator runs testdata/*.txtar: what an administrator does, on a broker of their own.
+func TestAdministrator(t *testing.T) {
+	program := buildCtl(t)
+	plugin, err := broker.FindPlugin()
+	if err != nil {
+		t.Fatal(err)
+	}
+	mosquitto, err := broker.Find()
+	if err != nil {
+		t.Fatal(err)
+	}
+	root, err := os.MkdirTemp("", "administrator")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = os.RemoveAll(root) }()
+	if err := os.Chmod(root, 0o755); err != nil { // for the broker's user
+		t.Fatal(err)
+	}
+	testscript.Run(t, testscript.Params{
+		Dir:         "testdata",
+		WorkdirRoot: root,
+		Setup: func(env *testscript.Env) error {
+			listener, err := net.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				return err
+			}
+			defer listener.Close()
+			_, port, _ := net.SplitHostPort(listener.Addr().String())
+			posted, err := backend.New(backend.DefaultAddr)
+			if err != nil {
+				return err
+			}
+			env.Defer(func() { _ = posted.Close() })
+			env.Values["backend"] = posted
+			env.Setenv("PORT", port)
+			env.Setenv("BACKEND", posted.URL())
+			env.Setenv("PLUGIN", filepath.Join(env.WorkDir, "mosquitto_bouncer.so"))
+			env.Setenv("MOSQUITTO", mosquitto)
+			env.Setenv("PATH", filepath.Dir(program)+":"+os.Getenv("PATH"))
+			text, err := os.ReadFile(plugin) // where the broker's user can read it
+			if err != nil {
+				return err
+			}
+			if err := os.WriteFile(filepath.Join(env.WorkDir, "mosquitto_bouncer.so"), text, 0o755); err != nil {
+				return err
+			}
+			return os.Chmod(env.WorkDir, 0o755)
+		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			// listening waits for the broker's port.
+			"listening": func(ts *testscript.TestScript, _ bool, _ []string) {
+				for deadline := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
+					conn, err := net.Dial("tcp", "127.0.0.1:"+ts.Getenv("PORT"))
+					if err == nil {
+						_ = conn.Close()
+						return
+					}
+					if time.Now().After(deadline) {
+						ts.Fatalf("the broker does not listen: %v", err)
+					}
+				}
+			},
+			// snippet FILE OUT copies the commands that a bundle's README says to paste.
+			"snippet": func(ts *testscript.TestScript, _ bool, args []string) {
+				_, after, _ := strings.Cut(ts.ReadFile(args[0]), "paste all lines at once:\n\n")
+				commands, _, found := strings.Cut(after, "\n\n")
+				if !found {
+					ts.Fatalf("no commands in %s", args[0])
+				}
+				ts.Check(os.WriteFile(ts.MkAbs(args[1]), []byte(commands+"\n"), 0o644))
+			},
+			// posted N waits until the backend has had so many requests, and fails if it has more.
+			"posted": func(ts *testscript.TestScript, _ bool, args []string) {
+				b := ts.Value("backend").(*backend.Backend)
+				for deadline := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
+					n := len(b.Requests())
+					if fmt.Sprint(n) == args[0] {
+						return
+					}
+					if time.Now().After(deadline) {
+						ts.Fatalf("%d requests reached the backend, want %s", n, args[0])
+					}
+				}
+			},
+			// retry COMMAND repeats a shell command until it succeeds; ! retry until it fails.
+			"retry": func(ts *testscript.TestScript, neg bool, args []string) {
+				for deadline := time.Now().Add(patience); ; time.Sleep(100 * time.Millisecond) {
+					err := ts.Exec("sh", "-eu", "-c", strings.Join(args, " "))
+					if (err != nil) == neg {
+						return
+					}
+					if time.Now().After(deadline) {
+						ts.Fatalf("still so: %v", err)
+					}
+				}
+			},
+		},
+	})
+}
