@@ -33,6 +33,15 @@ run: deps-run build ## the tour: broker, plugin, backend, a sensor and an attack
 test: deps-test check build build/test/mosquitto_bouncer.so ## vet, unit tests, and integration tests on a real broker
 	$(GO) test -timeout 20m ./plugin/... ./cmd/...
 	$(GO) test -timeout 20m -count=1 ./test/...
+	@scripts/test-docker --if-available trixie sid
+
+.PHONY: test-docker
+test-docker: deps-test build build/test/mosquitto_bouncer.so ## the integration tests on the brokers of Debian 12, 13 and sid, in containers
+	@scripts/test-docker
+
+.PHONY: base-images
+base-images: ## the Docker images debian:*-slim: pulled, or built where no registry answers
+	@scripts/base-image
 
 .PHONY: build
 build: deps-build build/mosquitto_bouncer.so build/bouncerctl build/bouncer-sim ## the library and the commands, into build/

@@ -42,6 +42,9 @@ func (g *Gateway) endPending() {
 	if !v.reason.good() {
 		return
 	}
+	if v.reason == Redelivered && g.awaitsRelease(v) {
+		return // no will, but a question of Mosquitto after 2.0.11, which asks again when the session's client comes back
+	}
 	g.refuseWill()
 	if v.reason == Accepted {
 		g.seen.Insert(v.device.registered.Serial, v.envelope.MessageID, v.envelope.Timestamp, v.device.remember(v.envelope, &v.publish))
@@ -51,6 +54,13 @@ func (g *Gateway) endPending() {
 			g.log.Error("a retained last will stays where it is", "topic", string(v.publish.Topic), "error", err)
 		}
 	}
+}
+
+// awaitsRelease reports whether a message was accepted at QoS 2 and no subscriber has been given it yet, so that the broker
+// may still hold it.
+func (g *Gateway) awaitsRelease(v *pendingVerdict) bool {
+	entry, _ := g.seen.Lookup(v.device.registered.Serial, v.envelope.MessageID)
+	return v.publish.QoS == 2 && entry.Session&(sessionQoS2|sessionReleased) == sessionQoS2
 }
 
 // missTicks says in the log, once, that the broker never ticks.

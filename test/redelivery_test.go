@@ -235,6 +235,12 @@ func TestRedeliveryLosesPUBREL(t *testing.T) {
 			c = c.again(false, true)
 			c.release(1)
 			g.delivered(d.DataTopic(), m.Bytes)
+			// The same where the session is taken over.
+			taken := packet{qos: 2, id: 6, Message: d.Sign("22")}
+			c.lose(taken)
+			c = c.again(false, false)
+			c.release(6)
+			g.delivered(d.DataTopic(), taken.Bytes)
 			// And begins anew, having forgotten where it was: on this connection, once, and on later ones.
 			c.succeed(m)
 			c.refuse(d.DataTopic(), m, "replay")

@@ -7,8 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -255,18 +253,7 @@ int mosquitto_plugin_cleanup(void *userdata, struct mosquitto_opt *options, int 
 `
 
 func TestSignalHandlersUseTheirOwnStack(t *testing.T) {
-	dir := t.TempDir()
-	source, library := filepath.Join(dir, "probe.c"), filepath.Join(dir, "probe.so")
-	if err := os.WriteFile(source, []byte(probe), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if out, err := exec.Command("cc", "-std=gnu11", "-Wall", "-shared", "-fPIC", "-o", library, source).CombinedOutput(); err != nil {
-		t.Fatalf("compiling the probe: %v\n%s", err, out)
-	}
-	text, err := os.ReadFile(library)
-	if err != nil {
-		t.Fatal(err)
-	}
+	library := compile(t, "probe_tick", probe)
 	b, err := broker.New(broker.Options{ListenerConf: "plugin {dir}/probe.so"})
 	if err != nil {
 		t.Fatal(err)
@@ -276,7 +263,7 @@ func TestSignalHandlersUseTheirOwnStack(t *testing.T) {
 			t.Error(err)
 		}
 	}()
-	if err := b.WriteFile("probe.so", text); err != nil {
+	if err := b.WriteFile("probe.so", library); err != nil {
 		t.Fatal(err)
 	}
 	if err := b.Start(); err != nil {

@@ -288,6 +288,7 @@ func TestOverloaded(t *testing.T) {
 	)
 	fillers := []string{"filler_1", "filler_2", "filler_3", "filler_4", "filler_5", "filler_6", "filler_7"} // none may fill it alone
 	g := newGate(t, broker.Options{
+		Conf:    "max_packet_size 20000000", // 2.1 would take 2,000,000
 		Devices: append(fillers, "sensor_001"),
 		Settings: map[string]any{
 			"publish.max_bytes": 16 << 20, "publish.tolerance": "3s", "backend.timeout": "1m", "journal.max_bytes": journal,

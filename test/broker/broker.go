@@ -359,7 +359,10 @@ func (b *Broker) writeMosquittoConf() error {
 	if b.options.PerListenerSettings {
 		line("per_listener_settings true")
 	}
-	line("allow_anonymous false")
+	const anonymous = "allow_anonymous false"
+	if !b.options.PerListenerSettings { // with it, the setting is a listener's
+		line(anonymous)
+	}
 	if b.options.Persistence {
 		line("persistence true\npersistence_location %s/", b.Path("persistence"))
 	}
@@ -369,6 +372,9 @@ func (b *Broker) writeMosquittoConf() error {
 	line("listener %d 127.0.0.1", b.ports[0])
 	line("cafile %s\ncertfile %s\nkeyfile %s", b.Path("ca.crt"), b.Path("server.crt"), b.Path("server.key"))
 	line("require_certificate true\nuse_identity_as_username true")
+	if b.options.PerListenerSettings {
+		line(anonymous)
+	}
 	if !b.options.WithoutPlugin {
 		line("plugin %s", b.Path("mosquitto_bouncer.so"))
 		line("plugin_opt_config_file %s", b.Path("bouncer.toml"))
