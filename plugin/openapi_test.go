@@ -56,19 +56,21 @@ func (g *aGateway) answer(stop context.Context) {
 	}
 }
 
-func (g *aGateway) obey(p downlink.Publish) {
+// obey answers a publish that is a command, and returns the answer; nil: it is none.
+func (g *aGateway) obey(p downlink.Publish) *Publish {
 	device, isCommand := strings.CutSuffix(strings.TrimPrefix(p.Topic, "device/"), "/command")
 	var command struct {
 		ID string `json:"message_id"`
 	}
 	if !isCommand || json.Unmarshal(p.Payload, &command) != nil || bytes.Contains(p.Payload, []byte("unanswered")) {
-		return
+		return nil
 	}
 	q := publish(device, sign(g.t, "s", device, time.Now().Unix(), uuid.NewString(), fmt.Sprintf(`{"command_id":%q,"status":"succeeded","result":[1]}`, command.ID)))
 	q.Topic = []byte(p.Topic + "/result")
 	if o := g.send(q); o != Route {
 		g.t.Errorf("the answer: %d %s", o, g.host.last())
 	}
+	return q
 }
 
 // TestOpenAPI holds docs/openapi.yaml against the server: whatever the one names the other does, whatever the other
