@@ -133,6 +133,12 @@ func TestTorture(t *testing.T) {
 			return backend.Answer{Status: http.StatusTooManyRequests, Header: http.Header{"Retry-After": {"0"}}}
 		case n%2003 == 0:
 			return backend.Answer{Hang: true}
+		case n%2011 == 0:
+			return backend.Answer{Delay: 1200 * time.Millisecond} // after the time-out
+		case n%307 == 0:
+			return backend.Answer{Header: http.Header{"Connection": {"close"}}}
+		case n%311 == 0:
+			return backend.Answer{Delay: 20 * time.Millisecond}
 		}
 		return backend.Answer{}
 	})
