@@ -47,6 +47,17 @@ type aGateway struct {
 	t       *testing.T
 	host    *aBroker
 	backend atomic.Int64 // requests
+	file    string       // bouncer.toml
+}
+
+// restart stops the gateway and starts another one in its place.
+func (g *aGateway) restart() {
+	g.t.Helper()
+	g.Stop()
+	var err error
+	if g.Gateway, err = Start(g.file, g.host); err != nil {
+		g.t.Fatal(err)
+	}
 }
 
 func startGateway(t *testing.T, settings string) *aGateway {
@@ -78,7 +89,8 @@ func startGateway(t *testing.T, settings string) *aGateway {
 	if g.Gateway, err = Start(file, g.host); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(g.Stop)
+	g.file = file
+	t.Cleanup(func() { g.Stop() }) // whichever it is then
 	return g
 }
 
