@@ -38,7 +38,7 @@ func kills(t *testing.T) int {
 type sender struct {
 	*device.Device
 	next         int
-	unanswered   *device.Message // sent, and perhaps accepted
+	unanswered   *device.Message  // sent, and perhaps accepted
 	acknowledged []device.Message // the latest
 	accepted     int              // how many there were in all
 	redelivered  int
