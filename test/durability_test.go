@@ -434,6 +434,9 @@ func TestOutage(t *testing.T) {
 		all := streams[r.Device]
 		if n := len(all); n > 0 && string(all[n-1][:8]) == string(id[:8]) {
 			last, now := binary.BigEndian.Uint64(all[n-1][8:]), binary.BigEndian.Uint64(id[8:])
+			if now == last {
+				return // once more: on a busy machine an answer may come after the time-out
+			}
 			if now != last+1 {
 				t.Errorf("%s: %d messages after the last", r.Device, int64(now-last))
 			}
