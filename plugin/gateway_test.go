@@ -54,7 +54,8 @@ type aGateway struct {
 	t       *testing.T
 	host    *aBroker
 	backend atomic.Int64 // requests
-	dir     string
+	dir     string       // of everything
+	file    string       // bouncer.toml
 }
 
 // disable has the registry disable a device, which the gateway learns within a second.
@@ -64,6 +65,16 @@ func (g *aGateway) disable(device string) error {
 		return err
 	}
 	return errors.Join(store.SetDisabled(context.Background(), device, true), store.Close())
+}
+
+// restart stops the gateway and starts another one in its place.
+func (g *aGateway) restart() {
+	g.t.Helper()
+	g.Stop()
+	var err error
+	if g.Gateway, err = Start(g.file, g.host); err != nil {
+		g.t.Fatal(err)
+	}
 }
 
 func startGateway(t *testing.T, settings string) *aGateway {
@@ -96,7 +107,8 @@ func startGateway(t *testing.T, settings string) *aGateway {
 	if g.Gateway, err = Start(file, g.host); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(g.Stop)
+	g.file = file
+	t.Cleanup(func() { g.Stop() }) // whichever it is then
 	return g
 }
 

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"mosquitto-bouncer/plugin/journal"
+	"mosquitto-bouncer/plugin/suspension"
 )
 
 // journalBytes is the size of the journal, which is what it is.
@@ -95,5 +96,45 @@ In all: 4 messages of 3 devices, 28 bytes of payload. JOURNAL.
 	if got := queue(); !strings.Contains(got, "In all: 3 messages of 2 devices, 21 bytes of payload. JOURNAL.\n"+
 		"Damaged, and not counted: 1 message, 0 segments.\n") {
 		t.Errorf("got\n%s", got)
+	}
+}
+
+// TestQueueResume: what the backend answered 410 for is shown, and resumed by name.
+func TestQueueResume(t *testing.T) {
+	dir := newDir(t)
+	state := filepath.Join(dir, "state")
+	configArgs := []string{"--config", filepath.Join(dir, "bouncer.toml")}
+	call := func(args ...string) []string { return append(append([]string{"queue"}, args...), configArgs...) }
+	fail(t, 1, "delivery is not suspended; nothing is", call("resume")...)
+	fail(t, 2, `unexpected argument "b", one device at a time; see bouncerctl queue resume --help`, "queue", "resume", "a", "b")
+
+	j, err := journal.Open(journal.Options{
+		Dir: filepath.Join(state, journal.DirName), MaxBytes: 1 << 20, Sync: time.Millisecond, Log: slog.New(slog.DiscardHandler),
+	}, func(journal.Position, *journal.Accepted, journal.Outcome) {})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = j.Close() }()
+	set, _, err := suspension.Open(filepath.Join(state, suspension.DirName), slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	set.Gone("", "http://backend")
+	set.Gone("sensor_001", "http://backend/sensor_001")
+	const shown = `Suspended, because the backend answered 410 Gone: 2 URLs of the backend: "all devices" sensor_001.`
+	if got := succeed(t, call()...); !strings.Contains(got, shown) {
+		t.Errorf("got\n%s", got)
+	}
+	if got := succeed(t, call("--json")...); !strings.Contains(got, `"suspended_urls":2`) {
+		t.Errorf("got\n%s", got)
+	}
+	fail(t, 1, `delivery for sensor_002 is not suspended; 2 URLs of the backend: "all devices" sensor_001`, call("resume", "sensor_002")...)
+	if got := succeed(t, call("resume", "sensor_001")...) + succeed(t, call("resume")...); got != "Resumed: delivery for sensor_001\nResumed: delivery\n" {
+		t.Errorf("got %q", got)
+	}
+	var resumed []string
+	set.Follow(func(device string) bool { resumed = append(resumed, device); return true })
+	if len(resumed) != 2 {
+		t.Errorf("resumed %q", resumed)
 	}
 }
