@@ -80,6 +80,10 @@ bench-callback: deps-test ## how long the callbacks take inside the broker, from
 	@rm -f build/timed/mosquitto_bouncer.h
 	BOUNCER_TIMED_SO=$(CURDIR)/build/timed/mosquitto_bouncer.so $(GO) test -run '^$$' -bench BenchmarkCallback -benchtime 3x -timeout 20m ./test/bench
 
+.PHONY: bench-response
+bench-response: deps-test build ## the time from PUBACK to response on an idle broker
+	BOUNCER_SO=$(CURDIR)/build/mosquitto_bouncer.so $(GO) test -run '^$$' -bench BenchmarkResponse -benchtime 1000x -timeout 20m ./test/bench
+
 .PHONY: install
 install: ## install what `make build` built (PREFIX, LIBDIR and DESTDIR are honoured)
 	@test -e build/mosquitto_bouncer.so -a -e build/bouncerctl || { echo "install: nothing is built yet; run make build first" >&2; exit 1; }
@@ -87,7 +91,7 @@ install: ## install what `make build` built (PREFIX, LIBDIR and DESTDIR are hono
 	install -m 644 build/mosquitto_bouncer.so $(DESTDIR)$(LIBDIR)/mosquitto_bouncer.so
 	install -m 755 build/bouncerctl $(DESTDIR)$(PREFIX)/bin/bouncerctl
 	install -m 644 mosquitto.conf.example bouncer.toml.example README.md CHANGELOG.md LICENSE $(DESTDIR)$(PREFIX)/share/doc/mosquitto-bouncer/
-	install -m 644 docs/*.md $(DESTDIR)$(PREFIX)/share/doc/mosquitto-bouncer/docs/
+	install -m 644 docs/*.md docs/*.yaml $(DESTDIR)$(PREFIX)/share/doc/mosquitto-bouncer/docs/
 
 .PHONY: clean
 clean: ## remove build/
