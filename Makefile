@@ -8,8 +8,9 @@ export CGO_ENABLED = 1
 # The ports of `make run`, and whether it ends after the tour.
 PORT ?= 8883
 BACKEND_PORT ?= 5000
+HTTP_PORT ?= 8080
 ONCE ?=
-export PORT BACKEND_PORT ONCE
+export PORT BACKEND_PORT HTTP_PORT ONCE
 
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
@@ -26,7 +27,7 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: run
-run: deps-run build ## the tour: broker, plugin, backend, a sensor and an attacker (ONCE=1: end after it; PORT, BACKEND_PORT)
+run: deps-run build ## the tour: broker, plugin, backend, a sensor and an attacker (ONCE=1: end after it; PORT, BACKEND_PORT, HTTP_PORT)
 	@scripts/run
 
 .PHONY: test
