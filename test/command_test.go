@@ -136,7 +136,7 @@ func TestCommand(t *testing.T) {
 	for _, p := range []protocol{mqtt311, mqtt5} {
 		g.sub(p.String(), func(g *gate) {
 			c := g.connect(g.device("sensor_001"), p)
-			g.obey(c, func(c device.Command) (string, string) { return strings.Trim(string(c.Body), `"`), `{"echo": [1.0]}` })
+			taken := g.obey(c, func(c device.Command) (string, string) { return strings.Trim(string(c.Body), `"`), `{"echo": [1.0]}` })
 			for _, status := range []string{"succeeded", "failed", "rejected"} {
 				s := g.ask("POST", "/v1/devices/sensor_001/commands?wait=10s", `"`+status+`"`)
 				if s.Status != 200 || s.State != status || string(s.Result) != `{"echo":[1.0]}` || s.Sent == nil || s.Finished == nil {
@@ -148,6 +148,9 @@ func TestCommand(t *testing.T) {
 				if again := g.ask("GET", s.URL, ""); again.Status != 200 || again.State != status || string(again.Command) != `"`+status+`"` {
 					t.Errorf("%d %s", again.Status, again.Text)
 				}
+			}
+			if errs := taken.all(); len(errs) != 3 || errors.Join(errs...) != nil {
+				t.Errorf("the device made of the commands: %v", errs)
 			}
 		})
 	}
