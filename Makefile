@@ -8,8 +8,9 @@ export CGO_ENABLED = 1
 # The ports of `make run`, and whether it ends after the tour.
 PORT ?= 8883
 BACKEND_PORT ?= 5000
+HTTP_PORT ?= 8080
 ONCE ?=
-export PORT BACKEND_PORT ONCE
+export PORT BACKEND_PORT HTTP_PORT ONCE
 
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
@@ -26,7 +27,7 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: run
-run: deps-run build ## the tour: broker, plugin, backend, a sensor and an attacker (ONCE=1: end after it; PORT, BACKEND_PORT)
+run: deps-run build ## the tour: broker, plugin, backend, a sensor and an attacker (ONCE=1: end after it; PORT, BACKEND_PORT, HTTP_PORT)
 	@scripts/run
 
 .PHONY: test
@@ -100,6 +101,9 @@ KILLS ?= 1000
 .PHONY: torture
 torture: deps-test build/test/mosquitto_bouncer.so ## kill the broker KILLS times under load, and check that nothing is lost (KILLS=1000)
 	KILLS=$(KILLS) $(GO) test -run TestTorture -count=1 -timeout 60m -v ./test
+.PHONY: bench-response
+bench-response: deps-test build ## the time from PUBACK to response on an idle broker
+	BOUNCER_SO=$(CURDIR)/build/mosquitto_bouncer.so $(GO) test -run '^$$' -bench BenchmarkResponse -benchtime 1000x -timeout 20m ./test/bench
 
 .PHONY: install
 install: ## install what `make build` built (PREFIX, LIBDIR and DESTDIR are honoured)
@@ -108,7 +112,7 @@ install: ## install what `make build` built (PREFIX, LIBDIR and DESTDIR are hono
 	install -m 644 build/mosquitto_bouncer.so $(DESTDIR)$(LIBDIR)/mosquitto_bouncer.so
 	install -m 755 build/bouncerctl $(DESTDIR)$(PREFIX)/bin/bouncerctl
 	install -m 644 mosquitto.conf.example bouncer.toml.example README.md CHANGELOG.md LICENSE $(DESTDIR)$(PREFIX)/share/doc/mosquitto-bouncer/
-	install -m 644 docs/*.md $(DESTDIR)$(PREFIX)/share/doc/mosquitto-bouncer/docs/
+	install -m 644 docs/*.md docs/*.yaml $(DESTDIR)$(PREFIX)/share/doc/mosquitto-bouncer/docs/
 
 .PHONY: clean
 clean: ## remove build/

@@ -32,7 +32,8 @@ func (g gatedTopic) device(topic []byte) ([]byte, bool) {
 	return level, bytes.IndexByte(level, '/') < 0
 }
 
-// deviceAbove is device for a filter to which the topics below belong.
+// deviceAbove is device for a filter to which the topics below belong, each by its full name: a subscription with a
+// wildcard is none of them.
 func (g gatedTopic) deviceAbove(topic []byte) ([]byte, bool) {
 	rest, ok := bytes.CutPrefix(topic, []byte(g.before))
 	if !ok {
@@ -47,7 +48,7 @@ func (g gatedTopic) deviceAbove(topic []byte) ([]byte, bool) {
 		return nil, false
 	}
 	rest = rest[len(g.after):]
-	return level, len(rest) == 0 || rest[0] == '/'
+	return level, len(rest) == 0 || rest[0] == '/' && !bytes.ContainsAny(rest, "+#")
 }
 
 // deviceLevel returns the device id's level of topic by the first filter that matches it, and whether one does: whether

@@ -136,7 +136,7 @@ func TestCommand(t *testing.T) {
 	for _, p := range []protocol{mqtt311, mqtt5} {
 		g.sub(p.String(), func(g *gate) {
 			c := g.connect(g.device("sensor_001"), p)
-			g.obey(c, func(c device.Command) (string, string) { return strings.Trim(string(c.Body), `"`), `{"echo": [1.0]}` })
+			taken := g.obey(c, func(c device.Command) (string, string) { return strings.Trim(string(c.Body), `"`), `{"echo": [1.0]}` })
 			for _, status := range []string{"succeeded", "failed", "rejected"} {
 				s := g.ask("POST", "/v1/devices/sensor_001/commands?wait=10s", `"`+status+`"`)
 				if s.Status != 200 || s.State != status || string(s.Result) != `{"echo":[1.0]}` || s.Sent == nil || s.Finished == nil {
@@ -148,6 +148,9 @@ func TestCommand(t *testing.T) {
 				if again := g.ask("GET", s.URL, ""); again.Status != 200 || again.State != status || string(again.Command) != `"`+status+`"` {
 					t.Errorf("%d %s", again.Status, again.Text)
 				}
+			}
+			if errs := taken.all(); len(errs) != 3 || errors.Join(errs...) != nil {
+				t.Errorf("the device made of the commands: %v", errs)
 			}
 		})
 	}
@@ -449,7 +452,17 @@ func TestResponseProperties(t *testing.T) {
 	g.backend.Script(func(r *backend.Request) backend.Answer { return backend.Answer{Status: 201, Body: r.Body} })
 	c := g.connect(g.device("sensor_001"), mqtt5)
 	own := c.ResponseTopic()
-	g.no(c.Subscribe(g.limit(), own+"/#", 1))
+	for _, topic := range []string{own, own + "/7/x"} {
+		g.no(c.Subscribe(g.limit(), topic, 1))
+	}
+	if err := c.Subscribe(g.limit(), own+"/+/x", 1); err == nil {
+		t.Error("a wildcard below the response topic was granted")
+	}
+	for _, stranger := range []*client{c, g.connect(g.device("dashboard"), mqtt5)} {
+		if ack := g.publish(stranger, own+"/7/x", 1, []byte("1")); ack.Accepted() {
+			t.Errorf("%s could publish a response", stranger.ID)
+		}
+	}
 	for i, test := range []struct{ asked, want string }{
 		{"", own}, {own, own}, {own + "/7/x", own + "/7/x"},
 		// Not the device's own, or not for this.
@@ -484,6 +497,180 @@ func TestResponseProperties(t *testing.T) {
 	g.no(err)
 	if got.Properties.CorrelationData != nil || got.Properties.User.Get("message_id") != m.MessageID {
 		t.Errorf("%+v", got.Properties)
+	}
+}
+
+// TestThreadCheck: a library for tests ends the broker when one of its functions is called off its thread, which no other
+// test of this package survives. Only such a library has the check.
+func TestThreadCheck(t *testing.T) {
+	g := newGate(t, broker.Options{Devices: []string{"sensor_001"}})
+	c := g.connect(g.device("sensor_001"), mqtt5)
+	m := c.Sign(`"inject_thread_fault"`)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	go func() {
+		if _, err := c.Publish(ctx, c.DataTopic(), 1, false, m.Bytes); err == nil {
+			t.Error("the publish was acknowledged")
+		}
+	}()
+	select {
+	case <-g.broker.Process().Done():
+	case <-ctx.Done():
+		t.Fatal("the broker survived a call from another thread; is the library built with -tags faultinject?")
+	}
+	if _, err := g.broker.WaitLog(ctx, 0, broker.Contains("the broker's function log was called off the broker's thread")); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestConcurrentResponses has 200 devices publish at once: each gets the answers to its own messages, all, in order.
+func TestConcurrentResponses(t *testing.T) {
+	const devices, messages = 200, 20
+	f, g := g200(t, devices)
+	g.backend.Script(func(r *backend.Request) backend.Answer {
+		return backend.Answer{Body: fmt.Appendf(nil, `{"for":%q,"of":%s}`, r.Device, r.Body)}
+	})
+	var all sync.WaitGroup
+	for _, c := range f {
+		all.Go(func() {
+			for n := range messages {
+				m := c.Sign(fmt.Sprint(n))
+				if ack, err := c.Publish(g.limit(), c.DataTopic(), 1, false, m.Bytes); err != nil || !ack.Accepted() {
+					t.Errorf("%s: %v %v", c.ID, ack, err)
+					return
+				}
+			}
+			got, err := c.Inbox().WaitCount(g.limit(), c.ResponseTopic(), messages)
+			if err != nil {
+				t.Errorf("%s: %v", c.ID, err)
+				return
+			}
+			for n, r := range got {
+				if want := fmt.Sprintf(`{"for":%q,"of":%d}`, c.ID, n); string(r.Payload) != want {
+					t.Errorf("%s: response %d is %s", c.ID, n, r.Payload)
+				}
+			}
+			if n := len(c.Inbox().All()); n != messages {
+				t.Errorf("%s got %d publishes", c.ID, n)
+			}
+		})
+	}
+	all.Wait()
+}
+
+// g200 is a gate with n devices that are connected, each over the one or the other version of MQTT, and subscribed to
+// their responses and commands.
+func g200(t *testing.T, n int) ([]*client, *gate) {
+	t.Helper()
+	g := newGate(t, broker.Options{Devices: names(n), HTTP: true, Quiet: true})
+	var clients []*client
+	for i, id := range names(n) {
+		c := g.connect(g.device(id), protocol(i%2))
+		g.no(c.Subscribe(g.limit(), c.ResponseTopic(), 1))
+		g.no(c.Subscribe(g.limit(), c.CommandTopic(), 1))
+		clients = append(clients, c)
+	}
+	return clients, g
+}
+
+// TestResponsesAreNotLost has devices on live connections publish 5,000 messages a second in all, or as many as this
+// machine takes; every one that was accepted is answered.
+func TestResponsesAreNotLost(t *testing.T) {
+	const devices = 50
+	clients, g := g200(t, devices)
+	var sent [devices]atomic.Int64
+	const rate, seconds = 5000, 4
+	begin := time.Now()
+	var all sync.WaitGroup
+	for i, c := range clients {
+		const window = 8
+		for w := range window {
+			all.Go(func() {
+				every := time.NewTicker(devices * window * time.Second / rate)
+				defer every.Stop()
+				for time.Since(begin) < seconds*time.Second && !t.Failed() {
+					<-every.C
+					m := c.Sign(fmt.Sprintf(`{"worker":%d}`, w))
+					ack, err := c.Publish(g.limit(), c.DataTopic(), 1, false, m.Bytes)
+					if err != nil || !ack.Accepted() {
+						t.Errorf("%s: %v %v", c.ID, ack, err)
+						return
+					}
+					sent[i].Add(1)
+				}
+			})
+		}
+	}
+	all.Wait()
+	took := time.Since(begin)
+	total := int64(0)
+	for i, c := range clients {
+		n := int(sent[i].Load())
+		total += int64(n)
+		if _, err := c.Inbox().WaitCount(g.limit(), c.ResponseTopic(), n); err != nil {
+			t.Errorf("%s: %v", c.ID, err)
+		}
+	}
+	t.Logf("%d messages, %.0f a second, were all answered", total, float64(total)/took.Seconds())
+}
+
+// TestCommandsDoNotSlowPublishes compares the time that a publish takes while nothing else happens with the one while a
+// backend sends 1,000 commands a second, or as many as this machine takes, that the devices answer.
+func TestCommandsDoNotSlowPublishes(t *testing.T) {
+	const devices, rate, seconds = 50, 1000, 5
+	clients, g := g200(t, devices+1)
+	publisher, clients := clients[devices], clients[:devices]
+	measure := func(during time.Duration) (median, p99 time.Duration) {
+		var took []time.Duration
+		for begin := time.Now(); time.Since(begin) < during; time.Sleep(5 * time.Millisecond) {
+			m := publisher.Sign("1")
+			at := time.Now()
+			g.publish(publisher, publisher.DataTopic(), 1, m.Bytes)
+			took = append(took, time.Since(at))
+		}
+		slices.Sort(took)
+		return took[len(took)/2], took[len(took)*99/100]
+	}
+	idle, idle99 := measure(2 * time.Second)
+	for _, c := range clients {
+		g.obey(c, func(device.Command) (string, string) { return "succeeded", "" })
+	}
+	pool := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 64}}
+	defer pool.CloseIdleConnections()
+	var taken atomic.Int64
+	var all sync.WaitGroup
+	ctx, cancel := context.WithTimeout(t.Context(), seconds*time.Second)
+	defer cancel()
+	const senders = 32
+	for s := range senders {
+		all.Go(func() {
+			every := time.NewTicker(senders * time.Second / rate)
+			defer every.Stop()
+			for n := s; ctx.Err() == nil; n += senders {
+				<-every.C
+				a, err := ask(context.Background(), pool, "http://"+g.broker.HTTPAddr(), "POST", "/v1/devices/"+clients[n%devices].ID+"/commands", `{"n":1}`)
+				if err != nil || a.Status != 202 {
+					t.Errorf("%v %d %s", err, a.Status, a.Text)
+					return
+				}
+				taken.Add(1)
+			}
+		})
+	}
+	busy, busy99 := measure(seconds * time.Second)
+	all.Wait()
+	deadline := time.Now().Add(patience)
+	done := fmt.Sprintf("bouncer_commands{state=\"succeeded\"} %d\n", taken.Load())
+	for ; !strings.Contains(string(g.ask("GET", "/metrics", "").Text), done); time.Sleep(50 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("%d commands were taken; not all were answered", taken.Load())
+		}
+	}
+	t.Logf("%.0f commands a second, all answered; a publish took %v (p99 %v) before and %v (p99 %v) meanwhile",
+		float64(taken.Load())/seconds, idle, idle99, busy, busy99)
+	// Load, devices and broker share the machine, which is what most of the difference is.
+	if busy > 25*time.Millisecond {
+		t.Errorf("beside the commands a publish took %v in the median", busy)
 	}
 }
 

@@ -27,7 +27,7 @@ func TestTour(t *testing.T) {
 	defer cancel()
 	c := exec.CommandContext(ctx, "../scripts/run")
 	c.Env = append(os.Environ(), "ONCE=1", "RUN_DIR="+filepath.Join(parent, "run"),
-		"PORT="+freePort(t), "BACKEND_PORT="+freePort(t))
+		"PORT="+freePort(t), "BACKEND_PORT="+freePort(t), "HTTP_PORT="+freePort(t))
 	c.Cancel = func() error { return c.Process.Signal(os.Interrupt) }
 	c.WaitDelay = 10 * time.Second
 	out, err := c.CombinedOutput()
@@ -36,7 +36,8 @@ func TestTour(t *testing.T) {
 	}
 	for _, want := range []string{
 		"refused: replay", "refused: stale", "refused: bad_signature", "refused: identity_mismatch", "refused: topic_mismatch",
-		"refused: malformed", "refused: no certificate", "14 of 14 as expected",
+		"refused: malformed", "refused: no certificate", "200 succeeded", "refused: forbidden_topic", "refused: replayed",
+		"refused: forged", "18 of 18 as expected",
 	} {
 		if !strings.Contains(string(out), want) {
 			t.Errorf("the tour does not say %q:\n%s", want, out)

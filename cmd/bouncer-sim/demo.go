@@ -35,6 +35,7 @@ const (
 type demo struct {
 	dir               string
 	port, backendPort int
+	httpPort          int
 	once, check       bool
 	screen            *screen
 }
@@ -60,6 +61,7 @@ scripts/run, and so make run, sees to that.`,
 	c.Flags().StringVar(&d.dir, "dir", "build/run", "the prepared directory")
 	c.Flags().IntVar(&d.port, "port", 8883, "the port that mosquitto.conf names")
 	c.Flags().IntVar(&d.backendPort, "backend-port", 5000, "the port that bouncer.toml expects the backend on")
+	c.Flags().IntVar(&d.httpPort, "http-port", 8080, "the port that bouncer.toml has the plugin listen on for HTTP")
 	c.Flags().BoolVar(&d.once, "once", false, "end after the tour")
 	c.Flags().BoolVar(&d.check, "check", false, "only check that the tools are there and the ports are free")
 	return c
@@ -70,7 +72,8 @@ func (d *demo) preflight() error {
 	_, missing := broker.Find()
 	return errors.Join(missing,
 		checkPort("", d.port, "broker", "make run PORT="),
-		checkPort("127.0.0.1", d.backendPort, "backend", "make run BACKEND_PORT="))
+		checkPort("127.0.0.1", d.backendPort, "backend", "make run BACKEND_PORT="),
+		checkPort("127.0.0.1", d.httpPort, "plugin's HTTP listener", "make run HTTP_PORT="))
 }
 
 func (d *demo) run(ctx context.Context) (err error) {
@@ -178,6 +181,7 @@ func (d *demo) introduce(process *broker.Process, b *backend.Backend, logPath st
 	s.field("broker", "", fmt.Sprintf("localhost:%d, TLS with client certificates", d.port))
 	s.field("its log", "", logPath)
 	s.field("backend", "", "http://"+b.Addr()+", a stand-in that counts what it receives")
+	s.field("commands", "", fmt.Sprintf("http://127.0.0.1:%d, /metrics and /healthz too", d.httpPort))
 }
 
 // explain shows how to publish by hand.
@@ -195,6 +199,10 @@ func (d *demo) explain() {
     --cafile ca.crt --cert device.crt --key device.key
 `, shellQuote(absolute(d.bundle("sensor_001"))), d.port)
 	d.screen.line("The last command alone, once more, is a replay. Change $payload before it and\nit is a replay still: take a new $message_id as well, and the signature is wrong.\nWhat becomes of it shows here.")
+	d.screen.line("\nA command, from that shell:\n")
+	d.screen.line(`  curl -H "Authorization: Bearer $(cat ../../http-token)" -H 'Content-Type: application/json' \
+    -d '{"blink":3}' 'http://127.0.0.1:%d/v1/devices/sensor_001/commands?wait=5s'
+`, d.httpPort)
 	for _, tool := range []string{"mosquitto_pub", "openssl"} {
 		if _, err := exec.LookPath(tool); err != nil {
 			d.screen.line("(%s is not installed here.)", tool)

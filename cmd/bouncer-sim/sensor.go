@@ -20,7 +20,7 @@ func newSensor() *cobra.Command {
 	)
 	c := &cobra.Command{
 		Use:     "sensor --dir BUNDLE",
-		Short:   "Be one device that publishes signed readings until interrupted",
+		Short:   "Be one device that publishes signed readings and obeys commands until interrupted",
 		Example: "  bouncer-sim sensor --dir build/run/devices/sensor_001 --interval 500ms",
 		Args:    cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
@@ -44,6 +44,22 @@ func newSensor() *cobra.Command {
 						return
 					}
 					fmt.Fprintf(out, "%s response %s\n", clock(time.Now()), responses[seen].Payload)
+				}
+			}()
+			if err := client.Subscribe(ctx, d.CommandTopic(), 1); err != nil {
+				return err
+			}
+			go func() {
+				obeyed := func(c device.Command) (status, result string) { return "succeeded", "" }
+				err := d.Obey(ctx, client, obeyed, func(c device.Command, err error) {
+					if err != nil {
+						fmt.Fprintf(out, "%s command refused: %v\n", clock(time.Now()), err)
+						return
+					}
+					fmt.Fprintf(out, "%s command %s %s\n", clock(time.Now()), c.ID, c.Body)
+				})
+				if err != nil {
+					fmt.Fprintf(out, "%s the answer to a command was not sent: %v\n", clock(time.Now()), err)
 				}
 			}()
 			every := time.NewTicker(interval)

@@ -36,6 +36,8 @@ type tour struct {
 	thief         *device.V5 // a second connection with sensor_001's certificate
 	dashboard     *device.V5 // subscribes to what all devices send
 
+	commands *commands
+
 	good    []device.Message // accepted, in order
 	results []result
 }
@@ -73,7 +75,7 @@ func (d *demo) newTour(ctx context.Context, process *broker.Process, b *backend.
 		device *device.Device
 		filter []string
 	}{
-		{&t.sensorClient, t.sensor, []string{t.sensor.ResponseTopic()}},
+		{&t.sensorClient, t.sensor, []string{t.sensor.ResponseTopic(), t.sensor.CommandTopic()}},
 		{&t.otherClient, t.other, []string{t.other.ResponseTopic()}},
 		{&t.thief, t.sensor, nil},
 		{&t.dashboard, observer, []string{"device/+/data", fence}},
@@ -87,7 +89,8 @@ func (d *demo) newTour(ctx context.Context, process *broker.Process, b *backend.
 			}
 		}
 	}
-	return t, nil
+	t.commands, err = d.newCommands(t.sensor, t.sensorClient)
+	return t, err
 }
 
 func (t *tour) close() {
@@ -137,6 +140,10 @@ func (t *tour) run(ctx context.Context) error {
 		}
 	}
 	if err := t.withoutCertificate(ctx); err != nil {
+		return err
+	}
+
+	if err := t.command(ctx); err != nil {
 		return err
 	}
 
@@ -388,6 +395,7 @@ func (t *tour) live(ctx context.Context) error {
 	defer cancel()
 	own := map[string]bool{}
 	go t.watchRefusals(watching, events)
+	go t.watchCommands(watching, events)
 	requests := make(chan *backend.Request)
 	go t.watchBackend(watching, requests)
 	every := time.NewTicker(liveInterval)

@@ -26,8 +26,7 @@ const (
 	MaxBody = 64 << 10
 	// maxHeader bounds the request line and the headers, in bytes.
 	maxHeader = 8 << 10
-	// maxConns is how many connections are served at once; one more is answered with 503 and closed. Of one address no
-	// more than maxConnsPerIP are: who takes that many leaves room for others.
+	// maxConns is how many connections are served at once, maxConnsPerIP how many of one address; one more is closed.
 	maxConns      = 512
 	maxConnsPerIP = 384
 	// readTimeout bounds the reading of one request, from its first byte, or from the connection's beginning, to its last.
@@ -90,7 +89,7 @@ type Server struct {
 	token   [sha256.Size]byte
 	server  *fasthttp.Server
 	served  chan struct{}
-	addr    net.Addr
+	ln      net.Listener
 	ctx     context.Context // done when the server stops: ends what waits
 	cancel  context.CancelFunc
 
@@ -106,14 +105,13 @@ func Start(o Options, service Service) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{options: o, service: service, token: sha256.Sum256(o.Token), served: make(chan struct{}), addr: listener.Addr()}
+	s := &Server{options: o, service: service, token: sha256.Sum256(o.Token), served: make(chan struct{}), ln: listener}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.server = &fasthttp.Server{
 		Handler:                       s.handle,
 		ErrorHandler:                  s.unreadable,
 		Name:                          "mosquitto-bouncer/" + o.Version,
-		Concurrency:                   maxConns,
-		MaxConnsPerIP:                 maxConnsPerIP,
+		Concurrency:                   2 * maxConns, // never reached: see limitListener
 		MaxRequestsPerConn:            maxRequestsPerConn,
 		ReadTimeout:                   readTimeout,
 		WriteTimeout:                  writeTimeout,
@@ -152,16 +150,16 @@ func listen(o Options) (net.Listener, error) {
 		if addr, ok := l.Addr().(*net.TCPAddr); !ok || !addr.IP.IsLoopback() {
 			return nil, errors.Join(fmt.Errorf("http: %s is no loopback address and would take the token in the clear; give it a certificate, or listen on 127.0.0.1", l.Addr()), l.Close())
 		}
-		return l, nil
+		return newLimitListener(l, maxConns, maxConnsPerIP), nil
 	}
 	config := o.TLS.Clone()
 	config.MinVersion = max(config.MinVersion, tls.VersionTLS12)
 	config.NextProtos = []string{"http/1.1"}
-	return tls.NewListener(l, config), nil
+	return tls.NewListener(newLimitListener(l, maxConns, maxConnsPerIP), config), nil
 }
 
 // Addr is where the server listens.
-func (s *Server) Addr() net.Addr { return s.addr }
+func (s *Server) Addr() net.Addr { return s.ln.Addr() }
 
 // Answers returns how many requests were answered with a status of 1xx, 2xx, 3xx, 4xx and 5xx.
 func (s *Server) Answers() (n [5]uint64) {
@@ -178,6 +176,7 @@ func (s *Server) Stop() error {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
 	err := s.server.ShutdownWithContext(ctx)
+	_ = s.ln.Close() // which a server that has not got round to serving does not do
 	<-s.served
 	if errors.Is(err, context.DeadlineExceeded) {
 		return nil // whoever dawdles is cut off with the process

@@ -1,0 +1,67 @@
+package httpd
+
+import (
+	"net"
+	"net/netip"
+	"sync"
+)
+
+// A limitListener closes at once what would be one connection too many, in all or of one address. fasthttp has both
+// limits, but with the one it takes a connection apart that is still being read when the server stops, and with the other
+// it waits, before it accepts another connection, for a TLS handshake that may never come.
+type limitListener struct {
+	net.Listener
+	most, mostOfOne int
+
+	mu    sync.Mutex // guards what follows
+	total int
+	open  map[netip.Addr]int
+}
+
+func newLimitListener(l net.Listener, most, mostOfOne int) *limitListener {
+	return &limitListener{Listener: l, most: most, mostOfOne: mostOfOne, open: make(map[netip.Addr]int)}
+}
+
+func (l *limitListener) Accept() (net.Conn, error) {
+	for {
+		conn, err := l.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		var from netip.Addr
+		if addr, ok := conn.RemoteAddr().(*net.TCPAddr); ok {
+			from = addr.AddrPort().Addr().Unmap()
+		}
+		l.mu.Lock()
+		admitted := l.total < l.most && l.open[from] < l.mostOfOne
+		if admitted {
+			l.total++
+			l.open[from]++
+		}
+		l.mu.Unlock()
+		if admitted {
+			return &limitedConn{Conn: conn, listener: l, from: from}, nil
+		}
+		_ = conn.Close()
+	}
+}
+
+// A limitedConn counts until it is closed.
+type limitedConn struct {
+	net.Conn
+	listener *limitListener
+	from     netip.Addr
+	once     sync.Once
+}
+
+func (c *limitedConn) Close() error {
+	c.once.Do(func() {
+		c.listener.mu.Lock()
+		defer c.listener.mu.Unlock()
+		c.listener.total--
+		if c.listener.open[c.from]--; c.listener.open[c.from] == 0 {
+			delete(c.listener.open, c.from)
+		}
+	})
+	return c.Conn.Close()
+}

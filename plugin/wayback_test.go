@@ -1,0 +1,149 @@
+package plugin
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+)
+
+func TestResponseContextsAreBounded(t *testing.T) {
+	var c responseContexts
+	key := func(device, n int) contextKey { return contextKey{fmt.Sprint(device), fmt.Sprint(n)} }
+	if got := c.take(key(1, 1)); got.topic != "" || got.correlation != nil {
+		t.Errorf("none was kept: %+v", got)
+	}
+	c.put(key(1, 1), responseContext{correlation: []byte("c"), topic: "t"})
+	if got := c.take(key(2, 1)); got.topic != "" {
+		t.Error("another device's")
+	}
+	if got := c.take(key(1, 1)); got.topic != "t" || string(got.correlation) != "c" {
+		t.Errorf("%+v", got)
+	}
+	if got := c.take(key(1, 1)); got.topic != "" {
+		t.Error("it was kept")
+	}
+	for n := range maxDeviceContexts + 10 {
+		c.put(key(1, n), responseContext{topic: "t"})
+	}
+	if lost, _ := c.counts(); lost != 10 || len(c.kept) != maxDeviceContexts {
+		t.Errorf("%d lost, %d kept of one device", lost, len(c.kept))
+	}
+	for device := 2; device < 50; device++ {
+		for n := range maxDeviceContexts {
+			c.put(key(device, n), responseContext{topic: "t"})
+		}
+	}
+	if len(c.kept) > maxContexts || len(c.order) != maxContexts || len(c.byDevice) > 17 {
+		t.Errorf("%d kept, %d in order, of %d devices", len(c.kept), len(c.order), len(c.byDevice))
+	}
+	if got := c.take(key(49, maxDeviceContexts-1)); got.topic != "t" {
+		t.Error("the latest was lost")
+	}
+	c.put(key(1, 1), responseContext{correlation: make([]byte, maxCorrelation+1)})
+	if got := c.take(key(1, 1)); got.correlation != nil {
+		t.Error("long correlation data was kept")
+	}
+}
+
+func TestResponseTopics(t *testing.T) {
+	g := startGateway(t, "[rejected]\ntopic = \"device/{device_id}/response/rejected\"\n")
+	for topic, want := range map[string]bool{
+		"device/sensor_001/response": true, "device/sensor_001/response/a": true, "device/sensor_001/response/a/b": true,
+		"device/sensor_001/responses": false, "device/sensor_002/response": false, "device/sensor_001/response/+": false,
+		"device/sensor_001/response/#": false, "device/sensor_001/response/rejected": false, "device/sensor_001/data": false,
+		"device/sensor_001/command": false, "": false, "device/sensor_001/response/" + strings.Repeat("x", maxCorrelation): false,
+	} {
+		if got := g.isResponseTopic([]byte(topic), "sensor_001"); got != want {
+			t.Errorf("%.60q: %v", topic, got)
+		}
+	}
+	for topic, want := range map[string]Decision{
+		"device/sensor_001/response/a": AllowCertified, "device/sensor_001/response/+": Deny, "device/sensor_001/response/#": Deny,
+		"device/sensor_002/response/a": Deny, "device/+/response/a": Deny, "device/sensor_001/response": AllowCertified,
+	} {
+		if got := g.Access(Subscribe, by(&Publish{}, "sensor_001", topic)); got != want {
+			t.Errorf("subscribing to %s: %d, want %d", topic, got, want)
+		}
+	}
+}
+
+// TestNotices: who is told of a refusal.
+func TestNotices(t *testing.T) {
+	g := startGateway(t, "[rejected]\ntopic = \"device/{device_id}/rejected\"\n")
+	notice := func(p *Publish) string {
+		t.Helper()
+		g.host.published = nil
+		if d := g.devices.of(g.registry.Lookup(p.Identity)); d != nil {
+			d.noticed = time.Time{}
+		}
+		if g.send(p) != Refuse {
+			t.Fatal("accepted")
+		}
+		if len(g.host.published) == 0 {
+			return ""
+		}
+		n := g.host.published[0]
+		payload, _, _ := strings.Cut(string(n.Payload), `,"server_time"`)
+		return n.Topic + " " + payload
+	}
+	stale := func() *Publish {
+		return publish("sensor_001", sign(t, "s", "sensor_001", time.Now().Add(-time.Hour).Unix(), "550E8400-e29b-41d4-a716-446655440000", `1`))
+	}
+	if got := notice(stale()); got != `device/sensor_001/rejected {"message_id":"550E8400-e29b-41d4-a716-446655440000","reason":"stale"` {
+		t.Error(got)
+	}
+	forged := publish("sensor_001", sign(t, "x", "sensor_001", time.Now().Unix(), uuid.NewString(), `1`))
+	if got := notice(forged); !strings.Contains(got, `"reason":"bad_signature"`) {
+		t.Error(got)
+	}
+	// On another's topic: the publisher is told, and not the other.
+	q := by(g.fresh("sensor_001"), "sensor_002", "")
+	if got := notice(q); got != `device/sensor_002/rejected {"message_id":null,"reason":"topic_mismatch"` {
+		t.Error(got)
+	}
+	// Without the certificate, nobody: not even on the device's own topic.
+	bare := stale()
+	bare.Certified = false
+	if got := notice(bare); got != "" {
+		t.Error(got)
+	}
+	if got := notice(by(g.fresh("sensor_001"), "stranger", "")); got != "" {
+		t.Error(got)
+	}
+	// A last will has nobody to be told any more.
+	will := stale()
+	will.Connection = 7
+	g.Tick()
+	g.Disconnected(7, []byte("sensor_001"), []byte("sensor_001"))
+	if got := notice(will); got != "" {
+		t.Error(got)
+	}
+	// Once a second.
+	g.host.published = nil
+	for range 5 {
+		g.send(stale())
+	}
+	if n := len(g.host.published); n != 1 {
+		t.Errorf("%d notices at once", n)
+	}
+	if n := g.notices.sent.Load(); n != 4 {
+		t.Errorf("%d counted", n)
+	}
+}
+
+// TestExpiredCommandsStay: what the broker could deliver too late is not given to it.
+func TestExpiredCommandsStay(t *testing.T) {
+	now := time.Unix(1727712000, 900e6)
+	for after, want := range map[time.Duration]int64{
+		1100 * time.Millisecond:  1, // delivered until the clock's second 1, for the command ends with it
+		100 * time.Millisecond:   0,
+		30100 * time.Millisecond: 30,
+	} {
+		if got := remaining(now.Add(after), now); got != want {
+			t.Errorf("%v before: %d, want %d", after, got, want)
+		}
+	}
+}
