@@ -117,7 +117,9 @@ func TestUsage(t *testing.T) {
 
 // TestHelp: every command has help with an example, and fits a terminal.
 func TestHelp(t *testing.T) {
-	for _, command := range []string{"", "init", "device", "device add", "device list", "device remove", "device disable", "device enable"} {
+	for _, command := range []string{"", "init", "device", "device add", "device list", "device remove", "device disable", "device enable",
+		"device import", "device show", "device rotate", "device renew", "device pin", "device unpin", "registry", "registry key",
+		"registry encrypt", "registry decrypt", "registry backup", "check", "sign", "verify"} {
 		help := succeed(t, append(strings.Fields(command), "--help")...)
 		example := strings.Join([]string{"Examples:\n  bouncerctl", command}, " ")
 		if !strings.Contains(help, strings.TrimSpace(example)) {
