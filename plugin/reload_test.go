@@ -27,7 +27,7 @@ func (g *aGateway) reload(publish string) {
 func TestReload(t *testing.T) {
 	g := startGateway(t, "[publish]\n")
 	send := func() Outcome { return g.send(g.fresh("sensor_001")) }
-	if send() != Route || send() != Route {
+	if a, b := send(), send(); a != Route || b != Route {
 		t.Fatal(g.host.last())
 	}
 	g.reload("rate = 0.001\nburst = 1\nmax_bytes = 1000\n")
@@ -50,7 +50,7 @@ func TestReload(t *testing.T) {
 	if !strings.Contains(strings.Join(g.host.lines, "\n"), `settings="publish.topics,publish.tolerance"`) || g.ReloadError() != "" {
 		t.Errorf("%q, %s", g.host.lines, g.ReloadError())
 	}
-	if send() != Route || send() != Route {
+	if a, b := send(), send(); a != Route || b != Route {
 		t.Error(g.host.last())
 	}
 	p := g.fresh("sensor_001")

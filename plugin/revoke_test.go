@@ -87,7 +87,9 @@ func TestRevokedAreTakenAFewAtATime(t *testing.T) {
 
 func TestPinnedCertificates(t *testing.T) {
 	g := startGateway(t, "")
-	g.change(func(ctx context.Context, s *registry.Store) error { return s.Pin(ctx, "sensor_001", registry.Fingerprint{1}) })
+	g.change(func(ctx context.Context, s *registry.Store) error {
+		return s.Pin(ctx, "sensor_001", registry.Fingerprint{1})
+	})
 	g.until("pinned", func() bool { return g.registry.Lookup([]byte("sensor_001")).Pinned() })
 	response := by(g.fresh("sensor_001"), "sensor_001", "device/sensor_001/response")
 	for _, test := range []struct {

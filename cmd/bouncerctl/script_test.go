@@ -18,7 +18,7 @@ func TestScripts(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = os.RemoveAll(root) }) // the scripts run in parallel, after this function
+	t.Cleanup(func() { _ = os.RemoveAll(root) })  // the scripts run in parallel, after this function
 	if err := os.Chmod(root, 0o755); err != nil { // for the broker's user
 		t.Fatal(err)
 	}
