@@ -67,7 +67,7 @@ It exits with 0 when done, 1 when it failed, 2 when called wrongly.`,
 	var configFile string
 	root.PersistentFlags().StringVar(&configFile, "config", defaultConfig, "the bouncer.toml `file`")
 	root.AddCommand(newInit(), newDevice(&configFile), newRegistry(&configFile), newCheck(&configFile), newSign(&configFile), newVerify(&configFile),
-		newManual())
+		newTop(&configFile), newManual())
 	root.InitDefaultCompletionCmd()
 	completeDevices(root, &configFile)
 	return root

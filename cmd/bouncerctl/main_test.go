@@ -119,7 +119,7 @@ func TestUsage(t *testing.T) {
 func TestHelp(t *testing.T) {
 	for _, command := range []string{"", "init", "device", "device add", "device list", "device remove", "device disable", "device enable",
 		"device import", "device show", "device rotate", "device renew", "device pin", "device unpin", "registry", "registry key",
-		"registry encrypt", "registry decrypt", "registry backup", "check", "sign", "verify"} {
+		"registry encrypt", "registry decrypt", "registry backup", "check", "sign", "verify", "top"} {
 		help := succeed(t, append(strings.Fields(command), "--help")...)
 		example := strings.Join([]string{"Examples:\n  bouncerctl", command}, " ")
 		if !strings.Contains(help, strings.TrimSpace(example)) {
