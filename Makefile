@@ -64,6 +64,12 @@ build/bouncerctl build/bouncer-sim:
 	@mkdir -p $(@D)
 	$(GOBUILD) -ldflags='-s -w' -o $@ ./cmd/$(@F)
 
+.PHONY: man
+man: build/bouncerctl ## the manual pages and shell completions, into build/man and build/completion
+	@mkdir -p build/completion
+	build/bouncerctl manual --docs docs build/man
+	@for shell in bash zsh fish; do build/bouncerctl completion $$shell >build/completion/bouncerctl.$$shell; done
+
 .PHONY: check
 check: deps-build ## gofmt, go vet and staticcheck
 	@test -z "$$(gofmt -l cgo cmd plugin test)" || { echo "gofmt would change:"; gofmt -l cgo cmd plugin test; exit 1; }

@@ -118,7 +118,10 @@ func aRecovery(t *testing.T, seen *replay.Set, now int64) *recovery {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = r.Close(); _ = f.Close(t.Context()) })
-	return &recovery{registry: r, seen: seen, forwarder: f, now: now, tolerance: 300, unknown: make(map[string]string)}
+	return &recovery{
+		registry: r, seen: seen, forwarder: f, now: now, tolerance: 300,
+		results: newGatedTopic("device/+/command/result"), unknown: make(map[string]string),
+	}
 }
 
 // TestRecovery has every message in a journal either remembered, or its timestamp refused.

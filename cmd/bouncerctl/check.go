@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
@@ -90,8 +91,8 @@ and only then. It exits with 1 if there is an error.`,
 			return k.report(c.OutOrStdout())
 		},
 	}
-	c.Flags().StringArrayVar(&o.hosts, "host", nil, "a `name` or address under which devices reach the broker, which the\ncertificate must be for; repeatable")
-	c.Flags().StringVar(&o.version, "broker-version", "", "the broker's `version`, such as 2.0.11 (default: that of the one\ninstalled)")
+	c.Flags().StringArrayVar(&o.hosts, "host", nil, "a `name` or address of the broker that the certificate must\nbe for; repeatable")
+	c.Flags().StringVar(&o.version, "broker-version", "", "the broker's `version`, such as 2.0.11 (default: that of\nthe one installed)")
 	return c
 }
 
@@ -174,10 +175,13 @@ func (k *checker) checkTOML(path string) {
 	k.readable(path, path)
 	for _, f := range []struct{ key, path string }{{"database", c.Database}, {"audit.file", filepath.Dir(c.Audit.File)}} {
 		if f.path != "." {
-			k.readable(c.Where(f.key), f.path)
+			k.readable(k.set(f.key), f.path)
 		}
 	}
 }
+
+// set returns where a setting of bouncer.toml stands.
+func (k *checker) set(key string) string { return strings.TrimSuffix(k.toml.Where(key), ": "+key) }
 
 // readable finds a file that the broker's user cannot read.
 func (k *checker) readable(where, path string) {
@@ -485,7 +489,7 @@ func (k *checker) checkTogether() {
 		return
 	}
 	for l := range k.conf.Lines("acl_file") {
-		k.error(k.toml.Where("acl.others"), "\"allow\" with the acl_file in %s: the broker never asks that file; write others = \"auto\"", at(l))
+		k.error(k.set("acl.others"), "acl.others: \"allow\" with the acl_file in %s: the broker never asks that file; write others = \"auto\"", at(l))
 	}
 }
 
@@ -507,7 +511,9 @@ var errFindings = errors.New("correct what is listed above")
 
 func (k *checker) report(w io.Writer) error {
 	slices.SortStableFunc(k.findings, func(a, b finding) int {
-		return slices.Index(k.files, fileOf(a.where)) - slices.Index(k.files, fileOf(b.where))
+		fileA, lineA := place(a.where)
+		fileB, lineB := place(b.where)
+		return cmp.Or(slices.Index(k.files, fileA)-slices.Index(k.files, fileB), lineA-lineB)
 	})
 	bad := 0
 	for _, f := range k.findings {
@@ -525,8 +531,12 @@ func (k *checker) report(w io.Writer) error {
 	return nil
 }
 
-func fileOf(where string) string {
-	return regexp.MustCompile(`:\d+(: .*)?$`).ReplaceAllString(where, "")
+var placeForm = regexp.MustCompile(`\A(.*?)(?::(\d+))?\z`)
+
+// place takes the file and the line, 0 if there is none, from where a finding is.
+func place(where string) (file string, line int) {
+	m := placeForm.FindStringSubmatch(where)
+	return m[1], number(m[2])
 }
 
 func summary(errors, warnings int) string {

@@ -3,12 +3,17 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
+	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
+
+	"mosquitto-bouncer/plugin/registry"
 )
 
 // version is the plugin's.
@@ -62,8 +67,42 @@ It exits with 0 when done, 1 when it failed, 2 when called wrongly.`,
 	var configFile string
 	root.PersistentFlags().StringVar(&configFile, "config", defaultConfig, "the bouncer.toml `file`")
 	root.AddCommand(newInit(), newDevice(&configFile), newRegistry(&configFile), newQueue(&configFile), newDead(&configFile),
-		newCheck(&configFile), newSign(&configFile), newVerify(&configFile))
+		newCheck(&configFile), newSign(&configFile), newVerify(&configFile), newTop(&configFile), newManual())
+	root.InitDefaultCompletionCmd()
+	completeDevices(root, &configFile)
 	return root
+}
+
+// maxCompletions is how many device ids a shell is offered.
+const maxCompletions = 200
+
+// completeDevices has shells complete device ids where a command takes one.
+func completeDevices(c *cobra.Command, configFile *string) {
+	for _, sub := range c.Commands() {
+		completeDevices(sub, configFile)
+	}
+	if !strings.Contains(c.Use, " ID") || c.Name() == "add" || c.ValidArgsFunction != nil {
+		return
+	}
+	c.ValidArgsFunction = func(c *cobra.Command, args []string, begun string) (ids []cobra.Completion, _ cobra.ShellCompDirective) {
+		if len(args) > 0 {
+			return nil, cobra.ShellCompDirectiveDefault
+		}
+		_ = withStore(*configFile, func(s *registry.Store) error {
+			ctx, stop := context.WithTimeout(context.Background(), time.Second)
+			defer stop()
+			for e, err := range s.List(ctx) {
+				if err != nil || len(ids) == maxCompletions {
+					return err
+				}
+				if strings.HasPrefix(e.ID, begun) && registry.ValidID(e.ID) {
+					ids = append(ids, e.ID)
+				}
+			}
+			return nil
+		})
+		return ids, cobra.ShellCompDirectiveNoFileComp
+	}
 }
 
 // usageError is a wrong call rather than a failure.

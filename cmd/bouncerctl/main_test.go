@@ -118,7 +118,9 @@ func TestUsage(t *testing.T) {
 // TestHelp: every command has help with an example, and fits a terminal.
 func TestHelp(t *testing.T) {
 	for _, command := range []string{"", "init", "device", "device add", "device list", "device remove", "device disable", "device enable",
-		"queue", "queue resume", "dead", "dead list", "dead show", "dead requeue", "dead drop"} {
+		"queue", "queue resume", "dead", "dead list", "dead show", "dead requeue", "dead drop",
+		"device import", "device show", "device rotate", "device renew", "device pin", "device unpin", "registry", "registry key",
+		"registry encrypt", "registry decrypt", "registry backup", "check", "sign", "verify", "top"} {
 		help := succeed(t, append(strings.Fields(command), "--help")...)
 		example := strings.Join([]string{"Examples:\n  bouncerctl", command}, " ")
 		if !strings.Contains(help, strings.TrimSpace(example)) {

@@ -35,7 +35,7 @@ func newSign(configFile *string) *cobra.Command {
 publish: signed over the payload as it stands, with the present time and a new
 message id unless they are given. The secret is the newest of the device in the
 registry, or the one in --secret-file, for which no registry is needed.`,
-		Example: `  echo '{"temperature":22.5}' | bouncerctl sign --device sensor_001
+		Example: `  bouncerctl sign --device sensor_001 <payload.json
   echo 1 | bouncerctl sign --device sensor_001 --secret-file secret --timestamp 1727712000 \
     --message-id 550e8400-e29b-41d4-a716-446655440000`,
 		Args: noArguments,
