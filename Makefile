@@ -39,6 +39,18 @@ test: deps-test check build build/test/mosquitto_bouncer.so ## vet, unit tests, 
 test-docker: deps-test build build/test/mosquitto_bouncer.so ## the integration tests on the brokers of Debian 12, 13 and sid, in containers
 	@scripts/test-docker
 
+.PHONY: deb
+deb: ## the Debian packages, amd64 and arm64, with a bill of materials, into build/deb (in a container, reproducibly)
+	@scripts/deb
+
+.PHONY: test-deb
+test-deb: ## the package in fresh containers of each release: gate, upgrade, purge, beside dynamic security
+	@scripts/test-deb
+
+.PHONY: test-outage
+test-outage: build ## broker and backend in containers: the network cut, the broker stopped, restarted with its volume
+	@scripts/test-outage
+
 .PHONY: base-images
 base-images: ## the Docker images debian:*-slim: pulled, or built where no registry answers
 	@scripts/base-image
