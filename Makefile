@@ -34,6 +34,7 @@ test: deps-test check build build/test/mosquitto_bouncer.so ## vet, unit tests, 
 	$(GO) test -timeout 20m ./plugin/... ./cmd/...
 	$(GO) test -timeout 20m -count=1 ./test/...
 	@scripts/test-docker --if-available trixie sid
+	@scripts/test-outage --if-available
 
 .PHONY: test-docker
 test-docker: deps-test build build/test/mosquitto_bouncer.so ## the integration tests on the brokers of Debian 12, 13 and sid, in containers
