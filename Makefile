@@ -35,10 +35,23 @@ test: deps-test check build build/test/mosquitto_bouncer.so ## vet, unit tests, 
 	$(GO) test -timeout 20m ./plugin/... ./cmd/...
 	$(GO) test -timeout 20m -count=1 ./test/...
 	@scripts/test-docker --if-available trixie sid
+	@scripts/test-outage --if-available
 
 .PHONY: test-docker
 test-docker: deps-test build build/test/mosquitto_bouncer.so ## the integration tests on the brokers of Debian 12, 13 and sid, in containers
 	@scripts/test-docker
+
+.PHONY: deb
+deb: ## the Debian packages, amd64 and arm64, with a bill of materials, into build/deb (in a container, reproducibly)
+	@scripts/deb
+
+.PHONY: test-deb
+test-deb: ## the package in fresh containers of each release: gate, upgrade, purge, beside dynamic security
+	@scripts/test-deb
+
+.PHONY: test-outage
+test-outage: build ## broker and backend in containers: the network cut, the broker stopped, restarted with its volume
+	@scripts/test-outage
 
 .PHONY: base-images
 base-images: ## the Docker images debian:*-slim: pulled, or built where no registry answers
