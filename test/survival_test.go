@@ -401,7 +401,7 @@ func TestStops(t *testing.T) {
 				g.no(g.broker.Start())
 				_, err = g.backend.Wait(g.limit(), 101)
 				g.no(err)
-				g.stopped(sig, idle, 0)
+				g.no(g.broker.Stop())
 				g.settledAt(101)
 			})
 			t.Run("backend hangs", func(t *testing.T) {
