@@ -50,8 +50,13 @@ func (c *responseContexts) put(key contextKey, r responseContext) {
 		c.kept, c.byDevice = make(map[contextKey]responseContext), make(map[string]int)
 		c.any.Store(true)
 	}
-	if _, again := c.kept[key]; again || len(r.correlation) > maxCorrelation || c.byDevice[key.device] >= maxDeviceContexts {
+	_, again := c.kept[key] // of a message that could not be handed over when it came first
+	switch {
+	case len(r.correlation) > maxCorrelation, !again && c.byDevice[key.device] >= maxDeviceContexts:
 		c.lost++
+		return
+	case again:
+		c.kept[key] = r
 		return
 	}
 	if len(c.order) < maxContexts {
