@@ -456,7 +456,18 @@ func TestRegistryChanges(t *testing.T) {
 
 		g.inForce(added, "before", func() {}, "unknown_device")
 		g.inForce(added, "adding", func() { change.add("sensor_002", string(added.Secret)) }, "")
-		g.inForce(known, "disabling", func() { change.disable("sensor_001", true) }, "disabled")
+		// Who is disabled or removed is disconnected, and may come again.
+		again := func(c *client) {
+			select {
+			case <-c.Done():
+			case <-time.After(patience):
+				g.Fatal("not disconnected")
+			}
+			c.Client = g.connect(c.Device, mqtt5).Client
+		}
+		change.disable("sensor_001", true)
+		again(known)
+		g.inForce(known, "disabling", func() {}, "disabled")
 		g.inForce(known, "enabling", func() { change.disable("sensor_001", false) }, "")
 		g.inForce(known, "a new secret", func() {
 			g.no(g.broker.SQL("UPDATE devices SET shared_secret = ? WHERE device_id = ?", "another", "sensor_001"))
@@ -464,7 +475,10 @@ func TestRegistryChanges(t *testing.T) {
 		renewed := *known
 		renewed.Device = &device.Device{ID: known.ID, Secret: []byte("another")}
 		g.inForce(&renewed, "the new secret", func() {}, "")
-		g.inForce(&renewed, "removing", func() { change.remove("sensor_001") }, "unknown_device")
+		change.remove("sensor_001")
+		again(known)
+		renewed.Client = known.Client
+		g.inForce(&renewed, "removing", func() {}, "unknown_device")
 		g.inForce(known, "adding again", func() { change.add("sensor_001", string(known.Secret)) }, "")
 		// What was accepted before stays accepted: the removal has not made the gateway forget.
 		g.refuse(known, known.DataTopic(), 1, kept, "replay")

@@ -1113,7 +1113,8 @@ func TestRemovedDevice(t *testing.T) {
 	g.no(store.Close())
 	_, err = g.broker.WaitLog(g.limit(), mark, broker.Contains("bouncer: devices changed", "removed=1"))
 	g.no(err)
-	for _, c := range []*client{c, g.connect(c.Device, mqtt311)} {
+	// It has been disconnected, and may come again.
+	for _, c := range []*client{g.connect(c.Device, mqtt5), g.connect(c.Device, mqtt311)} {
 		for _, sent := range []struct {
 			topic, reason string
 			m             device.Message

@@ -303,7 +303,7 @@ func TestAdministrator(t *testing.T) {
 				}
 				for deadline := time.Now().Add(patience); !strings.Contains(ts.ReadFile("broker.log"), "bouncer.toml was reloaded"); time.Sleep(10 * time.Millisecond) {
 					if time.Now().After(deadline) {
-						ts.Fatalf("not reloaded")
+						ts.Fatalf("not reloaded; the broker's log:\n%s", ts.ReadFile("broker.log"))
 					}
 				}
 			},
