@@ -141,7 +141,9 @@ type Gateway struct {
 	commands *commands // nil: without an HTTP listener there are none
 	// recoveredAnswers are those that the journal had at the start.
 	recoveredAnswers []recoveredAnswer
-	server           *httpd.Server  // nil: none
+	server           *httpd.Server // nil: none
+	questions        questions
+	slowest          slowest
 	checks           []func() error // each says what is wrong, for the health check; any goroutine
 	figures          figures
 	stopping         atomic.Bool // nothing more will be given to the broker

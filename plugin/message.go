@@ -55,10 +55,12 @@ func (g *Gateway) Message(p *Publish) (outcome Outcome) {
 		v.reason, v.detail = g.accept(p, v.device, v.envelope)
 		if v.reason == Accepted {
 			g.figures.verdicts[Accepted].Add(1)
+			v.device.verdicts.accept(g.decision.now)
 			return Route
 		}
 	case Redelivered:
 		g.figures.verdicts[Redelivered].Add(1)
+		v.device.verdicts.add(Redelivered)
 		return g.redelivered(p, v.device, v.envelope)
 	}
 	g.refuse(p, v.device, v.envelope, v.reason, v.detail)

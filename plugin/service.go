@@ -36,6 +36,8 @@ func (g *Gateway) serve(c *config.Config) (err error) {
 	return nil
 }
 
+var errNoSuchDevice = &httpd.Error{Status: 404, Reason: "no_such_device", Detail: "no device with this id is registered"}
+
 // service is httpd.Service. Its methods are called by many goroutines.
 type service struct{ g *Gateway }
 
@@ -44,7 +46,7 @@ func (s service) Send(ctx context.Context, n httpd.NewCommand) (httpd.Command, e
 	device := s.g.registry.Lookup([]byte(n.Device))
 	switch {
 	case device == nil:
-		return httpd.Command{}, &httpd.Error{Status: 404, Reason: "no_such_device", Detail: "no device with this id is registered"}
+		return httpd.Command{}, errNoSuchDevice
 	case device.Disabled:
 		return httpd.Command{}, &httpd.Error{Status: 409, Reason: "device_disabled", Detail: "the device is disabled; enable it with bouncerctl device enable"}
 	}
