@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -229,7 +230,13 @@ func TestBounds(t *testing.T) {
 }
 
 func TestExpiry(t *testing.T) {
-	s := openNew(t, Options{})
+	var mu sync.Mutex
+	var became []string
+	s := openNew(t, Options{Changed: func(c Command) {
+		mu.Lock()
+		defer mu.Unlock()
+		became = append(became, c.Device+" "+string(c.State)+" "+c.ID)
+	}})
 	c := create(t, s, Request{Device: "d", Body: []byte("1"), TTL: MinTTL})
 	later := create(t, s, Request{Device: "d", Body: []byte("1"), TTL: time.Hour})
 	if n := len(s.Unfinished("d", time.Now())); n != 2 {
@@ -253,6 +260,13 @@ func TestExpiry(t *testing.T) {
 	}
 	if n := s.Counts(); n.ByState[Expired] != 0 || n.ByState[Succeeded] != 1 || n.Strays != 1 {
 		t.Errorf("%+v", n)
+	}
+	s.Sent(later.ID, time.Now())
+	until(t, "sent", func() bool { return state(t, s, later.ID) == Sent })
+	mu.Lock()
+	defer mu.Unlock()
+	if want := []string{"d expired " + c.ID, "d succeeded " + c.ID, "d sent " + later.ID}; !slices.Equal(became, want) {
+		t.Errorf("told of %q", became)
 	}
 }
 

@@ -96,6 +96,7 @@ func (s *Store) round() (ok bool) {
 type outcome struct {
 	delta    map[State]int64 // to their numbers
 	answered uint64          // of the late answers
+	late     []Command       // which those were for; in part
 }
 
 // receive takes what the broker's thread has left.
@@ -177,6 +178,7 @@ func (s *Store) change(e *entry, to State) {
 	}
 	wasFinal := e.State.Final()
 	e.State = to
+	s.changed(e.Command)
 	if !to.Final() || wasFinal {
 		return
 	}
@@ -190,6 +192,12 @@ func (s *Store) change(e *entry, to State) {
 	}
 	s.release(e.Device, len(e.Body))
 	close(e.finished)
+}
+
+func (s *Store) changed(c Command) {
+	if s.options.Changed != nil {
+		s.options.Changed(c)
+	}
 }
 
 // write stores creations and changes, and drops what is finished for long.
@@ -220,7 +228,10 @@ func (s *Store) write(ctx context.Context, batch []*creation, changed []Command,
 		}
 		o.delta[Expired] -= n
 		o.delta[a.Status] += n
-		o.answered += uint64(n)
+		if n > 0 {
+			o.answered++
+			o.late = append(o.late, Command{ID: a.ID, Device: a.device, State: a.Status, FinishedAt: a.at})
+		}
 	}
 	return o, s.prune(ctx, o.delta)
 }
@@ -314,6 +325,9 @@ func (s *Store) settle(batch []*creation, dirty []*entry, written []Command, lat
 	}
 	s.counts.Answers += o.answered
 	s.counts.Strays += uint64(len(late)) - o.answered
+	for _, c := range o.late {
+		s.changed(c)
+	}
 	for i, e := range dirty {
 		if !e.dirty && written[i].State.Final() {
 			delete(s.entries, e.ID)

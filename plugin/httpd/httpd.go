@@ -62,6 +62,7 @@ type Service interface {
 // A NewCommand is what a client asks for. Its fields may be kept.
 type NewCommand struct {
 	Device string
+	Client string // whose request it is: address and port
 	Key    string // "": none
 	Body   []byte
 	TTL    time.Duration

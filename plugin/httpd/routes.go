@@ -92,7 +92,7 @@ func (s *Server) send(ctx *fasthttp.RequestCtx, device string) error {
 		return err
 	}
 	body := bytes.Clone(bytes.Trim(ctx.PostBody(), " \t\r\n"))
-	c, err := s.service.Send(s.ctx, NewCommand{Device: device, Key: key, Body: body, TTL: ttl})
+	c, err := s.service.Send(s.ctx, NewCommand{Device: device, Client: ctx.RemoteAddr().String(), Key: key, Body: body, TTL: ttl})
 	if err != nil {
 		return err
 	}
