@@ -19,7 +19,6 @@ import (
 	validator "github.com/pb33f/libopenapi-validator"
 
 	"mosquitto-bouncer/plugin/downlink"
-	"mosquitto-bouncer/plugin/forward"
 )
 
 // httpSettings are the settings of a listener on a free port, whose token is "token".
@@ -99,6 +98,7 @@ func TestOpenAPI(t *testing.T) {
 		t.Fatal(err)
 	}
 	g, address := startHTTP(t)
+	g.suspend("sensor_001")
 	ctx, cancel := context.WithCancel(t.Context())
 	loop := make(chan struct{})
 	go func() { defer close(loop); g.answer(ctx) }()
@@ -209,7 +209,9 @@ func TestOpenAPI(t *testing.T) {
 	cancel()
 	<-loop
 	read(device, "/v1/devices/sensor_001", 503)
-	g.slowest = slowest{at: time.Now(), queues: []forward.Queue{{Device: "sensor_001"}}}
+	if g.send(g.fresh("sensor_001")) != Route { // which waits
+		t.Error(g.host.last())
+	}
 	read(list, list+"?order=slowest", 503)
 	// Without its store nothing can be promised.
 	if err := g.commands.store.Close(); err != nil {

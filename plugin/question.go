@@ -1,6 +1,7 @@
 package plugin
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -127,12 +128,13 @@ func (s service) Device(ctx context.Context, id string) (httpd.Device, error) {
 	if err != nil {
 		return httpd.Device{}, err
 	}
-	return s.g.tell(s.g.forwarder.Queue(id), &said[0]), nil
+	return s.g.tell(s.g.forwarder.Queues(id)[0], &said[0]), nil
 }
 
 // Slowest tells of the devices that wait longest for the backend, of up to httpd.MaxDevices.
 func (s service) Slowest(ctx context.Context, n int) ([]httpd.Device, error) {
-	queues := s.g.slowest.get(s.g.forwarder, time.Now())
+	queues := slices.DeleteFunc(s.g.forwarder.Queues(s.g.slowest.get(s.g.forwarder)...), func(q forward.Queue) bool { return q.Messages == 0 })
+	slices.SortFunc(queues, func(a, b forward.Queue) int { return cmp.Compare(a.Oldest, b.Oldest) })
 	queues = queues[:min(n, len(queues))]
 	ids := make([]string, len(queues))
 	for i := range queues {
@@ -149,21 +151,26 @@ func (s service) Slowest(ctx context.Context, n int) ([]httpd.Device, error) {
 	return devices, nil
 }
 
-// slowest is whose messages were the oldest when somebody last asked.
+// slowest is whose messages were the oldest when somebody last asked, for those who ask within a second. What waits of them
+// since is another question.
 type slowest struct {
-	mu     sync.Mutex // guards what follows; held while the lanes are looked at, by those who ask alone
-	at     time.Time
-	queues []forward.Queue
+	mu      sync.Mutex // guards what follows; held while the lanes are looked at, by those who ask alone
+	at      time.Time
+	devices []string
 }
 
-func (s *slowest) get(f *forward.Forwarder, now time.Time) []forward.Queue {
+func (s *slowest) get(f *forward.Forwarder) []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.at.IsZero() || now.Sub(s.at) >= slowestEvery {
-		s.queues = f.Slowest(httpd.MaxDevices)
+	if s.at.IsZero() || time.Since(s.at) >= slowestEvery {
+		queues := f.Slowest(httpd.MaxDevices)
+		s.devices = make([]string, len(queues))
+		for i := range queues {
+			s.devices[i] = queues[i].Device
+		}
 		s.at = time.Now()
 	}
-	return s.queues
+	return s.devices
 }
 
 // tell puts together what is known of a device.

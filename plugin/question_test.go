@@ -17,6 +17,16 @@ import (
 	"mosquitto-bouncer/plugin/suspension"
 )
 
+// suspend has nothing of a device delivered, so that what waits stays.
+func (g *aGateway) suspend(device string) {
+	g.t.Helper()
+	dir := filepath.Join(g.dir, suspension.DirName)
+	if err := errors.Join(os.Mkdir(dir, 0o750), os.WriteFile(filepath.Join(dir, "device="+device), nil, 0o640)); err != nil {
+		g.t.Fatal(err)
+	}
+	g.restart()
+}
+
 // asked runs question as an HTTP goroutine would, while this one is the broker's thread and does round.
 func asked[T any](t *testing.T, round func(), question func() (T, error)) T {
 	t.Helper()
@@ -50,12 +60,7 @@ func (g *aGateway) askDevice(id string, round func()) httpd.Device {
 
 func TestWhatIsKnownOfADevice(t *testing.T) {
 	g := startGateway(t, "")
-	// Nothing is delivered, so that what waits stays.
-	dir := filepath.Join(g.dir, suspension.DirName)
-	if err := errors.Join(os.Mkdir(dir, 0o750), os.WriteFile(filepath.Join(dir, "device=sensor_001"), nil, 0o640)); err != nil {
-		t.Fatal(err)
-	}
-	g.restart()
+	g.suspend("sensor_001")
 	tick := func() { g.Tick() }
 	d := g.askDevice("sensor_001", tick)
 	if !d.Registered || d.Disabled || !d.LastAccepted.IsZero() || d.Accepted != 0 || len(d.Refused) != 0 || d.Pending != 0 || !d.OldestSince.IsZero() || !d.Suspended {

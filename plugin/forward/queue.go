@@ -17,27 +17,38 @@ type Queue struct {
 	Suspended bool
 }
 
-// Queue returns what waits of a device. It looks at one lane, and where the lane's first message is under way at what
-// else is.
-func (f *Forwarder) Queue(device string) Queue {
+// Queues returns what waits of some devices, in their order. It looks at their lanes alone, and where the first message of
+// one is under way at what else is.
+func (f *Forwarder) Queues(devices ...string) []Queue {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.arriveNow()
-	_, suspended := f.suspended[device]
-	q := Queue{Device: device, Suspended: suspended || f.halted}
-	l := f.lanes[device]
-	switch {
-	case l == nil:
-	case l.state == taken:
-		for first, part := range f.underway {
-			if part.lane == l {
-				return f.queue(l, first, part.n)
+	queues := make([]Queue, len(devices))
+	var underway map[*lane]int // at which place
+	for i, device := range devices {
+		l := f.lanes[device]
+		switch {
+		case l == nil:
+			_, suspended := f.suspended[device]
+			queues[i] = Queue{Device: device, Suspended: suspended || f.halted}
+		case l.state == taken:
+			if underway == nil {
+				underway = make(map[*lane]int)
 			}
+			underway[l] = i
+		default:
+			queues[i] = f.queue(l, l.head, 0)
 		}
-	default:
-		return f.queue(l, l.head, 0)
 	}
-	return q
+	if len(underway) == 0 {
+		return queues
+	}
+	for first, part := range f.underway {
+		if i, asked := underway[part.lane]; asked {
+			queues[i] = f.queue(part.lane, first, part.n)
+		}
+	}
+	return queues
 }
 
 // Slowest returns the n devices whose oldest message was accepted first, the very first at the front. It looks at every

@@ -50,24 +50,24 @@ func TestQueues(t *testing.T) {
 			t.Errorf("%+v", got)
 		}
 		for _, q := range want[1:] {
-			if got := x.Queue(q.Device); got != q {
+			if got := x.Queues(q.Device)[0]; got != q {
 				t.Errorf("%+v, want %+v", got, q)
 			}
 		}
-		if got := x.Queue("fine"); got != (Queue{Device: "fine"}) {
+		if got := x.Queues("fine")[0]; got != (Queue{Device: "fine"}) {
 			t.Errorf("%+v", got)
 		}
 		x.mu.Lock()
 		x.halted = true
 		x.mu.Unlock()
 		x.enqueue(message("fine", 8))
-		if got := x.Queue("fine"); got != (Queue{Device: "fine", Messages: 1, Oldest: position(8), Suspended: true}) {
+		if got := x.Queues("fine")[0]; got != (Queue{Device: "fine", Messages: 1, Oldest: position(8), Suspended: true}) {
 			t.Errorf("%+v", got)
 		}
 		x.Resume("")
 		close(release)
 		synctest.Wait()
-		if got := x.Queue("hangs"); got != (Queue{Device: "hangs"}) {
+		if got := x.Queues("hangs")[0]; got != (Queue{Device: "hangs"}) {
 			t.Errorf("%+v", got)
 		}
 	})
@@ -103,7 +103,7 @@ func TestQueuesOfBatches(t *testing.T) {
 					t.Fatalf("%s is out of order", q.Device)
 				}
 				last = q.Oldest
-				if one := x.Queue(q.Device); one != q {
+				if one := x.Queues(q.Device)[0]; one != q {
 					t.Fatalf("%+v and %+v", one, q)
 				}
 			}
