@@ -12,6 +12,8 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -251,5 +253,44 @@ func TestConnectionsOfOneAddress(t *testing.T) {
 	<-accepted
 	if len(l.open) != 1 || l.total != 2 {
 		t.Errorf("%d: %v", l.total, l.open)
+	}
+}
+
+// A starved listener has no descriptor for its first connections.
+type starved struct {
+	net.Listener
+	failures atomic.Int32
+}
+
+func (l *starved) Accept() (net.Conn, error) {
+	if l.failures.Add(-1) >= 0 {
+		return nil, &net.OpError{Op: "accept", Net: "tcp", Err: syscall.EMFILE}
+	}
+	return l.Listener.Accept()
+}
+
+// TestOutOfDescriptors: the broker's clients can use up the descriptors, and what cannot be accepted then is served later.
+func TestOutOfDescriptors(t *testing.T) {
+	inner, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	poor := &starved{Listener: inner}
+	poor.failures.Store(2)
+	l := newLimitListener(poor, 3, 3)
+	client, err := net.Dial("tcp", inner.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	conn, err := l.Accept()
+	if err != nil {
+		t.Fatalf("the listener has ended: %v", err)
+	}
+	conn.Close()
+	poor.failures.Store(1 << 20)
+	time.AfterFunc(10*time.Millisecond, func() { l.Close() })
+	if _, err := l.Accept(); err == nil {
+		t.Error("accepted after the close")
 	}
 }
