@@ -31,13 +31,20 @@ func TestResponseContextsAreBounded(t *testing.T) {
 	if lost, _ := c.counts(); lost != 10 || len(c.kept) != maxDeviceContexts {
 		t.Errorf("%d lost, %d kept of one device", lost, len(c.kept))
 	}
+	// What was never answered, which a backend that answers with nothing leaves behind, is no reason to keep nothing new.
+	if got := c.take(key(1, maxDeviceContexts+9)); got.topic != "t" {
+		t.Error("the latest of one device was lost")
+	}
+	if got := c.take(key(1, 9)); got.topic != "" {
+		t.Error("the oldest of one device was kept")
+	}
 	for device := 2; device < 50; device++ {
 		for n := range maxDeviceContexts {
 			c.put(key(device, n), responseContext{topic: "t"})
 		}
 	}
-	if len(c.kept) > maxContexts || len(c.order) != maxContexts || len(c.byDevice) > 17 {
-		t.Errorf("%d kept, %d in order, of %d devices", len(c.kept), len(c.order), len(c.byDevice))
+	if len(c.kept) > maxContexts || c.order.Len() != len(c.kept) || len(c.byDevice) > 17 {
+		t.Errorf("%d kept, %d in order, of %d devices", len(c.kept), c.order.Len(), len(c.byDevice))
 	}
 	if got := c.take(key(49, maxDeviceContexts-1)); got.topic != "t" {
 		t.Error("the latest was lost")
