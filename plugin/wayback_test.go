@@ -2,11 +2,15 @@ package plugin
 
 import (
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/uuid"
+
+	"mosquitto-bouncer/plugin/httpd"
 )
 
 func TestResponseContextsAreBounded(t *testing.T) {
@@ -152,5 +156,39 @@ func TestExpiredCommandsStay(t *testing.T) {
 		if got := remaining(now.Add(after), now); got != want {
 			t.Errorf("%v before: %d, want %d", after, got, want)
 		}
+	}
+}
+
+// TestSubscribingSendsOnce: what is given to the broker since a device subscribed is not given to it again.
+func TestSubscribingSendsOnce(t *testing.T) {
+	g, _ := startHTTP(t)
+	given := make(map[string]int)
+	tick := func(during time.Duration) {
+		for end := time.Now().Add(during); time.Now().Before(end); time.Sleep(time.Millisecond) {
+			g.Tick()
+			for _, p := range g.host.published {
+				given[string(p.Payload)]++
+			}
+			g.host.published = nil
+		}
+	}
+	for range 2 { // two that were sent at different times, the latter less than commandRetry ago
+		_, err := service{g.Gateway}.Send(t.Context(), httpd.NewCommand{Device: "sensor_001", Body: []byte("1"), TTL: time.Minute})
+		if err != nil {
+			t.Fatal(err)
+		}
+		tick(commandRetry * 6 / 10)
+	}
+	if g.Access(Subscribe, by(&Publish{}, "sensor_001", "device/sensor_001/command")) != AllowCertified {
+		t.Fatal("no subscription")
+	}
+	tick(4 * commandRetry)
+	for _, n := range slices.Collect(maps.Values(given)) {
+		if n != 2 {
+			t.Errorf("given to the broker %d times, not once when it came and once for the subscription", n)
+		}
+	}
+	if len(given) != 2 {
+		t.Errorf("%d commands", len(given))
 	}
 }
