@@ -155,13 +155,17 @@ func (cs *commands) wanted(identity, topic []byte) {
 	}
 }
 
-// run sends what was not sent when it came.
+// run sends what was not sent when it came, and at first also what was: the broker may have lost it in a crash, and a
+// device that finds its session again has no reason to subscribe.
 func (cs *commands) run() {
-	for _, c := range cs.store.Unfinished("", time.Now()) {
-		if c.State == command.Queued {
-			cs.trySend(c)
-		}
+	began := time.Now()
+	waiting := cs.store.Unfinished("", began)
+	cs.mu.Lock()
+	for _, c := range waiting {
+		cs.subscribed[c.Device] = began
 	}
+	cs.mu.Unlock()
+	cs.serveSubscribed()
 	every := time.NewTicker(commandRetry)
 	defer every.Stop()
 	for {

@@ -192,3 +192,32 @@ func TestSubscribingSendsOnce(t *testing.T) {
 		t.Errorf("%d commands", len(given))
 	}
 }
+
+// TestRestartSendsAgain: the broker may have lost in a crash what it was given, and a device whose session it has kept does
+// not subscribe again.
+func TestRestartSendsAgain(t *testing.T) {
+	g, _ := startHTTP(t)
+	given := func() (payload string) {
+		for end := time.Now().Add(5 * time.Second); time.Now().Before(end) && len(g.host.published) == 0; time.Sleep(time.Millisecond) {
+			g.Tick()
+		}
+		for _, p := range g.host.published {
+			payload = string(p.Payload)
+		}
+		g.host.published = nil
+		return payload
+	}
+	_, err := service{g.Gateway}.Send(t.Context(), httpd.NewCommand{Device: "sensor_001", Body: []byte("1"), TTL: time.Minute})
+	if err != nil {
+		t.Fatal(err)
+	}
+	first := given()
+	time.Sleep(commandRetry)
+	g.Stop()
+	if g.Gateway, err = Start(g.file, g.host); err != nil {
+		t.Fatal(err)
+	}
+	if again := given(); first == "" || again != first {
+		t.Errorf("before %q, after the start %q", first, again)
+	}
+}
