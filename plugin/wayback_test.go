@@ -1,10 +1,13 @@
 package plugin
 
 import (
+	"context"
 	"fmt"
 	"maps"
+	"net/http"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -219,5 +222,33 @@ func TestRestartSendsAgain(t *testing.T) {
 	}
 	if again := given(); first == "" || again != first {
 		t.Errorf("before %q, after the start %q", first, again)
+	}
+}
+
+// TestMetricsDuringTheStart: requests are served before the start is over. For the race detector.
+func TestMetricsDuringTheStart(t *testing.T) {
+	address, settings := httpSettings(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	var asking sync.WaitGroup
+	answers := 0
+	asking.Go(func() {
+		for ctx.Err() == nil {
+			r, _ := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address+"/metrics", nil)
+			r.Header.Set("Authorization", "Bearer token")
+			if a, err := http.DefaultClient.Do(r); err == nil { // nobody listens between two gateways
+				a.Body.Close()
+				answers++
+			}
+		}
+	})
+	for range 8 {
+		g := startGateway(t, settings)
+		time.Sleep(30 * time.Millisecond)
+		g.Stop()
+	}
+	cancel()
+	asking.Wait()
+	if answers == 0 {
+		t.Error("no answer")
 	}
 }
