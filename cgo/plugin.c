@@ -310,11 +310,13 @@ void bouncer_kick(const char *client_id)
 
 void bouncer_kick_user(const char *username)
 {
+	must_be_on(broker_thread, "kick user");
 	mosquitto_kick_client_by_username(username, false);
 }
 
 bool bouncer_fingerprint(uintptr_t connection, unsigned char *sum)
 {
+	must_be_on(broker_thread, "certificate");
 	X509 *certificate = mosquitto_client_certificate((struct mosquitto *)connection); /* a reference of our own */
 	if(!certificate) return false;
 	struct common_name *known = common_name(certificate);
