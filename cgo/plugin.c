@@ -239,6 +239,7 @@ static int on_access(int event, void *event_data, void *userdata)
 	uint64_t changes = __atomic_load_n(&bouncer_device_changes, __ATOMIC_ACQUIRE);
 	fill(&publish, check->client, check->topic, check->payload, check->payloadlen, check->qos, check->retain);
 	if(check->access != MOSQ_ACL_WRITE){
+		if(check->access == MOSQ_ACL_SUBSCRIBE) publish.certified = certified(check->client, publish.identity);
 		int decision = bouncer_access(check->access, &publish);
 		/* Go is not concerned with what a client reads only if the client is no device. */
 		if(check->access == MOSQ_ACL_READ && decision == BOUNCER_NOT_CONCERNED) bouncer_note_bystander(publish.identity, changes);

@@ -182,7 +182,15 @@ func TestSubscribingSendsOnce(t *testing.T) {
 		}
 		tick(commandRetry * 6 / 10)
 	}
+	// Whoever bears the name without the certificate brings nothing about.
 	if g.Access(Subscribe, by(&Publish{}, "sensor_001", "device/sensor_001/command")) != AllowCertified {
+		t.Fatal("no answer to a subscription without a certificate")
+	}
+	tick(2 * commandRetry)
+	if n := slices.Collect(maps.Values(given)); !slices.Equal(n, []int{1, 1}) {
+		t.Errorf("given to the broker %v times before the device subscribed", n)
+	}
+	if g.Access(Subscribe, by(&Publish{Certified: true}, "sensor_001", "device/sensor_001/command")) != AllowCertified {
 		t.Fatal("no subscription")
 	}
 	tick(4 * commandRetry)

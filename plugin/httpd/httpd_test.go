@@ -207,8 +207,9 @@ func TestBearer(t *testing.T) {
 			t.Fatal(err)
 		}
 		a.Body.Close()
-		if a.StatusCode != want || (want == 401) != (a.Header.Get("WWW-Authenticate") != "") {
-			t.Errorf("%q: %d", header, a.StatusCode)
+		// Who has no token keeps no connection from those who have.
+		if a.StatusCode != want || (want == 401) != (a.Header.Get("WWW-Authenticate") != "") || (want == 401) != a.Close {
+			t.Errorf("%q: %d, closed %v", header, a.StatusCode, a.Close)
 		}
 	}
 }

@@ -31,13 +31,17 @@ func (s *Server) route(ctx *fasthttp.RequestCtx) error {
 		ctx.SetConnectionClose()
 		return &Error{Status: 400, Reason: "bad_request", Detail: "the request has both Transfer-Encoding and Content-Length; send one of them"}
 	}
+	trusted := s.authorized(ctx)
+	if !trusted {
+		ctx.SetConnectionClose() // the connections are for those who have the token
+	}
 	if path == "/healthz" {
 		if err := only("GET", "HEAD"); err != nil {
 			return err
 		}
 		return s.health(ctx)
 	}
-	if !s.authorized(ctx) {
+	if !trusted {
 		return unauthorized
 	}
 	if path == "/metrics" {
