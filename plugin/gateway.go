@@ -141,7 +141,7 @@ type Gateway struct {
 	commands *commands // nil: without an HTTP listener there are none
 	// recoveredAnswers are those that the journal had at the start.
 	recoveredAnswers []recoveredAnswer
-	server           *httpd.Server // nil: none
+	server           atomic.Pointer[httpd.Server] // nil: none; it serves before it is set here
 	questions        questions
 	slowest          slowest
 	checks           []func() error // each says what is wrong, for the health check; any goroutine
@@ -312,8 +312,8 @@ func (g *Gateway) stop() {
 		}
 	}()
 	g.stopping.Store(true)
-	if g.server != nil {
-		if err := g.server.Stop(); err != nil {
+	if server := g.server.Load(); server != nil {
+		if err := server.Stop(); err != nil {
 			g.log.Error("closing the HTTP listener", "error", err)
 		}
 	}
