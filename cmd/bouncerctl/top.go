@@ -74,15 +74,22 @@ printed. To see which devices have messages waiting: "bouncerctl queue".`,
 	return c
 }
 
+// A noListener is a bouncer.toml without [http] listen.
+type noListener struct{ file string }
+
+func (e *noListener) Error() string {
+	return e.file + ": there is no HTTP listener; set [http] listen and token_file, and restart the broker"
+}
+
 // A listener is where figures come from.
 type listener struct {
-	url    string
+	url    string // without a path
 	token  string
 	client *http.Client
 }
 
 func (o *topOptions) source(configFile string, stdin io.Reader) (*listener, error) {
-	l := &listener{url: strings.TrimSuffix(o.url, "/") + "/metrics"}
+	l := &listener{url: strings.TrimSuffix(o.url, "/")}
 	transport := &http.Transport{TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS12}}
 	l.client = &http.Client{Transport: transport, Timeout: 5 * time.Second}
 	if o.url != "" {
@@ -110,10 +117,10 @@ func (o *topOptions) source(configFile string, stdin io.Reader) (*listener, erro
 		return nil, err
 	}
 	if cfg.HTTP.Listen == "" {
-		return nil, fmt.Errorf("%s: there is no HTTP listener; set [http] listen and token_file, and restart the broker", configFile)
+		return nil, &noListener{configFile}
 	}
 	l.token = string(cfg.HTTP.Token)
-	l.url = "http://" + reachable(cfg.HTTP.Listen) + "/metrics"
+	l.url = "http://" + reachable(cfg.HTTP.Listen)
 	if cfg.HTTP.TLS != nil {
 		// It is this very certificate that is expected, whatever name the listener is reached by here.
 		l.url = strings.Replace(l.url, "http", "https", 1)
@@ -149,15 +156,20 @@ type figures struct {
 	values map[string]float64
 }
 
-func (l *listener) read(ctx context.Context) (*figures, error) {
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, l.url, nil)
+// get asks with the token. The caller closes the body.
+func (l *listener) get(ctx context.Context, path string) (*http.Response, error) {
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, l.url+path, nil)
 	if err != nil {
 		return nil, err
 	}
 	if l.token != "" {
 		request.Header.Set("Authorization", "Bearer "+l.token)
 	}
-	response, err := l.client.Do(request)
+	return l.client.Do(request)
+}
+
+func (l *listener) read(ctx context.Context) (*figures, error) {
+	response, err := l.get(ctx, "/metrics")
 	if err != nil {
 		return nil, err
 	}
