@@ -45,7 +45,7 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 		return exitUsage
 	}
 	if _, found := errors.AsType[*unasked](err); found {
-		return exitNoListener
+		return exitUnasked
 	}
 	return exitFailure
 }
