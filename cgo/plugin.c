@@ -239,6 +239,7 @@ static int on_access(int event, void *event_data, void *userdata)
 	uint64_t changes = __atomic_load_n(&bouncer_device_changes, __ATOMIC_ACQUIRE);
 	fill(&publish, check->client, check->topic, check->payload, check->payloadlen, check->qos, check->retain);
 	if(check->access != MOSQ_ACL_WRITE){
+		if(check->access == MOSQ_ACL_SUBSCRIBE) publish.certified = certified(check->client, publish.identity);
 		int decision = bouncer_access(check->access, &publish);
 		/* Go is not concerned with what a client reads only if the client is no device. */
 		if(check->access == MOSQ_ACL_READ && decision == BOUNCER_NOT_CONCERNED) bouncer_note_bystander(publish.identity, changes);
@@ -310,11 +311,13 @@ void bouncer_kick(const char *client_id)
 
 void bouncer_kick_user(const char *username)
 {
+	must_be_on(broker_thread, "kick user");
 	mosquitto_kick_client_by_username(username, false);
 }
 
 bool bouncer_fingerprint(uintptr_t connection, unsigned char *sum)
 {
+	must_be_on(broker_thread, "certificate");
 	X509 *certificate = mosquitto_client_certificate((struct mosquitto *)connection); /* a reference of our own */
 	if(!certificate) return false;
 	struct common_name *known = common_name(certificate);

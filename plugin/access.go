@@ -197,7 +197,7 @@ func (g *Gateway) subscribe(p *Publish) Decision {
 	d := g.ownTopic(p)
 	if d == Deny {
 		g.forbid(p, errSubscription)
-	} else {
+	} else if p.Certified {
 		g.commands.wanted(p.Identity, p.Topic)
 	}
 	return d

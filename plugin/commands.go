@@ -49,7 +49,7 @@ type commands struct {
 
 	mu         sync.Mutex // guards what follows; held for a few assignments, also by the broker's thread
 	underway   map[string]struct{}
-	subscribed map[string]struct{}
+	subscribed map[string]time.Time // when it did so last, of the devices that have not got everything since
 }
 
 // startCommands opens the store and starts the goroutine that sends what waits in it.
@@ -70,7 +70,7 @@ func (g *Gateway) startCommands(c *config.Config) (err error) {
 		stop:       make(chan struct{}),
 		kick:       make(chan struct{}, 1),
 		underway:   make(map[string]struct{}),
-		subscribed: make(map[string]struct{}),
+		subscribed: make(map[string]time.Time),
 	}
 	cs.done.Go(cs.run)
 	g.commands = cs
@@ -146,7 +146,7 @@ func (cs *commands) wanted(identity, topic []byte) {
 	}
 	cs.mu.Lock()
 	if len(cs.subscribed) < maxSubscribed {
-		cs.subscribed[string(identity)] = struct{}{}
+		cs.subscribed[string(identity)] = time.Now()
 	}
 	cs.mu.Unlock()
 	select {
@@ -155,13 +155,17 @@ func (cs *commands) wanted(identity, topic []byte) {
 	}
 }
 
-// run sends what was not sent when it came.
+// run sends what was not sent when it came, and at first also what was: the broker may have lost it in a crash, and a
+// device that finds its session again has no reason to subscribe.
 func (cs *commands) run() {
-	for _, c := range cs.store.Unfinished("", time.Now()) {
-		if c.State == command.Queued {
-			cs.trySend(c)
-		}
+	began := time.Now()
+	waiting := cs.store.Unfinished("", began)
+	cs.mu.Lock()
+	for _, c := range waiting {
+		cs.subscribed[c.Device] = began
 	}
+	cs.mu.Unlock()
+	cs.serveSubscribed()
 	every := time.NewTicker(commandRetry)
 	defer every.Stop()
 	for {
@@ -192,55 +196,60 @@ func (cs *commands) retry() {
 func (cs *commands) serveSubscribed() {
 	cs.mu.Lock()
 	devices := cs.subscribed
-	cs.subscribed = make(map[string]struct{})
+	cs.subscribed = make(map[string]time.Time)
 	cs.mu.Unlock()
 	now := time.Now()
-	for device := range devices {
-		early := false
+	for device, since := range devices {
+		again := false // at the next tick of run
 		for _, c := range cs.store.Unfinished(device, now) {
-			if now.Sub(c.SentAt) > commandRetry {
-				cs.trySend(c)
-			} else {
-				early = true
+			switch {
+			case !c.SentAt.Before(since): // it has been sent for this subscription
+			case now.Sub(c.SentAt) <= commandRetry: // unless it has answered by then
+				again = true
+			case !cs.trySend(c):
+				again = true
 			}
 		}
-		if early { // at the next tick of run, unless it has answered by then
+		if again {
 			cs.mu.Lock()
-			cs.subscribed[device] = struct{}{}
+			if _, newer := cs.subscribed[device]; !newer {
+				cs.subscribed[device] = since
+			}
 			cs.mu.Unlock()
 		}
 	}
 }
 
 // trySend is send for the goroutine, which is to outlive a panic.
-func (cs *commands) trySend(c command.Command) {
+func (cs *commands) trySend(c command.Command) (done bool) {
 	defer func() {
 		if v := recover(); v != nil {
+			done = true
 			cs.g.log.Error("internal error, caught; please report it", "where", "command", "panic", fmt.Sprint(v), "stack", string(debug.Stack()))
 		}
 	}()
-	cs.send(c)
+	return cs.send(c)
 }
 
 // send signs a command with the device's newest secret and leaves it to the broker's thread. Where that cannot be done now
-// the command stays queued. Any goroutine.
-func (cs *commands) send(c command.Command) {
+// the command stays as it is; done is false where only room was wanting. Any goroutine.
+func (cs *commands) send(c command.Command) (done bool) {
 	now := time.Now()
 	device := cs.g.registry.Lookup([]byte(c.Device))
 	if device == nil || device.Disabled || remaining(c.Expires, now) <= 0 {
-		return
+		return true
 	}
 	signed, err := signCommand(device, &c)
 	if err != nil {
 		cs.g.log.Error("a command could not be signed", "device", c.Device, "command", c.ID, "error", err)
-		return
+		return true
 	}
 	cs.mu.Lock()
 	_, already := cs.underway[c.ID]
 	cs.underway[c.ID] = struct{}{}
 	cs.mu.Unlock()
 	if already {
-		return
+		return true
 	}
 	first, err := cs.down.Push(downlink.Publish{
 		Topic:   strings.Replace(cs.topic, config.DeviceID, c.Device, 1),
@@ -256,11 +265,12 @@ func (cs *commands) send(c command.Command) {
 	})
 	if err != nil {
 		cs.forget(c.ID)
-		return
+		return false
 	}
 	if first {
 		cs.g.waker.Wake()
 	}
+	return true
 }
 
 func (cs *commands) forget(id string) {

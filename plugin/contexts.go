@@ -2,6 +2,7 @@ package plugin
 
 import (
 	"bytes"
+	"container/list"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -12,7 +13,8 @@ import (
 // Bounds of the response contexts, together some 40 MiB.
 const (
 	maxContexts = 16384
-	// maxDeviceContexts is how many of them one device may have: one whose messages nobody answers must leave room.
+	// maxDeviceContexts is how many of them one device may have: one whose messages nobody answers must leave room
+	// for the others'.
 	maxDeviceContexts = 1024
 	// maxCorrelation is the longest correlation data that is kept, in bytes.
 	maxCorrelation = 1024
@@ -28,18 +30,24 @@ type responseContext struct {
 type contextKey struct{ device, messageID string }
 
 // responseContexts keeps the contexts of messages that have no answer yet. They are in memory alone: after a restart a
-// response goes to the usual topic, with the message id. The oldest go first, for a message may never be answered. Safe
-// for concurrent use.
+// response goes to the usual topic, with the message id. The oldest go first, the device's own or all devices', for a
+// message may never be answered: a backend that takes it without a word says nothing here. Safe for concurrent use.
 type responseContexts struct {
 	any atomic.Bool // whether there ever was one, so that a fleet without them never takes the lock
 
 	mu       sync.Mutex // guards what follows; held for a few assignments
-	kept     map[contextKey]responseContext
-	order    []contextKey // as they came, a ring once it is full; what has been taken stays in it
-	next     int
-	byDevice map[string]int
-	lost     uint64 // for want of room
-	foreign  uint64 // response topics outside the device's own
+	kept     map[contextKey]*keptContext
+	order    list.List             // of all *keptContext, oldest first
+	byDevice map[string]*list.List // the same of each device
+	lost     uint64                // for want of room
+	foreign  uint64                // response topics outside the device's own
+}
+
+// A keptContext is in two lists.
+type keptContext struct {
+	responseContext
+	key          contextKey
+	at, atDevice *list.Element
 }
 
 // put keeps the context of a message.
@@ -47,29 +55,34 @@ func (c *responseContexts) put(key contextKey, r responseContext) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.kept == nil {
-		c.kept, c.byDevice = make(map[contextKey]responseContext), make(map[string]int)
+		c.kept, c.byDevice = make(map[contextKey]*keptContext), make(map[string]*list.List)
 		c.any.Store(true)
 	}
-	_, again := c.kept[key] // of a message that could not be handed over when it came first
-	switch {
-	case len(r.correlation) > maxCorrelation, !again && c.byDevice[key.device] >= maxDeviceContexts:
+	if len(r.correlation) > maxCorrelation {
 		c.lost++
 		return
-	case again:
-		c.kept[key] = r
-		return
 	}
-	if len(c.order) < maxContexts {
-		c.order = append(c.order, key)
-	} else {
-		if oldest := c.order[c.next]; c.remove(oldest) {
-			c.lost++
-		}
-		c.order[c.next] = key
-		c.next = (c.next + 1) % maxContexts
+	c.remove(key) // of a message that could not be handed over when it came first
+	if own := c.byDevice[key.device]; own != nil && own.Len() >= maxDeviceContexts {
+		c.lose(own.Front())
 	}
-	c.kept[key] = r
-	c.byDevice[key.device]++
+	if len(c.kept) >= maxContexts {
+		c.lose(c.order.Front())
+	}
+	own := c.byDevice[key.device]
+	if own == nil {
+		own = list.New()
+		c.byDevice[key.device] = own
+	}
+	k := &keptContext{responseContext: r, key: key}
+	k.at, k.atDevice = c.order.PushBack(k), own.PushBack(k)
+	c.kept[key] = k
+}
+
+// lose makes room.
+func (c *responseContexts) lose(oldest *list.Element) {
+	c.remove(oldest.Value.(*keptContext).key)
+	c.lost++
 }
 
 // take returns the context of a message and forgets it.
@@ -79,20 +92,24 @@ func (c *responseContexts) take(key contextKey) (r responseContext) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	r = c.kept[key]
-	c.remove(key)
+	if k := c.kept[key]; k != nil {
+		r = k.responseContext
+		c.remove(key)
+	}
 	return r
 }
 
-func (c *responseContexts) remove(key contextKey) bool {
-	if _, ok := c.kept[key]; !ok {
-		return false
+func (c *responseContexts) remove(key contextKey) {
+	k := c.kept[key]
+	if k == nil {
+		return
 	}
 	delete(c.kept, key)
-	if c.byDevice[key.device]--; c.byDevice[key.device] == 0 {
+	c.order.Remove(k.at)
+	own := c.byDevice[key.device]
+	if own.Remove(k.atDevice); own.Len() == 0 {
 		delete(c.byDevice, key.device)
 	}
-	return true
 }
 
 func (c *responseContexts) counts() (lost, foreign uint64) {

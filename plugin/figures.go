@@ -57,8 +57,8 @@ func (g *Gateway) readFigures() metrics.Figures {
 		f.Responses.Waiting += g.commands.down.Len()
 		f.Commands = commandFigures(g.commands.store.Counts())
 	}
-	if g.server != nil {
-		f.HTTPAnswers = g.server.Answers()
+	if server := g.server.Load(); server != nil {
+		f.HTTPAnswers = server.Answers()
 	}
 	return f
 }

@@ -141,8 +141,8 @@ type Gateway struct {
 	commands *commands // nil: without an HTTP listener there are none
 	// recoveredAnswers are those that the journal had at the start.
 	recoveredAnswers []recoveredAnswer
-	server           *httpd.Server  // nil: none
-	checks           []func() error // each says what is wrong, for the health check; any goroutine
+	server           atomic.Pointer[httpd.Server] // nil: none; it serves before it is set here
+	checks           []func() error               // each says what is wrong, for the health check; any goroutine
 	figures          figures
 	stopping         atomic.Bool // nothing more will be given to the broker
 }
@@ -310,8 +310,8 @@ func (g *Gateway) stop() {
 		}
 	}()
 	g.stopping.Store(true)
-	if g.server != nil {
-		if err := g.server.Stop(); err != nil {
+	if server := g.server.Load(); server != nil {
+		if err := server.Stop(); err != nil {
 			g.log.Error("closing the HTTP listener", "error", err)
 		}
 	}

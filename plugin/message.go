@@ -141,6 +141,7 @@ func (g *Gateway) accept(p *Publish, d *device, e *envelope.Envelope) (Reason, e
 	pos, err := g.journal.Append(a)
 	if err != nil {
 		g.seen.Remove(serial, e.MessageID)
+		g.contexts.take(contextKey{d.registered.ID, uuidText(e.MessageID)})
 		return Overloaded, err
 	}
 	d.published(p.ClientID)

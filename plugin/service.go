@@ -19,8 +19,8 @@ import (
 const tickWithin = 5 * time.Second
 
 // serve starts the HTTP listener.
-func (g *Gateway) serve(c *config.Config) (err error) {
-	g.server, err = httpd.Start(httpd.Options{
+func (g *Gateway) serve(c *config.Config) error {
+	server, err := httpd.Start(httpd.Options{
 		Listen:  c.HTTP.Listen,
 		Token:   c.HTTP.Token,
 		TLS:     c.HTTP.TLS,
@@ -32,7 +32,8 @@ func (g *Gateway) serve(c *config.Config) (err error) {
 	if err != nil {
 		return fmt.Errorf("%s: %w", c.Where("http.listen"), err)
 	}
-	g.log.Info("serving HTTP", "listen", g.server.Addr().String(), "tls", c.HTTP.TLS != nil)
+	g.server.Store(server)
+	g.log.Info("serving HTTP", "listen", server.Addr().String(), "tls", c.HTTP.TLS != nil)
 	return nil
 }
 

@@ -1,12 +1,19 @@
 package plugin
 
 import (
+	"context"
 	"fmt"
+	"maps"
+	"net/http"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/google/uuid"
+
+	"mosquitto-bouncer/plugin/httpd"
 )
 
 func TestResponseContextsAreBounded(t *testing.T) {
@@ -31,13 +38,20 @@ func TestResponseContextsAreBounded(t *testing.T) {
 	if lost, _ := c.counts(); lost != 10 || len(c.kept) != maxDeviceContexts {
 		t.Errorf("%d lost, %d kept of one device", lost, len(c.kept))
 	}
+	// What was never answered, which a backend that answers with nothing leaves behind, is no reason to keep nothing new.
+	if got := c.take(key(1, maxDeviceContexts+9)); got.topic != "t" {
+		t.Error("the latest of one device was lost")
+	}
+	if got := c.take(key(1, 9)); got.topic != "" {
+		t.Error("the oldest of one device was kept")
+	}
 	for device := 2; device < 50; device++ {
 		for n := range maxDeviceContexts {
 			c.put(key(device, n), responseContext{topic: "t"})
 		}
 	}
-	if len(c.kept) > maxContexts || len(c.order) != maxContexts || len(c.byDevice) > 17 {
-		t.Errorf("%d kept, %d in order, of %d devices", len(c.kept), len(c.order), len(c.byDevice))
+	if len(c.kept) > maxContexts || c.order.Len() != len(c.kept) || len(c.byDevice) > 17 {
+		t.Errorf("%d kept, %d in order, of %d devices", len(c.kept), c.order.Len(), len(c.byDevice))
 	}
 	if got := c.take(key(49, maxDeviceContexts-1)); got.topic != "t" {
 		t.Error("the latest was lost")
@@ -145,5 +159,104 @@ func TestExpiredCommandsStay(t *testing.T) {
 		if got := remaining(now.Add(after), now); got != want {
 			t.Errorf("%v before: %d, want %d", after, got, want)
 		}
+	}
+}
+
+// TestSubscribingSendsOnce: what is given to the broker since a device subscribed is not given to it again.
+func TestSubscribingSendsOnce(t *testing.T) {
+	g, _ := startHTTP(t)
+	given := make(map[string]int)
+	tick := func(during time.Duration) {
+		for end := time.Now().Add(during); time.Now().Before(end); time.Sleep(time.Millisecond) {
+			g.Tick()
+			for _, p := range g.host.published {
+				given[string(p.Payload)]++
+			}
+			g.host.published = nil
+		}
+	}
+	for range 2 { // two that were sent at different times, the latter less than commandRetry ago
+		_, err := service{g.Gateway}.Send(t.Context(), httpd.NewCommand{Device: "sensor_001", Body: []byte("1"), TTL: time.Minute})
+		if err != nil {
+			t.Fatal(err)
+		}
+		tick(commandRetry * 6 / 10)
+	}
+	// Whoever bears the name without the certificate brings nothing about.
+	if g.Access(Subscribe, by(&Publish{}, "sensor_001", "device/sensor_001/command")) != AllowCertified {
+		t.Fatal("no answer to a subscription without a certificate")
+	}
+	tick(2 * commandRetry)
+	if n := slices.Collect(maps.Values(given)); !slices.Equal(n, []int{1, 1}) {
+		t.Errorf("given to the broker %v times before the device subscribed", n)
+	}
+	if g.Access(Subscribe, by(&Publish{Certified: true}, "sensor_001", "device/sensor_001/command")) != AllowCertified {
+		t.Fatal("no subscription")
+	}
+	tick(4 * commandRetry)
+	for _, n := range slices.Collect(maps.Values(given)) {
+		if n != 2 {
+			t.Errorf("given to the broker %d times, not once when it came and once for the subscription", n)
+		}
+	}
+	if len(given) != 2 {
+		t.Errorf("%d commands", len(given))
+	}
+}
+
+// TestRestartSendsAgain: the broker may have lost in a crash what it was given, and a device whose session it has kept does
+// not subscribe again.
+func TestRestartSendsAgain(t *testing.T) {
+	g, _ := startHTTP(t)
+	given := func() (payload string) {
+		for end := time.Now().Add(5 * time.Second); time.Now().Before(end) && len(g.host.published) == 0; time.Sleep(time.Millisecond) {
+			g.Tick()
+		}
+		for _, p := range g.host.published {
+			payload = string(p.Payload)
+		}
+		g.host.published = nil
+		return payload
+	}
+	_, err := service{g.Gateway}.Send(t.Context(), httpd.NewCommand{Device: "sensor_001", Body: []byte("1"), TTL: time.Minute})
+	if err != nil {
+		t.Fatal(err)
+	}
+	first := given()
+	time.Sleep(commandRetry)
+	g.Stop()
+	if g.Gateway, err = Start(g.file, g.host); err != nil {
+		t.Fatal(err)
+	}
+	if again := given(); first == "" || again != first {
+		t.Errorf("before %q, after the start %q", first, again)
+	}
+}
+
+// TestMetricsDuringTheStart: requests are served before the start is over. For the race detector.
+func TestMetricsDuringTheStart(t *testing.T) {
+	address, settings := httpSettings(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	var asking sync.WaitGroup
+	answers := 0
+	asking.Go(func() {
+		for ctx.Err() == nil {
+			r, _ := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address+"/metrics", nil)
+			r.Header.Set("Authorization", "Bearer token")
+			if a, err := http.DefaultClient.Do(r); err == nil { // nobody listens between two gateways
+				a.Body.Close()
+				answers++
+			}
+		}
+	})
+	for range 8 {
+		g := startGateway(t, settings)
+		time.Sleep(30 * time.Millisecond)
+		g.Stop()
+	}
+	cancel()
+	asking.Wait()
+	if answers == 0 {
+		t.Error("no answer")
 	}
 }

@@ -2,12 +2,15 @@ package command
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -357,4 +360,45 @@ func BenchmarkCreate(b *testing.B) {
 			}
 		}
 	})
+}
+
+// TestAnswersAreBoundedWhileNothingIsStored: a database that fails must not have answers pile up in memory.
+func TestAnswersAreBoundedWhileNothingIsStored(t *testing.T) {
+	path := filepath.Join(t.TempDir(), FileName)
+	s := openAt(t, path, Options{})
+	other, err := sql.Open("sqlite3", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	if _, err := other.Exec("DROP TABLE commands"); err != nil {
+		t.Fatal(err)
+	}
+	var stored atomic.Int64
+	answer := say(NewID(time.Now()), "succeeded", `"`+strings.Repeat("x", MaxResult)+`"`)
+	taken := 0
+	for ; taken < 10000 && s.HasRoom(len(answer)); taken++ {
+		if err := s.Answered("d", slices.Clone(answer), time.Now(), func() { stored.Add(1) }); err != nil {
+			t.Fatal(err)
+		}
+		if taken%16 == 0 { // have it taken out of the inbox
+			until(t, "received", func() bool { s.inboxMu.Lock(); defer s.inboxMu.Unlock(); return len(s.inbox) == 0 })
+		}
+	}
+	if most := maxInboxBytes / MaxResult; taken > most {
+		t.Errorf("%d answers of %d bytes were taken", taken, len(answer))
+	}
+	if err := s.Answered("d", answer, time.Now(), func() {}); !errors.Is(err, ErrFull) {
+		t.Errorf("one more: %v", err)
+	}
+	if n := stored.Load(); n != 0 {
+		t.Errorf("%d were said to be stored", n)
+	}
+	if _, err := other.Exec(strings.Replace(commands, "PRAGMA", "-- PRAGMA", 1)); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "stored", func() bool { return int(stored.Load()) == taken })
+	if !s.HasRoom(len(answer)) {
+		t.Error("no room afterwards")
+	}
 }

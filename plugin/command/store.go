@@ -35,7 +35,8 @@ type Options struct {
 const (
 	// maxInbox is how many events of the broker's thread may wait for the goroutine.
 	maxInbox = 8192
-	// maxInboxBytes bounds the answers among them.
+	// maxInboxBytes bounds the answers that are not in the database yet. They count against maxInbox too: what a device was
+	// told is kept must not be more than there is room for while the disk takes nothing, or at the next start.
 	maxInboxBytes = 16 << 20
 	// pruneAtOnce is how many finished commands one transaction drops, at most: more than it adds at the usual size.
 	pruneAtOnce = 1000
@@ -71,11 +72,18 @@ type Store struct {
 	counts    Counts
 	late      []lateAnswer
 
-	taken []func() // the goroutine's: of the answers that the next transaction stores
+	taken []taken // the goroutine's: of the answers that the next transaction stores
 
-	inboxMu    sync.Mutex // guards what follows; held for a few assignments, also by the broker's thread
-	inbox      []event
-	inboxBytes int
+	inboxMu     sync.Mutex // guards what follows; held for a few assignments, also by the broker's thread
+	inbox       []event
+	answers     int // in the inbox and taken
+	answerBytes int // of their payloads
+}
+
+// taken is an answer on its way into the database.
+type taken struct {
+	bytes  int
+	stored func()
 }
 
 // An entry is an unfinished command in memory.
@@ -399,7 +407,11 @@ func (s *Store) Sent(id string, at time.Time) {
 func (s *Store) HasRoom(bytes int) bool {
 	s.inboxMu.Lock()
 	defer s.inboxMu.Unlock()
-	return len(s.inbox) < maxInbox && s.inboxBytes+bytes <= maxInboxBytes
+	return s.hasRoom(bytes)
+}
+
+func (s *Store) hasRoom(bytes int) bool {
+	return len(s.inbox) < maxInbox && s.answers < maxInbox && s.answerBytes+bytes <= maxInboxBytes
 }
 
 // Answered takes the payload of a device's answer, which then belongs to the Store. It waits for nothing. stored is called
@@ -407,10 +419,11 @@ func (s *Store) HasRoom(bytes int) bool {
 // the process. The error is ErrFull.
 func (s *Store) Answered(device string, payload []byte, at time.Time, stored func()) error {
 	s.inboxMu.Lock()
-	full := len(s.inbox) >= maxInbox || s.inboxBytes+len(payload) > maxInboxBytes
+	full := !s.hasRoom(len(payload))
 	if !full {
 		s.inbox = append(s.inbox, event{device: device, payload: payload, at: at, stored: stored})
-		s.inboxBytes += len(payload)
+		s.answers++
+		s.answerBytes += len(payload)
 	}
 	s.inboxMu.Unlock()
 	s.poke()

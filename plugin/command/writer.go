@@ -85,11 +85,23 @@ func (s *Store) round() (ok bool) {
 	if err != nil {
 		return false
 	}
-	for _, stored := range s.taken {
-		stored()
-	}
-	s.taken = s.taken[:0]
+	s.tell()
 	return true
+}
+
+// tell tells of the answers that the last transaction has stored, and makes room for others.
+func (s *Store) tell() {
+	bytes := 0
+	for _, t := range s.taken {
+		t.stored()
+		bytes += t.bytes
+	}
+	s.inboxMu.Lock()
+	s.answers -= len(s.taken)
+	s.answerBytes -= bytes
+	s.inboxMu.Unlock()
+	clear(s.taken)
+	s.taken = s.taken[:0]
 }
 
 // An outcome is what a transaction has done to commands that are not in memory.
@@ -102,14 +114,14 @@ type outcome struct {
 func (s *Store) receive() {
 	s.inboxMu.Lock()
 	inbox := s.inbox
-	s.inbox, s.inboxBytes = nil, 0
+	s.inbox = nil
 	s.inboxMu.Unlock()
 	for _, e := range inbox {
 		if e.id != "" {
 			s.sent(e.id, e.at)
 			continue
 		}
-		s.taken = append(s.taken, e.stored)
+		s.taken = append(s.taken, taken{len(e.payload), e.stored})
 		a, err := parseAnswer(e.payload)
 		s.mu.Lock()
 		if err != nil {

@@ -208,7 +208,7 @@ func Load(path string) (*Config, error) {
 		}
 		return nil, fmt.Errorf("%s: cannot be read: %w; %s", path, err, advice)
 	}
-	return parse(path, filepath.Dir(absolute), source, unavailable)
+	return parse(path, filepath.Dir(absolute), source)
 }
 
 // journalRoom is what the journal needs beside the largest message.
@@ -216,12 +216,11 @@ const journalRoom = 128 << 10
 
 // parse is Load after the reading. Relative paths in source are relative to
 // dir.
-func parse(file, dir string, source []byte, unavailable []string) (*Config, error) {
+func parse(file, dir string, source []byte) (*Config, error) {
 	d, err := newDocument(file, dir, source)
 	if err != nil {
 		return nil, err
 	}
-	d.refuseUnavailable(unavailable)
 	c := d.settings()
 	d.keepTopicsApart(c)
 	if least := int64(c.Publish.MaxBytes) + journalRoom; c.Journal.MaxBytes < least {

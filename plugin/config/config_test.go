@@ -17,7 +17,6 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
-	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -26,7 +25,7 @@ import (
 
 func TestDefaults(t *testing.T) {
 	for _, source := range []string{"", "# nothing\n", "[publish]\n[backend]\n[journal]\n[http]\n"} {
-		got, err := parse("bouncer.toml", "/etc/b", []byte(source), unavailable)
+		got, err := parse("bouncer.toml", "/etc/b", []byte(source))
 		if err != nil {
 			t.Fatalf("%q: %v", source, err)
 		}
@@ -125,7 +124,7 @@ keep      = 3
 `
 	registryKey := strings.Repeat("0aB", 21) + "f"
 	write(t, dir, "registry-key", []byte(registryKey+"\n"), 0o640)
-	got, err := parse("bouncer.toml", dir, []byte(source), nil)
+	got, err := parse("bouncer.toml", dir, []byte(source))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -301,7 +300,7 @@ func TestProblems(t *testing.T) {
 	}
 	for _, test := range tests {
 		want := "b.toml:" + strings.ReplaceAll(test.want, "\n", "\nb.toml:")
-		_, err := parse("b.toml", "/etc/b", []byte(test.source), nil)
+		_, err := parse("b.toml", "/etc/b", []byte(test.source))
 		if err == nil || err.Error() != want {
 			t.Errorf("%q:\n got %v\nwant %s", test.source, err, want)
 		}
@@ -311,46 +310,6 @@ func TestProblems(t *testing.T) {
 		}
 		if err != nil && strings.Contains(err.Error(), "s3cret") {
 			t.Errorf("%q: a secret in %v", test.source, err)
-		}
-	}
-}
-
-func TestUnavailable(t *testing.T) {
-	list := []string{"backend.max_age", "rejected.topic", "http."}
-	const notAvailable = ": not available in this version; remove the line"
-	for source, want := range map[string]string{
-		"[backend]\nmax_age = \"1h\"\n":                 "b.toml:2: backend.max_age" + notAvailable,
-		"backend.max_age = \"no duration\"\n":           "b.toml:1: backend.max_age" + notAvailable,
-		"[rejected]\ntopic = \"r/{device_id}\"\n":       "b.toml:2: rejected.topic" + notAvailable,
-		"[http]\nlisten = \"0.0.0.0:80\"\n":             "b.toml:2: http.listen" + notAvailable,
-		"[http]\n\ntoken_file = \"no such file\"\n":     "b.toml:3: http.token_file" + notAvailable,
-		"http = { cert_file = \"no such file\" }\n":     "b.toml:1: http.cert_file" + notAvailable,
-		"[http]\nmisspelt = 1\n":                        "b.toml:2: http.misspelt" + notAvailable,
-		"[backend]\nmax_age = \"\"\n":                   `b.toml:2: backend.max_age: "" is not a duration; write a number and a unit (ms, s, m, h), for example "72h"`,
-		"[http]\nlisten = \"\"\n[rejected]\ntopic=\"\"": "",
-		"[http]\n[rejected]\n[backend]\n":               "",
-	} {
-		got := ""
-		if _, err := parse("b.toml", "/etc/b", []byte(source), list); err != nil {
-			got = err.Error()
-		}
-		if got != want {
-			t.Errorf("%q:\n got %s\nwant %s", source, got, want)
-		}
-	}
-}
-
-// TestUnavailableListed: what the list names exists, so that no entry is left
-// behind or misspelt.
-func TestUnavailableListed(t *testing.T) {
-	d, err := newDocument("b.toml", "/", nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	d.settings()
-	for _, u := range unavailable {
-		if !slices.ContainsFunc(d.known, func(k string) bool { return k == u || strings.HasSuffix(u, ".") && strings.HasPrefix(k, u) }) {
-			t.Errorf("%q is no setting", u)
 		}
 	}
 }
@@ -367,7 +326,7 @@ func TestBurst(t *testing.T) {
 		"rate = 2.5\nburst = 0":  3,
 		"rate = 2\nburst = 1000": 1000,
 	} {
-		c, err := parse("b.toml", "/", []byte("[publish]\n"+source), nil)
+		c, err := parse("b.toml", "/", []byte("[publish]\n"+source))
 		if err != nil {
 			t.Fatalf("%q: %v", source, err)
 		}
@@ -394,7 +353,7 @@ func TestSizes(t *testing.T) {
 		`"1TB"`:      1e12,
 		`"2000000B"`: 2e6,
 	} {
-		c, err := parse("b.toml", "/", []byte("[journal]\nmax_bytes = "+source), nil)
+		c, err := parse("b.toml", "/", []byte("[journal]\nmax_bytes = "+source))
 		if err != nil {
 			t.Errorf("%s: %v", source, err)
 			continue
@@ -409,7 +368,7 @@ func TestSecretFiles(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "token")
 	load := func() (Secret, error) {
-		c, err := parse("b.toml", dir, []byte("[backend]\nbearer_token_file = \"token\"\n"), nil)
+		c, err := parse("b.toml", dir, []byte("[backend]\nbearer_token_file = \"token\"\n"))
 		if err != nil {
 			return nil, err
 		}
@@ -473,7 +432,7 @@ func TestTLSFiles(t *testing.T) {
 	write(t, dir, "open.pem", key, 0o644)
 	in := func(name string) string { return filepath.Join(dir, name) }
 
-	c, err := parse("b.toml", dir, []byte("[backend]\nurl = \"https://h/\"\n"), nil)
+	c, err := parse("b.toml", dir, []byte("[backend]\nurl = \"https://h/\"\n"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -493,7 +452,7 @@ func TestTLSFiles(t *testing.T) {
 		"[backend]\n\nca_file = \"cert.pem\"\n":                           "3: backend.ca_file: has no use with an http URL; use https in backend.url, or remove the line",
 		"[backend]\n\ncert_file = \"cert.pem\"\nkey_file = \"key.pem\"\n": "3: backend.cert_file: has no use with an http URL; use https in backend.url, or remove the line\nb.toml:4: backend.key_file: has no use with an http URL; use https in backend.url, or remove the line",
 	} {
-		_, err := parse("b.toml", dir, []byte(source), nil)
+		_, err := parse("b.toml", dir, []byte(source))
 		if err == nil || err.Error() != "b.toml:"+want {
 			t.Errorf("%q:\n got %v\nwant b.toml:%s", source, err, want)
 		}
@@ -537,7 +496,7 @@ func TestManyProblems(t *testing.T) {
 	for i := range 25 {
 		fmt.Fprintf(&source, "unknown_%d = 1\n", i)
 	}
-	_, err := parse("b.toml", "/", []byte(source.String()), nil)
+	_, err := parse("b.toml", "/", []byte(source.String()))
 	lines := strings.Split(err.Error(), "\n")
 	if len(lines) != maxProblems+1 || lines[maxProblems] != "b.toml: 5 more problems" {
 		t.Errorf("got %d lines:\n%v", len(lines), err)
@@ -588,19 +547,17 @@ func FuzzParse(f *testing.F) {
 	}
 	dir := f.TempDir()
 	f.Fuzz(func(t *testing.T, source []byte) {
-		for _, unavailable := range [][]string{nil, unavailable} {
-			c, err := parse("b.toml", dir, source, unavailable)
-			if err != nil {
-				if !strings.HasPrefix(err.Error(), "b.toml:") {
-					t.Errorf("error %q does not begin with the file's name", err)
-				}
-				var typed *Error
-				if !errors.As(err, &typed) {
-					t.Errorf("%T is not an *Error", err)
-				}
-				continue
-			}
+		c, err := parse("b.toml", dir, source)
+		if err == nil {
 			checkInvariants(t, c)
+			return
+		}
+		if !strings.HasPrefix(err.Error(), "b.toml:") {
+			t.Errorf("error %q does not begin with the file's name", err)
+		}
+		var typed *Error
+		if !errors.As(err, &typed) {
+			t.Errorf("%T is not an *Error", err)
 		}
 	})
 }
@@ -667,7 +624,7 @@ func selfSigned(t *testing.T) (cert, key []byte) {
 }
 
 func TestWhere(t *testing.T) {
-	c, err := parse("b.toml", "/etc", []byte("database = \"x\"\n\n[backend]\nurl = \"http://h/\"\n"), nil)
+	c, err := parse("b.toml", "/etc", []byte("database = \"x\"\n\n[backend]\nurl = \"http://h/\"\n"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -684,7 +641,7 @@ func TestRegistryKey(t *testing.T) {
 	dir := t.TempDir()
 	for _, content := range []string{"00", strings.Repeat("0", 63), strings.Repeat("x", 64), strings.Repeat("0", 66)} {
 		write(t, dir, "key", []byte(content), 0o600)
-		_, err := parse("bouncer.toml", dir, []byte("[registry]\nkey_file = \"key\"\n"), nil)
+		_, err := parse("bouncer.toml", dir, []byte("[registry]\nkey_file = \"key\"\n"))
 		if want := "bouncer.toml:2: registry.key_file: does not hold a key, which is 64 hexadecimal digits; make one with bouncerctl registry key FILE"; err == nil || err.Error() != want {
 			t.Errorf("%q: %v", content, err)
 		}

@@ -64,8 +64,7 @@ type document struct {
 	tree    map[string]any
 	entries []entry
 
-	known    []string        // the keys asked for by a reader
-	refused  map[string]bool // the keys of which nothing more need be said
+	known    []string // the keys asked for by a reader
 	problems []Problem
 }
 
@@ -81,7 +80,7 @@ type entry struct {
 // newDocument parses source. A syntax error, a key set twice and the like are
 // an *Error.
 func newDocument(file, dir string, source []byte) (*document, error) {
-	d := &document{file: file, dir: dir, refused: map[string]bool{}}
+	d := &document{file: file, dir: dir}
 	if err := toml.Unmarshal(source, &d.tree); err != nil {
 		decodeErr, ok := errors.AsType[*toml.DecodeError](err)
 		if !ok {
@@ -231,9 +230,6 @@ func (d *document) isSet(key string) bool {
 // problem records what is wrong with key and what to do about it, at the line
 // of the key.
 func (d *document) problem(key, format string, args ...any) {
-	if d.refused[key] {
-		return
-	}
 	line := 1
 	if i := slices.IndexFunc(d.entries, func(e entry) bool { return e.key == key }); i >= 0 {
 		line = d.entries[i].line
@@ -266,7 +262,7 @@ func (d *document) refuseUnknown() {
 	for _, e := range d.entries {
 		section, _, nested := strings.Cut(e.key, ".")
 		switch {
-		case d.refused[e.key] || slices.Contains(d.known, e.key) || said[e.key]:
+		case slices.Contains(d.known, e.key) || said[e.key]:
 		case slices.Contains(sections, e.key):
 			if e.kind != unstable.Table && e.kind != unstable.InlineTable {
 				said[e.key] = true

@@ -3,6 +3,7 @@
 package httpd
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"crypto/subtle"
@@ -200,12 +201,22 @@ func (s *Server) handle(ctx *fasthttp.RequestCtx) {
 	}
 }
 
-// authorized reports whether the request has the token. The comparison takes the same time whatever differs, the length
+// times returns how often a request has a header. fasthttp keeps one where a proxy before it may have gone by another.
+func times(ctx *fasthttp.RequestCtx, header string) (n int) {
+	for line := range bytes.SplitSeq(ctx.Request.Header.RawHeaders(), []byte("\n")) {
+		if name, _, ok := bytes.Cut(line, []byte(":")); ok && strings.EqualFold(string(name), header) {
+			n++
+		}
+	}
+	return n
+}
+
+// authorized reports whether the request has the token, and nothing else in its place. The comparison takes the same time whatever differs, the length
 // included.
 func (s *Server) authorized(ctx *fasthttp.RequestCtx) bool {
 	scheme, token, _ := strings.Cut(string(ctx.Request.Header.Peek("Authorization")), " ")
 	sum := sha256.Sum256([]byte(token))
-	return subtle.ConstantTimeCompare(sum[:], s.token[:]) == 1 && strings.EqualFold(scheme, "Bearer")
+	return subtle.ConstantTimeCompare(sum[:], s.token[:]) == 1 && strings.EqualFold(scheme, "Bearer") && times(ctx, "Authorization") == 1
 }
 
 // quiet drops what fasthttp says of clients that break off; what matters is counted.

@@ -12,6 +12,8 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -205,9 +207,48 @@ func TestBearer(t *testing.T) {
 			t.Fatal(err)
 		}
 		a.Body.Close()
-		if a.StatusCode != want || (want == 401) != (a.Header.Get("WWW-Authenticate") != "") {
-			t.Errorf("%q: %d", header, a.StatusCode)
+		// Who has no token keeps no connection from those who have.
+		if a.StatusCode != want || (want == 401) != (a.Header.Get("WWW-Authenticate") != "") || (want == 401) != a.Close {
+			t.Errorf("%q: %d, closed %v", header, a.StatusCode, a.Close)
 		}
+	}
+}
+
+// TestAmbiguous: what two readers could read in two ways is refused.
+func TestAmbiguous(t *testing.T) {
+	sent := 0
+	s := start(t, aService{send: func(NewCommand) (Command, error) {
+		sent++
+		return Command{ID: "x", Body: []byte("1")}, nil
+	}}, nil)
+	for headers, want := range map[string]string{
+		"Authorization: Bearer token\r\nContent-Length: 1\r\n\r\n1":                                                 "202",
+		"Authorization: Bearer token\r\nAuthorization: Bearer other\r\nContent-Length: 1\r\n\r\n1":                  "401",
+		"Authorization: Bearer other\r\nauthorization: Bearer token\r\nContent-Length: 1\r\n\r\n1":                  "401",
+		"Authorization: Bearer token\r\nIdempotency-Key: a\r\nIDEMPOTENCY-KEY: b\r\nContent-Length: 1\r\n\r\n1":     "400",
+		"Authorization: Bearer token\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n7\r\n0\r\n\r\n": "400",
+		"Authorization: Bearer token\r\nTransfer-Encoding: chunked\r\nContent-Length: 1\r\n\r\n1\r\n7\r\n0\r\n\r\n": "400",
+		"Authorization: Bearer token\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n12":                           "400",
+		"Authorization: Bearer token\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n7\r\n0\r\n\r\n":                      "202",
+	} {
+		conn, err := net.Dial("tcp", s.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = conn.SetDeadline(time.Now().Add(10 * time.Second))
+		before := sent
+		if _, err := io.WriteString(conn, "POST /v1/devices/d/commands HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"+headers); err != nil {
+			t.Fatal(err)
+		}
+		a, err := http.ReadResponse(bufio.NewReader(conn), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !strings.HasPrefix(a.Status, want) || (sent > before) != (want == "202") || (want == "400" && strings.Contains(headers, "chunked") && !a.Close) {
+			t.Errorf("%q: %s, close %v, %d sent", headers, a.Status, a.Close, sent-before)
+		}
+		a.Body.Close()
+		conn.Close()
 	}
 }
 
@@ -251,5 +292,44 @@ func TestConnectionsOfOneAddress(t *testing.T) {
 	<-accepted
 	if len(l.open) != 1 || l.total != 2 {
 		t.Errorf("%d: %v", l.total, l.open)
+	}
+}
+
+// A starved listener has no descriptor for its first connections.
+type starved struct {
+	net.Listener
+	failures atomic.Int32
+}
+
+func (l *starved) Accept() (net.Conn, error) {
+	if l.failures.Add(-1) >= 0 {
+		return nil, &net.OpError{Op: "accept", Net: "tcp", Err: syscall.EMFILE}
+	}
+	return l.Listener.Accept()
+}
+
+// TestOutOfDescriptors: the broker's clients can use up the descriptors, and what cannot be accepted then is served later.
+func TestOutOfDescriptors(t *testing.T) {
+	inner, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	poor := &starved{Listener: inner}
+	poor.failures.Store(2)
+	l := newLimitListener(poor, 3, 3)
+	client, err := net.Dial("tcp", inner.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	conn, err := l.Accept()
+	if err != nil {
+		t.Fatalf("the listener has ended: %v", err)
+	}
+	conn.Close()
+	poor.failures.Store(1 << 20)
+	time.AfterFunc(10*time.Millisecond, func() { l.Close() })
+	if _, err := l.Accept(); err == nil {
+		t.Error("accepted after the close")
 	}
 }

@@ -1,14 +1,21 @@
 package httpd
 
 import (
+	"errors"
 	"net"
 	"net/netip"
 	"sync"
+	"time"
 )
+
+// acceptAgain is the time after which it is tried again to take a connection for which there was no descriptor or memory.
+const acceptAgain = 100 * time.Millisecond
 
 // A limitListener closes at once what would be one connection too many, in all or of one address. fasthttp has both
 // limits, but with the one it takes a connection apart that is still being read when the server stops, and with the other
-// it waits, before it accepts another connection, for a TLS handshake that may never come.
+// it waits, before it accepts another connection, for a TLS handshake that may never come. And fasthttp ends for good when a
+// connection cannot be accepted, while the descriptors are the broker's too: whoever opens enough connections to that must
+// not end this.
 type limitListener struct {
 	net.Listener
 	most, mostOfOne int
@@ -16,17 +23,23 @@ type limitListener struct {
 	mu    sync.Mutex // guards what follows
 	total int
 	open  map[netip.Addr]int
+
+	closing sync.Once
+	closed  chan struct{}
 }
 
 func newLimitListener(l net.Listener, most, mostOfOne int) *limitListener {
-	return &limitListener{Listener: l, most: most, mostOfOne: mostOfOne, open: make(map[netip.Addr]int)}
+	return &limitListener{Listener: l, most: most, mostOfOne: mostOfOne, open: make(map[netip.Addr]int), closed: make(chan struct{})}
 }
 
 func (l *limitListener) Accept() (net.Conn, error) {
 	for {
 		conn, err := l.Listener.Accept()
 		if err != nil {
-			return nil, err
+			if errors.Is(err, net.ErrClosed) || !l.pause() {
+				return nil, err
+			}
+			continue
 		}
 		var from netip.Addr
 		if addr, ok := conn.RemoteAddr().(*net.TCPAddr); ok {
@@ -44,6 +57,21 @@ func (l *limitListener) Accept() (net.Conn, error) {
 		}
 		_ = conn.Close()
 	}
+}
+
+// pause waits until it may be tried again to accept, and reports whether it may.
+func (l *limitListener) pause() bool {
+	select {
+	case <-l.closed:
+		return false
+	case <-time.After(acceptAgain):
+		return true
+	}
+}
+
+func (l *limitListener) Close() error {
+	l.closing.Do(func() { close(l.closed) })
+	return l.Listener.Close()
 }
 
 // A limitedConn counts until it is closed.

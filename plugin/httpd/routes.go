@@ -26,13 +26,22 @@ func (s *Server) route(ctx *fasthttp.RequestCtx) error {
 		}
 		return &Error{Status: 405, Reason: "method_not_allowed", Detail: method + " is not for this path", Allow: strings.Join(allowed, ", ")}
 	}
+	// Whoever is before this one may have found another end of the body, and so another request behind it.
+	if times(ctx, "Transfer-Encoding") > 0 && times(ctx, "Content-Length") > 0 {
+		ctx.SetConnectionClose()
+		return &Error{Status: 400, Reason: "bad_request", Detail: "the request has both Transfer-Encoding and Content-Length; send one of them"}
+	}
+	trusted := s.authorized(ctx)
+	if !trusted {
+		ctx.SetConnectionClose() // the connections are for those who have the token
+	}
 	if path == "/healthz" {
 		if err := only("GET", "HEAD"); err != nil {
 			return err
 		}
 		return s.health(ctx)
 	}
-	if !s.authorized(ctx) {
+	if !trusted {
 		return unauthorized
 	}
 	if path == "/metrics" {
@@ -68,8 +77,8 @@ func (s *Server) send(ctx *fasthttp.RequestCtx, device string) error {
 		return &Error{Status: 415, Reason: "unsupported_media_type", Detail: "the body must come without Content-Encoding"}
 	}
 	key := string(ctx.Request.Header.Peek("Idempotency-Key"))
-	if len(key) > maxKey || strings.ContainsFunc(key, func(r rune) bool { return r < ' ' || r > '~' }) {
-		return &Error{Status: 400, Reason: "bad_idempotency_key", Detail: fmt.Sprintf("Idempotency-Key must be at most %d characters of printable ASCII", maxKey)}
+	if times(ctx, "Idempotency-Key") > 1 || len(key) > maxKey || strings.ContainsFunc(key, func(r rune) bool { return r < ' ' || r > '~' }) {
+		return &Error{Status: 400, Reason: "bad_idempotency_key", Detail: fmt.Sprintf("Idempotency-Key must be there once, and be at most %d characters of printable ASCII", maxKey)}
 	}
 	ttl, err := duration(ctx, "ttl", DefaultTTL, s.options.MinTTL, s.options.MaxTTL)
 	if err != nil {
