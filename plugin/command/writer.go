@@ -51,13 +51,17 @@ func (s *Store) round() (ok bool) {
 	err := errors.New("storing commands panicked")
 	defer func() {
 		if v := recover(); v != nil {
+			s.taken = nil // they may not be stored, so they wait for the next start
 			s.log.Error("internal error, caught; please report it", "where", "commands", "panic", fmt.Sprint(v), "stack", string(debug.Stack()))
 		}
 		for _, c := range batch {
 			c.done <- err
 		}
 	}()
-	s.receive()
+	failing := s.failing()
+	if !failing { // else the inbox fills, and HasRoom says so
+		s.receive()
+	}
 	s.mu.Lock()
 	s.expire(time.Now())
 	batch, s.creations = s.creations, nil
@@ -89,6 +93,9 @@ func (s *Store) round() (ok bool) {
 		stored()
 	}
 	s.taken = s.taken[:0]
+	if failing {
+		s.poke() // for what came meanwhile
+	}
 	return true
 }
 
@@ -96,6 +103,13 @@ func (s *Store) round() (ok bool) {
 type outcome struct {
 	delta    map[State]int64 // to their numbers
 	answered uint64          // of the late answers
+}
+
+// failing reports whether what was received last is still to be stored.
+func (s *Store) failing() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.counts.Err != nil
 }
 
 // receive takes what the broker's thread has left.
@@ -303,10 +317,6 @@ func (s *Store) settle(batch []*creation, dirty []*entry, written []Command, lat
 			}
 		}
 		s.late = append(late, s.late...)
-		if over := len(s.late) - maxInbox; over > 0 {
-			s.late = s.late[:maxInbox]
-			s.counts.Overrun += uint64(over)
-		}
 		return
 	}
 	for state, n := range o.delta {
