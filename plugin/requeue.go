@@ -2,6 +2,7 @@ package plugin
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"runtime/debug"
 	"time"
@@ -14,8 +15,8 @@ import (
 
 const (
 	housekeepingInterval = time.Second
-	maxRequeued          = 256       // letters at a time
-	requeuedPerTick      = 256 << 10 // bytes of payload, but for the first
+	maxRequeued          = 256                    // letters at a time
+	requeuingPerTick     = 500 * time.Microsecond // but for the first letter; with sync = "always" each takes an fsync
 	fullInterval         = time.Minute
 )
 
@@ -149,9 +150,10 @@ func (g *Gateway) takeRequeued() {
 	if r == nil {
 		return
 	}
-	for size := 0; r.next < len(r.letters); r.next++ {
+	began := time.Now()
+	for first := r.next; r.next < len(r.letters); r.next++ {
 		l := &r.letters[r.next]
-		if size += len(l.Payload); size > requeuedPerTick && size > len(l.Payload) {
+		if r.next > first && time.Since(began) > requeuingPerTick {
 			return
 		}
 		id, err := uuid.Parse(l.MessageID)
@@ -171,6 +173,12 @@ func (g *Gateway) takeRequeued() {
 			Payload: l.Payload, Traceparent: l.Traceparent,
 		}
 		pos, err := g.journal.Append(&a)
+		if errors.Is(err, journal.ErrTooLarge) {
+			g.complaints.Do(func() {
+				g.log.Error("a dead letter cannot be requeued, nor those behind it: it is larger than the journal takes; "+
+					"raise [journal] max_bytes, or drop it with bouncerctl dead drop", "letter", l.ID, "device", l.Device, "bytes", len(l.Payload))
+			})
+		}
 		if err != nil {
 			return
 		}

@@ -61,16 +61,25 @@ func (f *Forwarder) dispatcher() {
 	for {
 		select {
 		case <-f.wake:
-			f.mu.Lock()
-			f.arrive()
-			// While the backend is down, the alarm or the end of the probe wakes a worker in time.
-			if !f.halted && f.breaker.admits(time.Now()) {
-				f.idle.Signal()
-			}
-			f.mu.Unlock()
+			f.dispatch()
 		case <-f.quit:
 			return
 		}
+	}
+}
+
+func (f *Forwarder) dispatch() {
+	defer func() {
+		if p := recover(); p != nil {
+			f.panicked("dispatching panicked", nil, p)
+		}
+	}()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.arrive()
+	// While the backend is down, the alarm or the end of the probe wakes a worker in time.
+	if !f.halted && f.breaker.admits(time.Now()) {
+		f.idle.Signal()
 	}
 }
 
