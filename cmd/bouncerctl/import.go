@@ -83,6 +83,9 @@ func (o *importOptions) run(name, configFile string, stdin io.Reader, stdout, st
 	}
 	defer func() { err = errors.Join(err, store.Close()) }()
 
+	if err := unknownYet(ctx, store, devices); err != nil {
+		return importError(err)
+	}
 	p := newProgress(stderr, len(devices))
 	if o.out != "" {
 		if err := os.Mkdir(o.out, 0o700); err != nil {
@@ -116,6 +119,23 @@ func (o *importOptions) register(ctx context.Context, store *registry.Store, cfg
 		}
 	}
 	return store.Import(ctx, registrations(ctx, devices, p))
+}
+
+// unknownYet refuses devices that are registered: the registration would, but only after their bundles were made.
+func unknownYet(ctx context.Context, store *registry.Store, devices []registry.Registration) error {
+	wanted := make(map[string]struct{}, len(devices))
+	for i := range devices {
+		wanted[devices[i].ID] = struct{}{}
+	}
+	for e, err := range store.List(ctx) {
+		if err != nil {
+			return err
+		}
+		if _, twice := wanted[e.ID]; twice {
+			return fmt.Errorf("device %q: %w", e.ID, registry.ErrExists)
+		}
+	}
+	return nil
 }
 
 func importError(err error) error {
@@ -228,8 +248,12 @@ func (o *importOptions) makeBundles(ctx context.Context, cfg *config.Config, con
 				return err
 			}
 			d.CertificateExpires = cert.expires
+			// The files are not synced to the disk: for each that would take longer than all else together.
+			if err := b.write(new(creation), filepath.Join(o.out, d.ID)); err != nil {
+				return err
+			}
 			p.add()
-			return b.write(new(creation), filepath.Join(o.out, d.ID))
+			return nil
 		})
 	}
 	if err := group.Wait(); err != nil {
