@@ -139,7 +139,7 @@ func (g *Gateway) isDevice(identity []byte) bool {
 // forbid says in the log that a client has no business with a topic.
 func (g *Gateway) forbid(p *Publish, detail error) {
 	g.decision.now = time.Now()
-	g.refuse(p, g.devices.known(g.registry.Lookup(p.Identity)), nil, Forbidden, detail)
+	g.refuse(p, g.devices.of(g.registry.Lookup(p.Identity)), nil, Forbidden, detail)
 }
 
 // hasDeparted reports whether the connection of p has ended since the last tick, so that p is its last will: before the

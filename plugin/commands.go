@@ -13,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	"mosquitto-bouncer/plugin/audit"
 	"mosquitto-bouncer/plugin/command"
 	"mosquitto-bouncer/plugin/config"
 	"mosquitto-bouncer/plugin/downlink"
@@ -57,7 +58,7 @@ func (g *Gateway) startCommands(c *config.Config) (err error) {
 	if err := os.MkdirAll(c.StateDir, 0o750); err != nil {
 		return fmt.Errorf("%s: %w; the broker's user must be able to make it, or to write it", c.Where("state_dir"), err)
 	}
-	store, err := command.Open(filepath.Join(c.StateDir, command.FileName), command.Options{Log: g.log})
+	store, err := command.Open(filepath.Join(c.StateDir, command.FileName), command.Options{Log: g.log, Changed: g.auditCommand})
 	if err != nil {
 		return fmt.Errorf("%s: %w", c.Where("state_dir"), err)
 	}
@@ -76,6 +77,11 @@ func (g *Gateway) startCommands(c *config.Config) (err error) {
 	g.commands = cs
 	g.gated = append(g.gated, cs.result)
 	return nil
+}
+
+// auditCommand records what has become of a command. Any goroutine.
+func (g *Gateway) auditCommand(c command.Command) {
+	g.audit.Add(audit.Record{Event: audit.Command, Device: c.Device, MessageID: c.ID, Change: string(c.State)})
 }
 
 // resultTopic is where devices answer to commands.

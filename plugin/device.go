@@ -23,6 +23,7 @@ type device struct {
 	departures uint32 // connections of publishers that have ended, and one more
 	bad        badSignatures
 	noticed    time.Time // when it was last told of a refusal
+	verdicts   verdicts
 }
 
 // signed reports whether the envelope is signed with any of the device's current secrets.

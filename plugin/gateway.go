@@ -142,7 +142,9 @@ type Gateway struct {
 	// recoveredAnswers are those that the journal had at the start.
 	recoveredAnswers []recoveredAnswer
 	server           atomic.Pointer[httpd.Server] // nil: none; it serves before it is set here
-	checks           []func() error               // each says what is wrong, for the health check; any goroutine
+	questions        questions
+	slowest          slowest
+	checks           []func() error // each says what is wrong, for the health check; any goroutine
 	figures          figures
 	stopping         atomic.Bool // nothing more will be given to the broker
 }

@@ -55,10 +55,12 @@ func (g *Gateway) Message(p *Publish) (outcome Outcome) {
 		v.reason, v.detail = g.accept(p, v.device, v.envelope)
 		if v.reason == Accepted {
 			g.figures.verdicts[Accepted].Add(1)
+			v.device.verdicts.accept(g.decision.now)
 			return Route
 		}
 	case Redelivered:
 		g.figures.verdicts[Redelivered].Add(1)
+		v.device.verdicts.add(Redelivered)
 		return g.redelivered(p, v.device, v.envelope)
 	}
 	g.refuse(p, v.device, v.envelope, v.reason, v.detail)
@@ -120,6 +122,12 @@ func (g *Gateway) accept(p *Publish, d *device, e *envelope.Envelope) (Reason, e
 	default: // judge has ruled out the others
 		return Internal, nil
 	}
+	stored := false
+	defer func() { // after a panic too: what is remembered and not stored would be acknowledged when it comes again
+		if !stored {
+			g.seen.Remove(serial, e.MessageID)
+		}
+	}()
 	if !isAnswer && len(p.Correlation)+len(p.ResponseTopic) > 0 {
 		g.keepContext(p, d.registered.ID, uuidText(e.MessageID))
 	}
@@ -140,10 +148,10 @@ func (g *Gateway) accept(p *Publish, d *device, e *envelope.Envelope) (Reason, e
 	}
 	pos, err := g.journal.Append(a)
 	if err != nil {
-		g.seen.Remove(serial, e.MessageID)
 		g.contexts.take(contextKey{d.registered.ID, uuidText(e.MessageID)})
 		return Overloaded, err
 	}
+	stored = true
 	d.published(p.ClientID)
 	if isAnswer {
 		g.commands.answered(a, pos)

@@ -98,6 +98,7 @@ func TestOpenAPI(t *testing.T) {
 		t.Fatal(err)
 	}
 	g, address := startHTTP(t)
+	g.suspend("sensor_001")
 	ctx, cancel := context.WithCancel(t.Context())
 	loop := make(chan struct{})
 	go func() { defer close(loop); g.answer(ctx) }()
@@ -183,6 +184,19 @@ func TestOpenAPI(t *testing.T) {
 	read(get, "/v1/commands/"+id, 401, "Authorization", "")
 	read(get, "/v1/commands/none", 404)
 	do(get, "GET", "DELETE", "/v1/commands/"+id, "", 405)
+	const device, list = "/v1/devices/{device_id}", "/v1/devices"
+	read(device, "/v1/devices/sensor_001", 200)
+	read(device, "/v1/devices/sensor_001", 401, "Authorization", "")
+	read(device, "/v1/devices/none", 404)
+	do(device, "GET", "POST", "/v1/devices/sensor_001", "{}", 405)
+	read(list, list+"?order=slowest", 200)
+	read(list, list+"?order=slowest&limit=100", 200)
+	read(list, list, 400)
+	for _, limit := range []string{"", "0", "-1", "101", "x", "99999999999999999999"} {
+		read(list, list+"?order=slowest&limit="+limit, 400)
+	}
+	read(list, list+"?order=slowest", 401, "Authorization", "")
+	do(list, "GET", "DELETE", list, "", 405)
 	read("/metrics", "/metrics", 200)
 	read("/metrics", "/metrics", 401, "Authorization", "token")
 	do("/metrics", "GET", "POST", "/metrics", "", 405)
@@ -191,6 +205,14 @@ func TestOpenAPI(t *testing.T) {
 	g.checks = append(g.checks, func() error { return fmt.Errorf("as the test wants it") })
 	read("/healthz", "/healthz", 503)
 	read("/healthz", "/healthz", 503, "Authorization", "")
+	// Without the broker's thread nobody tells.
+	cancel()
+	<-loop
+	read(device, "/v1/devices/sensor_001", 503)
+	if g.send(g.fresh("sensor_001")) != Route { // which waits
+		t.Error(g.host.last())
+	}
+	read(list, list+"?order=slowest", 503)
 	// Without its store nothing can be promised.
 	if err := g.commands.store.Close(); err != nil {
 		t.Fatal(err)

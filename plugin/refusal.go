@@ -85,6 +85,9 @@ func (g *Gateway) refuse(p *Publish, d *device, e *envelope.Envelope, reason Rea
 		}
 	}
 	g.figures.verdicts[reason].Add(1)
+	if d != nil {
+		d.verdicts.add(reason)
+	}
 	g.notify(p, messageID, reason, detail)
 	g.refusals.refused(g.decision.now, p, d, messageID, reason, detail, g.host.Log)
 	g.auditDenial(p, messageID, reason, detail)

@@ -58,5 +58,6 @@ func (g *Gateway) drain() {
 	g.takeRequeued()
 	g.answers.Drain(g.publishDown)
 	g.drainCommands()
+	g.answerQuestions()
 	g.flushLog()
 }

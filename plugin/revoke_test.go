@@ -3,6 +3,7 @@ package plugin
 import (
 	"context"
 	"encoding/json"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -115,6 +116,73 @@ func TestPinnedCertificates(t *testing.T) {
 	g.host.fingerprint = [32]byte{3}
 	if g.send(g.fresh("sensor_002")) != Route {
 		t.Errorf("a device without pins: %s", g.host.last())
+	}
+}
+
+// TestAuditOfCommands: who sent what to whom, and what came of it, without what was sent.
+func TestAuditOfCommands(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "audit.jsonl")
+	address, settings := httpSettings(t)
+	g := startGateway(t, settings+"[audit]\nfile = \""+file+"\"\n")
+	ctx, cancel := context.WithCancel(t.Context())
+	loop := make(chan struct{})
+	go func() { defer close(loop); g.answer(ctx) }()
+	post := func(device, body string, want int) (id string) {
+		t.Helper()
+		r, err := http.NewRequest(http.MethodPost, "http://"+address+"/v1/devices/"+device+"/commands?ttl=2s&wait=10s", strings.NewReader(body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Header.Set("Authorization", "Bearer token")
+		r.Header.Set("Content-Type", "application/json")
+		r.Header.Set("Idempotency-Key", "k"+body)
+		a, err := http.DefaultClient.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer a.Body.Close()
+		var c struct{ ID string }
+		if err := json.NewDecoder(a.Body).Decode(&c); err != nil || a.StatusCode != want {
+			t.Fatalf("%d %v, want %d", a.StatusCode, err, want)
+		}
+		return c.ID
+	}
+	id := post("sensor_001", `"open sesame"`, 200)
+	if again := post("sensor_001", `"open sesame"`, 200); again != id { // which is no other command
+		t.Error(again)
+	}
+	post("none", `"open sesame"`, 404)
+	lost := post("sensor_002", `"unanswered"`, 200)
+	cancel()
+	<-loop
+	g.Stop()
+	content, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for line := range strings.Lines(string(content)) {
+		var r audit.Record
+		if err := json.Unmarshal([]byte(line), &r); err != nil {
+			t.Fatal(err)
+		}
+		if r.Event != audit.Command {
+			continue
+		}
+		if r.Time.IsZero() || strings.HasPrefix(r.Actor, "127.0.0.1:") != (r.Change == "created" || r.Change == "refused") {
+			t.Errorf("%s", line)
+		}
+		got = append(got, strings.TrimSpace(strings.Join([]string{r.Device, r.Change, r.MessageID, r.Reason}, " ")))
+	}
+	want := []string{"sensor_001 created " + id, "sensor_001 sent " + id, "sensor_001 succeeded " + id, "none refused  no_such_device",
+		"sensor_002 created " + lost, "sensor_002 sent " + lost, "sensor_002 expired " + lost}
+	if !slices.Equal(got, want) {
+		t.Errorf("\n got %q\nwant %q", got, want)
+	}
+	for _, secret := range []string{"sesame", "unanswered", "token", `"s"`} {
+		if strings.Contains(string(content), secret) {
+			t.Errorf("the log has %s: %s", secret, content)
+		}
 	}
 }
 

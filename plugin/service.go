@@ -7,6 +7,7 @@ import (
 	"io"
 	"time"
 
+	"mosquitto-bouncer/plugin/audit"
 	"mosquitto-bouncer/plugin/command"
 	"mosquitto-bouncer/plugin/config"
 	"mosquitto-bouncer/plugin/envelope"
@@ -37,15 +38,29 @@ func (g *Gateway) serve(c *config.Config) error {
 	return nil
 }
 
+var errNoSuchDevice = &httpd.Error{Status: 404, Reason: "no_such_device", Detail: "no device with this id is registered"}
+
 // service is httpd.Service. Its methods are called by many goroutines.
 type service struct{ g *Gateway }
 
 func (s service) Send(ctx context.Context, n httpd.NewCommand) (httpd.Command, error) {
+	c, err := s.send(ctx, n)
+	if err != nil {
+		refused := audit.Record{Event: audit.Command, Device: n.Device, Change: "refused", Actor: n.Client, Reason: "unavailable"}
+		if e, ok := errors.AsType[*httpd.Error](err); ok {
+			refused.Reason = e.Reason
+		}
+		s.g.audit.Add(refused)
+	}
+	return c, err
+}
+
+func (s service) send(ctx context.Context, n httpd.NewCommand) (httpd.Command, error) {
 	cs := s.g.commands
 	device := s.g.registry.Lookup([]byte(n.Device))
 	switch {
 	case device == nil:
-		return httpd.Command{}, &httpd.Error{Status: 404, Reason: "no_such_device", Detail: "no device with this id is registered"}
+		return httpd.Command{}, errNoSuchDevice
 	case device.Disabled:
 		return httpd.Command{}, &httpd.Error{Status: 409, Reason: "device_disabled", Detail: "the device is disabled; enable it with bouncerctl device enable"}
 	}
@@ -69,6 +84,7 @@ func (s service) Send(ctx context.Context, n httpd.NewCommand) (httpd.Command, e
 		return httpd.Command{}, err
 	}
 	if created {
+		s.g.audit.Add(audit.Record{Event: audit.Command, Device: c.Device, MessageID: c.ID, Change: "created", Actor: n.Client})
 		cs.send(c)
 	}
 	shown := show(c)

@@ -63,6 +63,26 @@ func (r Reason) String() string {
 	return reasonNames[r]
 }
 
+// verdicts counts those on the publishes of one device, since the start.
+type verdicts struct {
+	accepted uint64
+	last     int64                // when one was accepted last, in nanoseconds since 1970; 0: none
+	others   *[reasonCount]uint64 // by reason; nil: none
+}
+
+func (v *verdicts) accept(now time.Time) {
+	v.accepted++
+	v.last = now.UnixNano()
+}
+
+// add counts one that was not accepted.
+func (v *verdicts) add(reason Reason) {
+	if v.others == nil {
+		v.others = new([reasonCount]uint64)
+	}
+	v.others[reason]++
+}
+
 // good reports whether the publisher is told success.
 func (r Reason) good() bool { return r == Accepted || r == Redelivered }
 

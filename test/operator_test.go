@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"syscall"
@@ -99,6 +100,81 @@ func TestRevocation(t *testing.T) {
 		t.Error("a removed device stays connected")
 	}
 	g.accept(neighbour, 1, two.Sign("2"))
+}
+
+// TestLiveDevices: what the gateway knows of devices, as an operator sees it while the backend refuses one, and once the
+// broker has ended.
+func TestLiveDevices(t *testing.T) {
+	program := buildCtl(t)
+	g := newGate(t, broker.Options{Devices: []string{"slow", "quick", "silent"}, HTTP: true})
+	g.backend.Script(func(r *backend.Request) backend.Answer {
+		if r.Device == "slow" {
+			return backend.Answer{Status: 503}
+		}
+		return backend.OK(r)
+	})
+	slow, quick := g.device("slow"), g.device("quick")
+	one, two := g.connect(slow, mqtt5), g.connect(quick, mqtt5)
+	first := slow.Sign("1")
+	for _, m := range []device.Message{first, slow.Sign("2")} {
+		if !g.publish(one, one.DataTopic(), 1, m.Bytes).Accepted() {
+			t.Fatal("a good message was refused")
+		}
+	}
+	g.accept(two, 1, quick.Sign("3"))
+	for range 3 {
+		g.refuse(one, one.DataTopic(), 1, first, "replay")
+	}
+	g.refuse(one, one.DataTopic(), 1, slow.Sign(`"good"`).Tampered("good", "evil"), "bad_signature")
+
+	holds := func(text string, lines ...string) {
+		t.Helper()
+		for _, line := range lines {
+			if !regexp.MustCompile(`(?m)^` + line + `$`).MatchString(text) {
+				t.Errorf("no line %q in\n%s", line, text)
+			}
+		}
+	}
+	const ago = `\S+Z \(\d+ s ago\)`
+	g.eventually("a request failed", func() bool { return strings.Contains(g.ctl(program, "device", "show", "slow"), " failed") })
+	holds(g.ctl(program, "device", "show", "slow"), `State +enabled`, `Gateway +since `+ago, `Last accepted +`+ago, `Accepted +2`,
+		`Refused +4: bad_signature 1, replay 3`, `Pending +2, the oldest for \d+\.\d s; \d+ requests? failed`)
+	holds(g.ctl(program, "device", "show", "quick"), `Last accepted +`+ago, `Accepted +1`, `Refused +0`, `Pending +0`)
+	holds(g.ctl(program, "device", "show", "silent"), `Last accepted +not since then`, `Accepted +0`, `Refused +0`, `Pending +0`)
+	var shown struct {
+		Live struct {
+			ID       string `json:"device_id"`
+			Accepted int
+			Refused  map[string]int
+			Pending  int
+		}
+	}
+	g.no(json.Unmarshal([]byte(g.ctl(program, "device", "show", "slow", "--json")), &shown))
+	if l := shown.Live; l.ID != "slow" || l.Accepted != 2 || l.Refused["replay"] != 3 || l.Pending != 2 {
+		t.Errorf("%+v", l)
+	}
+	holds(g.ctl(program, "top", "--count", "1", "--interval", "100ms"), `\S+Z accepted=.* pending=2 .* slowest=slow oldest=\d+\.\ds`)
+
+	g.backend.Script(backend.OK)
+	g.posted(first)
+	g.eventually("all delivered", func() bool { return g.ask("GET", "/v1/devices/slow", "").pending() == 0 })
+	if text := g.ctl(program, "top", "--count", "1", "--interval", "100ms"); strings.Contains(text, "slowest") {
+		t.Error(text)
+	}
+
+	g.no(g.broker.Stop())
+	holds(g.ctl(program, "device", "show", "slow"), `State +enabled`, `Gateway +not known: .*connection refused`)
+	if out, err := exec.Command(program, "top", "--config", g.broker.Path("bouncer.toml")).CombinedOutput(); err == nil ||
+		!strings.Contains(string(out), "connection refused") || bytes.Count(out, []byte("\n")) != 1 {
+		t.Errorf("%v %s", err, out)
+	}
+}
+
+// pending is what waits of the device that was asked about; -1: it is not said.
+func (s seen) pending() int {
+	d := struct{ Pending int }{-1}
+	_ = json.Unmarshal(s.Text, &d)
+	return d.Pending
 }
 
 // TestRotation: both secrets are accepted until the old one ends by itself.

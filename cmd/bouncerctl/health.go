@@ -30,8 +30,8 @@ there is no listener.`,
 		Args:    noArguments,
 		RunE: func(c *cobra.Command, _ []string) error {
 			l, err := (&topOptions{}).source(*configFile, c.InOrStdin())
-			if e, found := errors.AsType[*noListener](err); found {
-				return &unasked{e}
+			if errors.Is(err, errNoListener) {
+				return &unasked{err}
 			}
 			if err != nil {
 				return err
@@ -47,7 +47,7 @@ there is no listener.`,
 
 // health returns what is wrong.
 func (l *listener) health(ctx context.Context) error {
-	response, err := l.get(ctx, "/healthz")
+	response, err := l.ask(ctx, "/healthz")
 	if err != nil {
 		return err
 	}

@@ -4,12 +4,9 @@ import (
 	"bytes"
 	"cmp"
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
-	"net/http"
 	"os"
 	"os/signal"
 	"slices"
@@ -22,12 +19,10 @@ import (
 	"github.com/prometheus/common/model"
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
-
-	"mosquitto-bouncer/plugin/config"
 )
 
-// maxMetricsBytes bounds an answer of the listener.
-const maxMetricsBytes = 4 << 20
+// slowestShown is how many of the slowest devices there are on the screen.
+const slowestShown = 10
 
 type topOptions struct {
 	url, tokenFile, caFile string
@@ -39,11 +34,13 @@ func newTop(configFile *string) *cobra.Command {
 	o := topOptions{interval: time.Second}
 	c := &cobra.Command{
 		Use:   "top",
-		Short: "Watch verdicts, throughput and what waits for the backend",
-		Long: `Watch what the gateway does: publishes by verdict, deliveries, and what waits for
-the backend, as the HTTP listener tells ([http] listen in bouncer.toml). On a
-terminal the screen is redrawn every second until Ctrl-C; elsewhere a line is
-printed. To see which devices have messages waiting: "bouncerctl queue".`,
+		Short: "Watch verdicts, throughput and the slowest devices",
+		Long: `Watch what the gateway does: publishes by verdict, deliveries, what waits for the
+backend, and the devices whose messages wait longest, as the HTTP listener tells
+([http] listen in bouncer.toml). FAILED counts the requests that failed since the
+backend last took or refused a message of the device. On a terminal the screen is
+redrawn every second until Ctrl-C; elsewhere a line is printed. To see all
+devices that have messages waiting: "bouncerctl queue".`,
 		Example: `  bouncerctl top
   bouncerctl top --count 1 | tee -a gateway.log`,
 		Args: noArguments,
@@ -74,114 +71,19 @@ printed. To see which devices have messages waiting: "bouncerctl queue".`,
 	return c
 }
 
-// A noListener is a bouncer.toml without [http] listen.
-type noListener struct{ file string }
-
-func (e *noListener) Error() string {
-	return e.file + ": there is no HTTP listener; set [http] listen and token_file, and restart the broker"
-}
-
-// A listener is where figures come from.
-type listener struct {
-	url    string // without a path
-	token  string
-	client *http.Client
-}
-
-func (o *topOptions) source(configFile string, stdin io.Reader) (*listener, error) {
-	l := &listener{url: strings.TrimSuffix(o.url, "/")}
-	transport := &http.Transport{TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS12}}
-	l.client = &http.Client{Transport: transport, Timeout: 5 * time.Second}
-	if o.url != "" {
-		if o.tokenFile != "" {
-			content, err := readFrom("--token-file", o.tokenFile, stdin)
-			if err != nil {
-				return nil, err
-			}
-			l.token = strings.TrimSpace(string(content))
-		}
-		if o.caFile != "" {
-			content, err := os.ReadFile(o.caFile)
-			if err != nil {
-				return nil, err
-			}
-			transport.TLSClientConfig.RootCAs = x509.NewCertPool()
-			if !transport.TLSClientConfig.RootCAs.AppendCertsFromPEM(content) {
-				return nil, fmt.Errorf("--ca-file: %s has no certificate in PEM", o.caFile)
-			}
-		}
-		return l, nil
-	}
-	cfg, err := config.Load(configFile)
-	if err != nil {
-		return nil, err
-	}
-	if cfg.HTTP.Listen == "" {
-		return nil, &noListener{configFile}
-	}
-	l.token = string(cfg.HTTP.Token)
-	l.url = "http://" + reachable(cfg.HTTP.Listen)
-	if cfg.HTTP.TLS != nil {
-		// It is this very certificate that is expected, whatever name the listener is reached by here.
-		l.url = strings.Replace(l.url, "http", "https", 1)
-		leaf, err := x509.ParseCertificate(cfg.HTTP.TLS.Certificates[0].Certificate[0])
-		if err != nil {
-			return nil, err
-		}
-		transport.TLSClientConfig.RootCAs = x509.NewCertPool()
-		transport.TLSClientConfig.RootCAs.AddCert(leaf)
-		switch {
-		case len(leaf.DNSNames) > 0:
-			transport.TLSClientConfig.ServerName = leaf.DNSNames[0]
-		case len(leaf.IPAddresses) > 0:
-			transport.TLSClientConfig.ServerName = leaf.IPAddresses[0].String()
-		}
-	}
-	return l, nil
-}
-
-// reachable is where to connect to for what is listened on.
-func reachable(listen string) string {
-	for _, every := range []string{"0.0.0.0:", "[::]:", ":"} {
-		if port, ok := strings.CutPrefix(listen, every); ok {
-			return "localhost:" + port
-		}
-	}
-	return listen
-}
-
 // figures are the metrics by name, with the value of their one label, if they have any, behind a blank.
 type figures struct {
-	at     time.Time
-	values map[string]float64
+	at      time.Time
+	values  map[string]float64
+	slowest []liveDevice
+	missing error // why there are none of those; nil: there are
 }
 
-// get asks with the token. The caller closes the body.
-func (l *listener) get(ctx context.Context, path string) (*http.Response, error) {
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, l.url+path, nil)
-	if err != nil {
-		return nil, err
-	}
-	if l.token != "" {
-		request.Header.Set("Authorization", "Bearer "+l.token)
-	}
-	return l.client.Do(request)
-}
-
+// read asks for the figures.
 func (l *listener) read(ctx context.Context) (*figures, error) {
-	response, err := l.get(ctx, "/metrics")
+	body, err := l.get(ctx, "/metrics")
 	if err != nil {
 		return nil, err
-	}
-	defer response.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(response.Body, maxMetricsBytes))
-	switch {
-	case err != nil:
-		return nil, err
-	case response.StatusCode == http.StatusUnauthorized:
-		return nil, fmt.Errorf("%s: the token is not the listener's (401); restart the broker if token_file has changed", l.url)
-	case response.StatusCode != http.StatusOK:
-		return nil, fmt.Errorf("%s: answered %s", l.url, response.Status)
 	}
 	parser := expfmt.NewTextParser(model.LegacyValidation)
 	families, err := parser.TextToMetricFamilies(bytes.NewReader(body))
@@ -227,6 +129,9 @@ func (o *topOptions) run(ctx context.Context, l *listener, w io.Writer, redraw b
 		case <-ticker.C:
 		}
 		now, err := l.read(ctx)
+		if err == nil {
+			now.slowest, now.missing = l.slowest(ctx, slowestShown)
+		}
 		var text string
 		switch {
 		case ctx.Err() != nil:
@@ -319,6 +224,17 @@ func (c change) line() string {
 			fmt.Fprintf(&b, " %s=%.1f/s", v.name, v.rate)
 		}
 	}
+	// The slowest alone: a line is for a log.
+	switch {
+	case c.now.missing != nil:
+		fmt.Fprintf(&b, " slowest=%q", "not known: "+c.now.missing.Error())
+	case len(c.now.slowest) > 0:
+		d := &c.now.slowest[0]
+		fmt.Fprintf(&b, " slowest=%s", quoted(d.ID))
+		if d.OldestSeconds != nil {
+			fmt.Fprintf(&b, " oldest=%.1fs", *d.OldestSeconds)
+		}
+	}
 	return b.String() + "\n"
 }
 
@@ -342,5 +258,31 @@ func (c change) screen() string {
 	for _, v := range all {
 		fmt.Fprintf(&b, "%-20s %12.1f %14.0f\n", v.name, v.rate, v.total)
 	}
+	c.writeSlowest(&b)
 	return b.String()
+}
+
+func (c change) writeSlowest(b *strings.Builder) {
+	if c.now.missing != nil {
+		fmt.Fprintf(b, "\nSlowest devices: not known: %v\n", c.now.missing)
+		return
+	}
+	fmt.Fprintf(b, "\n%-32s %10s %13s %8s  %s\n", "SLOWEST DEVICE", "PENDING", "OLDEST", "FAILED", "STATE")
+	for i := range c.now.slowest {
+		d := &c.now.slowest[i]
+		state := "waiting"
+		switch {
+		case d.Suspended:
+			state = "suspended"
+		case !d.Registered:
+			state = "removed"
+		case d.Failures > 0:
+			state = "failing"
+		}
+		id := quoted(d.ID)
+		if len(id) > 32 {
+			id = id[:29] + "..."
+		}
+		fmt.Fprintf(b, "%-32s %10d %13s %8d  %s\n", id, d.Pending, d.oldest(), d.Failures, state)
+	}
 }

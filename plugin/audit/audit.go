@@ -47,7 +47,7 @@ const (
 	Reload   = "reload"
 	Denied   = "denied"   // a publish, will or subscription was refused
 	Registry = "registry" // a device was changed
-	Command  = "command"  // the backend sent one
+	Command  = "command"  // the backend sent one, or something has become of one
 	// Of the log itself: denials left out of it, with their number by reason, and records of any kind that were lost.
 	Suppressed = "denials_suppressed"
 	Lost       = "records_lost"
@@ -61,9 +61,9 @@ type Record struct {
 	Client    string         `json:"client,omitempty"`
 	Topic     string         `json:"topic,omitempty"`
 	MessageID string         `json:"message_id,omitempty"`
-	Reason    string         `json:"reason,omitempty"` // of a denial
-	Change    string         `json:"change,omitempty"` // of a device: see registry.ChangeKind
-	Actor     string         `json:"actor,omitempty"`  // of a command: who sent it
+	Reason    string         `json:"reason,omitempty"` // of a denial, or of a command that was refused
+	Change    string         `json:"change,omitempty"` // of a device: see registry.ChangeKind; of a command: "created", "refused" or see command.State
+	Actor     string         `json:"actor,omitempty"`  // of a command that was created or refused: the client's address
 	Result    string         `json:"result,omitempty"` // "ok" or "failed"
 	Detail    string         `json:"detail,omitempty"`
 	Version   string         `json:"version,omitempty"`

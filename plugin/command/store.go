@@ -30,6 +30,10 @@ type Options struct {
 	MaxFinished   int           // kept; default 100000
 	Keep          time.Duration // how long a finished command is kept; default a week
 	Log           *slog.Logger  // default: nowhere
+	// Changed, if not nil, is told of each state that a command comes into after its creation, in their order, and of Sent
+	// each time: by the Store's goroutine with a lock held, so it must return at once. It is told before that is stored; of
+	// an answer that came too late, after, and without what is not needed to name the command.
+	Changed func(Command)
 }
 
 const (

@@ -51,6 +51,7 @@ func (s *Store) round() (ok bool) {
 	err := errors.New("storing commands panicked")
 	defer func() {
 		if v := recover(); v != nil {
+			s.tell(false) // whether they are stored is not known, so they wait for the next start
 			s.log.Error("internal error, caught; please report it", "where", "commands", "panic", fmt.Sprint(v), "stack", string(debug.Stack()))
 		}
 		for _, c := range batch {
@@ -85,15 +86,17 @@ func (s *Store) round() (ok bool) {
 	if err != nil {
 		return false
 	}
-	s.tell()
+	s.tell(true)
 	return true
 }
 
-// tell tells of the answers that the last transaction has stored, and makes room for others.
-func (s *Store) tell() {
+// tell tells of the answers of the last transaction, if they are stored, and makes room for others.
+func (s *Store) tell(stored bool) {
 	bytes := 0
 	for _, t := range s.taken {
-		t.stored()
+		if stored {
+			t.stored()
+		}
 		bytes += t.bytes
 	}
 	s.inboxMu.Lock()
@@ -108,6 +111,7 @@ func (s *Store) tell() {
 type outcome struct {
 	delta    map[State]int64 // to their numbers
 	answered uint64          // of the late answers
+	late     []Command       // which those were for; in part
 }
 
 // receive takes what the broker's thread has left.
@@ -189,6 +193,7 @@ func (s *Store) change(e *entry, to State) {
 	}
 	wasFinal := e.State.Final()
 	e.State = to
+	s.changed(e.Command)
 	if !to.Final() || wasFinal {
 		return
 	}
@@ -202,6 +207,12 @@ func (s *Store) change(e *entry, to State) {
 	}
 	s.release(e.Device, len(e.Body))
 	close(e.finished)
+}
+
+func (s *Store) changed(c Command) {
+	if s.options.Changed != nil {
+		s.options.Changed(c)
+	}
 }
 
 // write stores creations and changes, and drops what is finished for long.
@@ -232,7 +243,10 @@ func (s *Store) write(ctx context.Context, batch []*creation, changed []Command,
 		}
 		o.delta[Expired] -= n
 		o.delta[a.Status] += n
-		o.answered += uint64(n)
+		if n > 0 {
+			o.answered++
+			o.late = append(o.late, Command{ID: a.ID, Device: a.device, State: a.Status, FinishedAt: a.at})
+		}
 	}
 	return o, s.prune(ctx, o.delta)
 }
@@ -315,10 +329,6 @@ func (s *Store) settle(batch []*creation, dirty []*entry, written []Command, lat
 			}
 		}
 		s.late = append(late, s.late...)
-		if over := len(s.late) - maxInbox; over > 0 {
-			s.late = s.late[:maxInbox]
-			s.counts.Overrun += uint64(over)
-		}
 		return
 	}
 	for state, n := range o.delta {
@@ -326,6 +336,9 @@ func (s *Store) settle(batch []*creation, dirty []*entry, written []Command, lat
 	}
 	s.counts.Answers += o.answered
 	s.counts.Strays += uint64(len(late)) - o.answered
+	for _, c := range o.late {
+		s.changed(c)
+	}
 	for i, e := range dirty {
 		if !e.dirty && written[i].State.Final() {
 			delete(s.entries, e.ID)

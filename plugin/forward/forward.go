@@ -347,10 +347,7 @@ func (f *Forwarder) Resume(device string) bool {
 func (f *Forwarder) Stats() Stats {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.intake.n.Load() > 0 {
-		f.arrive()
-		f.idle.Signal()
-	}
+	f.arriveNow()
 	return Stats{
 		Accepted:         f.accepted,
 		Delivered:        f.delivered,

@@ -85,8 +85,9 @@ func (f *Forwarder) arrive() {
 // meant to be called once for many messages, by whoever calls Enqueue, and returns at once.
 func (f *Forwarder) Dispatch() {
 	// A worker counts itself idle before it looks at the intake for the last time, so either it sees what is in there
-	// or it is seen here.
-	if f.intake.n.Load() == 0 || f.idlers.Load() == 0 {
+	// or it is seen here. Many are taken though nobody is idle, or whoever calls Enqueue would copy ever more of them.
+	n := f.intake.n.Load()
+	if n == 0 || n < maxSpareArrivals/2 && f.idlers.Load() == 0 {
 		return
 	}
 	select {

@@ -135,11 +135,14 @@ func (q *lanes) pop() *lane {
 func (q *lanes) empty() bool { return q.first == nil }
 
 // parcel is what goes to the backend together: one message, or in batch mode the first messages of some lanes, which
-// stay taken until they are settled. A parcel in flight belongs to its worker; else Forwarder.mu protects it.
+// stay taken until they are settled. A parcel in flight belongs to its worker, which changes positions and parts with
+// Forwarder.mu held alone; else Forwarder.mu protects it.
 type parcel struct {
 	positions []uint64 // not settled yet, in the order of sending
 	parts     []part   // whose they are
 	spans     []span   // the requests they go in; only the first is ever in flight
+
+	before, after *parcel // in schedule.parcels
 
 	// letter is set when the backend has refused the first message and the Store has not taken the dead letter yet.
 	letter   *DeadLetter

@@ -52,6 +52,7 @@ type schedule struct {
 	alarmAt time.Time // zero: not set
 	ended   bool
 
+	parcels      *parcel // every one that is not settled: the latest, with the others behind it
 	spareLanes   []*lane
 	spareParcels []*parcel
 }
@@ -259,7 +260,28 @@ func (s *schedule) gather() *parcel {
 		p.parts = append(p.parts, part{lane: l, n: n})
 	}
 	p.spans = append(p.spans, span{n: len(p.positions)})
+	s.list(p)
 	return p
+}
+
+// list notes a parcel that is under way, until unlist.
+func (s *schedule) list(p *parcel) {
+	if p.after = s.parcels; p.after != nil {
+		p.after.before = p
+	}
+	s.parcels = p
+}
+
+func (s *schedule) unlist(p *parcel) {
+	if p.after != nil {
+		p.after.before = p.before
+	}
+	if p.before != nil {
+		p.before.after = p.after
+	} else {
+		s.parcels = p.after
+	}
+	p.before, p.after = nil, nil
 }
 
 func (s *schedule) newParcel() *parcel {
@@ -274,6 +296,7 @@ func (s *schedule) newParcel() *parcel {
 
 // discard takes back a parcel that is settled to the last message.
 func (s *schedule) discard(p *parcel) {
+	s.unlist(p)
 	if len(s.spareParcels) < maxSpareParcels {
 		*p = parcel{positions: p.positions[:0], parts: p.parts[:0], spans: p.spans[:0]}
 		s.spareParcels = append(s.spareParcels, p)

@@ -40,6 +40,8 @@ const (
 	// MaxWait is the longest ?wait, DefaultTTL what a command without ?ttl has.
 	MaxWait    = time.Minute
 	DefaultTTL = 30 * time.Second
+	// MaxDevices is the greatest ?limit.
+	MaxDevices = 100
 )
 
 // A Service is what the server serves. Its methods are called by many goroutines at a time.
@@ -48,6 +50,10 @@ type Service interface {
 	Send(ctx context.Context, c NewCommand) (Command, error)
 	// Command returns a command by its id; if it is unfinished, as soon as it is finished or when ctx ends.
 	Command(ctx context.Context, id string, wait bool) (Command, error)
+	// Device returns what the gateway knows of a device. The errors are as Send's.
+	Device(ctx context.Context, id string) (Device, error)
+	// Slowest returns up to n devices, MaxDevices at most, whose messages have waited longest for the backend.
+	Slowest(ctx context.Context, n int) ([]Device, error)
 	// Health returns what keeps the gateway from doing its work, one sentence each; none: nothing.
 	Health() []string
 	// Metrics writes the figures in Prometheus' text format, whose content type it returns.
@@ -57,6 +63,7 @@ type Service interface {
 // A NewCommand is what a client asks for. Its fields may be kept.
 type NewCommand struct {
 	Device string
+	Client string // whose request it is: address and port
 	Key    string // "": none
 	Body   []byte
 	TTL    time.Duration
@@ -70,6 +77,22 @@ type Command struct {
 	SentAt, FinishedAt  time.Time // zero: not yet
 	Body, Result        []byte    // JSON values; nil: none
 	ResultDropped, Seen bool      // Seen: an idempotency key led to a command that was there already
+}
+
+// A Device is what is known of a device. Verdicts on its publishes, its last wills and its subscriptions are those since
+// the gateway's start.
+type Device struct {
+	ID                   string
+	Registered, Disabled bool
+	Since                time.Time // the gateway's start
+	LastAccepted         time.Time // zero: none since
+	Accepted             uint64
+	Redelivered          uint64            // accepted before, and acknowledged once more
+	Refused              map[string]uint64 // by reason
+	Pending              int               // messages that wait for the backend, with what is in flight
+	OldestSince          time.Time         // when the oldest of them was accepted; zero: there are none, or it is not known
+	Failures             int               // requests that failed since the backend last took or refused a message
+	Suspended            bool              // nothing is delivered before bouncerctl queue resume
 }
 
 // Options are the settings of a Server.

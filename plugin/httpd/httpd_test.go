@@ -30,6 +30,10 @@ func (s aService) Send(_ context.Context, c NewCommand) (Command, error) { retur
 func (s aService) Command(ctx context.Context, _ string, _ bool) (Command, error) {
 	return s.command(ctx)
 }
+func (aService) Device(context.Context, string) (Device, error) { return Device{}, nil }
+func (aService) Slowest(_ context.Context, n int) ([]Device, error) {
+	return make([]Device, n), nil
+}
 func (aService) Health() []string                  { return nil }
 func (aService) Metrics(io.Writer) (string, error) { return "", errors.New("a secret of the inside") }
 

@@ -52,7 +52,19 @@ func (s *Server) route(ctx *fasthttp.RequestCtx) error {
 	}
 	// Of the path as it was sent: what is escaped in it is part of no id.
 	path = string(ctx.Request.URI().PathOriginal())
+	if path == "/v1/devices" {
+		if err := only("GET", "HEAD"); err != nil {
+			return err
+		}
+		return s.devices(ctx)
+	}
 	if rest, ok := strings.CutPrefix(path, "/v1/devices/"); ok {
+		if rest != "" && !strings.ContainsAny(rest, "/%") {
+			if err := only("GET", "HEAD"); err != nil {
+				return err
+			}
+			return s.device(ctx, rest)
+		}
 		if device, ok := strings.CutSuffix(rest, "/commands"); ok && device != "" && !strings.ContainsAny(device, "/%") {
 			if err := only("POST"); err != nil {
 				return err
@@ -89,7 +101,7 @@ func (s *Server) send(ctx *fasthttp.RequestCtx, device string) error {
 		return err
 	}
 	body := bytes.Clone(bytes.Trim(ctx.PostBody(), " \t\r\n"))
-	c, err := s.service.Send(s.ctx, NewCommand{Device: device, Key: key, Body: body, TTL: ttl})
+	c, err := s.service.Send(s.ctx, NewCommand{Device: device, Client: ctx.RemoteAddr().String(), Key: key, Body: body, TTL: ttl})
 	if err != nil {
 		return err
 	}
@@ -121,6 +133,88 @@ func (s *Server) command(ctx *fasthttp.RequestCtx, id string) error {
 	return write(ctx, c)
 }
 
+func (s *Server) device(ctx *fasthttp.RequestCtx, id string) error {
+	d, err := s.service.Device(s.ctx, id)
+	if err != nil {
+		return err
+	}
+	return writeJSON(ctx, shown(&d, time.Now()))
+}
+
+// defaultDevices is how many devices are listed without ?limit.
+const defaultDevices = 10
+
+func (s *Server) devices(ctx *fasthttp.RequestCtx) error {
+	query := ctx.QueryArgs()
+	if string(query.Peek("order")) != "slowest" {
+		return &Error{Status: 400, Reason: "bad_order", Detail: "order must be slowest; to list all devices is for bouncerctl device list"}
+	}
+	limit := defaultDevices
+	if query.Has("limit") {
+		var err error
+		if limit, err = query.GetUint("limit"); err != nil || limit < 1 || limit > MaxDevices {
+			return &Error{Status: 400, Reason: "bad_limit", Detail: fmt.Sprintf("limit must be a number from 1 to %d", MaxDevices)}
+		}
+	}
+	slowest, err := s.service.Slowest(s.ctx, limit)
+	if err != nil {
+		return err
+	}
+	list := struct {
+		Devices []deviceJSON `json:"devices"`
+	}{make([]deviceJSON, len(slowest))}
+	now := time.Now()
+	for i := range slowest {
+		list.Devices[i] = shown(&slowest[i], now)
+	}
+	return writeJSON(ctx, list)
+}
+
+type deviceJSON struct {
+	ID            string            `json:"device_id"`
+	Registered    bool              `json:"registered"`
+	Disabled      bool              `json:"disabled"`
+	Since         *time.Time        `json:"since"`
+	LastAccepted  *time.Time        `json:"last_accepted"`
+	Accepted      uint64            `json:"accepted"`
+	Redelivered   uint64            `json:"redelivered"`
+	Refused       map[string]uint64 `json:"refused"`
+	Pending       int               `json:"pending"`
+	OldestSince   *time.Time        `json:"oldest_pending"`
+	OldestSeconds *float64          `json:"oldest_pending_seconds"`
+	Failures      int               `json:"failed_requests"`
+	Suspended     bool              `json:"suspended"`
+}
+
+func shown(d *Device, now time.Time) deviceJSON {
+	j := deviceJSON{d.ID, d.Registered, d.Disabled, at(d.Since), at(d.LastAccepted), d.Accepted, d.Redelivered, d.Refused,
+		d.Pending, at(d.OldestSince), nil, d.Failures, d.Suspended}
+	if !d.OldestSince.IsZero() {
+		age := max(0, now.Sub(d.OldestSince)).Truncate(time.Millisecond).Seconds()
+		j.OldestSeconds = &age
+	}
+	return j
+}
+
+// at is a time as it is shown; nil for zero.
+func at(t time.Time) *time.Time {
+	if t.IsZero() {
+		return nil
+	}
+	t = t.UTC().Truncate(time.Millisecond)
+	return &t
+}
+
+func writeJSON(ctx *fasthttp.RequestCtx, v any) error {
+	body, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	ctx.SetContentType("application/json")
+	ctx.SetBody(append(body, '\n'))
+	return nil
+}
+
 // duration reads a parameter of the query.
 func duration(ctx *fasthttp.RequestCtx, name string, byDefault, least, most time.Duration) (time.Duration, error) {
 	text := string(ctx.QueryArgs().Peek(name))
@@ -135,14 +229,7 @@ func duration(ctx *fasthttp.RequestCtx, name string, byDefault, least, most time
 }
 
 func write(ctx *fasthttp.RequestCtx, c Command) error {
-	at := func(t time.Time) *time.Time {
-		if t.IsZero() {
-			return nil
-		}
-		t = t.UTC().Truncate(time.Millisecond)
-		return &t
-	}
-	body, err := json.Marshal(struct {
+	return writeJSON(ctx, struct {
 		ID            string          `json:"id"`
 		URL           string          `json:"url"`
 		Device        string          `json:"device_id"`
@@ -156,12 +243,6 @@ func write(ctx *fasthttp.RequestCtx, c Command) error {
 		ResultDropped bool            `json:"result_dropped,omitempty"`
 		Repeated      bool            `json:"repeated,omitempty"`
 	}{c.ID, "/v1/commands/" + c.ID, c.Device, c.State, at(c.Created), at(c.Expires), at(c.SentAt), at(c.FinishedAt), c.Body, c.Result, c.ResultDropped, c.Seen})
-	if err != nil {
-		return err
-	}
-	ctx.SetContentType("application/json")
-	ctx.SetBody(append(body, '\n'))
-	return nil
 }
 
 // health says whether the gateway is well; what is wrong with it only who has the token is told.
