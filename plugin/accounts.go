@@ -23,10 +23,10 @@ type Stats struct {
 
 // Stats returns the state of delivery. Safe for concurrent use between Start and Stop.
 func (g *Gateway) Stats() Stats {
-	f := g.forwarder.Stats()
+	j := g.journal.Stats() // the forwarder does not know of devices' answers to commands
 	return Stats{
-		Accounts: Accounts{f.Accepted, f.Delivered, f.Dead, uint64(f.Pending)},
-		Forward:  f,
-		Journal:  g.journal.Stats(),
+		Accounts: Accounts{j.Accepted, j.Delivered, j.Dead, j.Pending},
+		Forward:  g.forwarder.Stats(),
+		Journal:  j,
 	}
 }

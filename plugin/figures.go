@@ -74,16 +74,16 @@ func commandFigures(c command.Counts) *metrics.Commands {
 	return m
 }
 
-// deliveryFigures are the forwarder's.
 func (g *Gateway) deliveryFigures() metrics.Delivery {
-	s := g.forwarder.Stats()
+	stats := g.Stats()
+	s, accounts := stats.Forward, stats.Accounts
 	latency := &metrics.Histogram{Counts: s.Latency.Counts[:], Sum: s.Latency.Sum}
 	for _, bound := range forward.LatencyBounds() {
 		latency.Bounds = append(latency.Bounds, bound.Seconds())
 	}
 	return metrics.Delivery{
-		Accepted: s.Accepted, Delivered: s.Delivered, Dead: s.Dead, Retries: s.Retries,
-		Pending: s.Pending, InFlight: s.InFlight, Lanes: s.Lanes, AnswersDropped: s.AnswersDropped,
+		Accepted: accounts.Accepted, Delivered: accounts.Delivered, Dead: accounts.Dead, Pending: accounts.Pending,
+		Retries: s.Retries, InFlight: s.InFlight, Lanes: s.Lanes, AnswersDropped: s.AnswersDropped,
 		StoreErrors: s.StoreErrors, Down: s.Down, Suspended: s.Suspended, SuspendedDevices: s.SuspendedDevices,
 		Latency: latency,
 	}

@@ -233,7 +233,7 @@ func Start(configFile string, host Host) (_ *Gateway, err error) {
 	g.restoreAnswers(g.recoveredAnswers)
 	g.recoveredAnswers = nil
 	g.log.Info("ready", "version", Version, "config", configFile, "devices", g.registry.Len(),
-		"topics", c.Publish.Topics, "backend", c.Backend.URL)
+		"topics", c.Publish.Topics, "backend", forward.WithoutQuery(c.Backend.URL))
 	g.brokerConf, err = brokerconf.Running()
 	g.settleOthers(g.brokerConf, err)
 	if err = g.checkBroker(); err != nil {

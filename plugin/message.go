@@ -122,6 +122,12 @@ func (g *Gateway) accept(p *Publish, d *device, e *envelope.Envelope) (Reason, e
 	default: // judge has ruled out the others
 		return Internal, nil
 	}
+	stored := false
+	defer func() { // after a panic too: what is remembered and not stored would be acknowledged when it comes again
+		if !stored {
+			g.seen.Remove(serial, e.MessageID)
+		}
+	}()
 	if !isAnswer && len(p.Correlation)+len(p.ResponseTopic) > 0 {
 		g.keepContext(p, d.registered.ID, uuidText(e.MessageID))
 	}
@@ -142,10 +148,10 @@ func (g *Gateway) accept(p *Publish, d *device, e *envelope.Envelope) (Reason, e
 	}
 	pos, err := g.journal.Append(a)
 	if err != nil {
-		g.seen.Remove(serial, e.MessageID)
 		g.contexts.take(contextKey{d.registered.ID, uuidText(e.MessageID)})
 		return Overloaded, err
 	}
+	stored = true
 	d.published(p.ClientID)
 	if isAnswer {
 		g.commands.answered(a, pos)

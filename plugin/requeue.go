@@ -2,6 +2,7 @@ package plugin
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"runtime/debug"
 	"time"
@@ -14,8 +15,8 @@ import (
 
 const (
 	housekeepingInterval = time.Second
-	maxRequeued          = 256       // letters at a time
-	requeuedPerTick      = 256 << 10 // bytes of payload, but for the first
+	maxRequeued          = 256                    // letters at a time
+	requeuingPerTick     = 500 * time.Microsecond // but for the first letter; with sync = "always" each takes an fsync
 	fullInterval         = time.Minute
 )
 
@@ -31,9 +32,10 @@ type housekeeper struct {
 	g       *Gateway
 	cancel  context.CancelFunc
 	ended   chan struct{}
-	fullAt  time.Time // when the log last said who fills the journal
-	refused uint64    // by the journal, until then
-	handed  *requeued // to the broker's thread; nil: none
+	fullAt  time.Time           // when the log last said who fills the journal
+	refused uint64              // by the journal, until then
+	handed  *requeued           // to the broker's thread; nil: none
+	taken   []deadletter.Letter // in the journal, and not removed yet
 }
 
 func (g *Gateway) startHousekeeping() {
@@ -52,10 +54,11 @@ func (h *housekeeper) stop() {
 		return
 	}
 	if r := h.g.requeued.Swap(nil); r != nil {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
-		defer cancel()
-		h.remove(ctx, r.letters[:r.next])
+		h.taken = append(h.taken, r.letters[:r.next]...)
 	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	h.remove(ctx)
 }
 
 func (h *housekeeper) run(ctx context.Context) {
@@ -86,6 +89,9 @@ func (h *housekeeper) round(ctx context.Context) {
 
 // requeue takes back what an operator has requeued, and reports whether there may be more.
 func (h *housekeeper) requeue(ctx context.Context) bool {
+	if !h.remove(ctx) {
+		return false // they would be taken once more
+	}
 	if h.handed == nil {
 		letters, err := h.g.store.letters.Requeued(ctx, maxRequeued)
 		if err != nil && ctx.Err() == nil {
@@ -105,21 +111,22 @@ func (h *housekeeper) requeue(ctx context.Context) bool {
 		return false
 	case <-h.handed.done:
 	}
-	letters := h.handed.letters
-	h.handed = nil
-	h.g.log.Info("dead letters requeued", "count", len(letters))
-	return h.remove(ctx, letters)
+	h.taken, h.handed = h.handed.letters, nil
+	h.g.log.Info("dead letters requeued", "count", len(h.taken))
+	return h.remove(ctx)
 }
 
-// remove removes letters that are in the journal.
-func (h *housekeeper) remove(ctx context.Context, letters []deadletter.Letter) bool {
-	err := h.g.store.letters.Remove(context.WithoutCancel(ctx), letters...)
+// remove removes the letters that are in the journal. Until it has succeeded no others are taken.
+func (h *housekeeper) remove(ctx context.Context) bool {
+	err := h.g.store.letters.Remove(context.WithoutCancel(ctx), h.taken...)
 	if err != nil {
 		h.g.complaints.Do(func() {
-			h.g.log.Warn("requeued dead letters were not removed; they are delivered once more", "error", err)
+			h.g.log.Warn("requeued dead letters cannot be removed, so no others are requeued; after a restart they are delivered once more", "error", err)
 		})
+		return false
 	}
-	return err == nil
+	h.taken = nil
+	return true
 }
 
 // reportFull says who fills the journal, while it is full.
@@ -143,9 +150,10 @@ func (g *Gateway) takeRequeued() {
 	if r == nil {
 		return
 	}
-	for size := 0; r.next < len(r.letters); r.next++ {
+	began := time.Now()
+	for first := r.next; r.next < len(r.letters); r.next++ {
 		l := &r.letters[r.next]
-		if size += len(l.Payload); size > requeuedPerTick && size > len(l.Payload) {
+		if r.next > first && time.Since(began) > requeuingPerTick {
 			return
 		}
 		id, err := uuid.Parse(l.MessageID)
@@ -165,6 +173,12 @@ func (g *Gateway) takeRequeued() {
 			Payload: l.Payload, Traceparent: l.Traceparent,
 		}
 		pos, err := g.journal.Append(&a)
+		if errors.Is(err, journal.ErrTooLarge) {
+			g.complaints.Do(func() {
+				g.log.Error("a dead letter cannot be requeued, nor those behind it: it is larger than the journal takes; "+
+					"raise [journal] max_bytes, or drop it with bouncerctl dead drop", "letter", l.ID, "device", l.Device, "bytes", len(l.Payload))
+			})
+		}
 		if err != nil {
 			return
 		}

@@ -154,6 +154,11 @@ func (t *tour) run(ctx context.Context) error {
 	if err := t.publish(ctx, t.otherClient, t.other, `{"temperature":19.5}`); err != nil {
 		return err
 	}
+	waiting, cancel := context.WithTimeout(ctx, stepTimeout)
+	defer cancel()
+	if err := t.passFence(waiting); err != nil {
+		return err
+	}
 	t.account()
 	t.summary()
 	return nil
@@ -323,7 +328,8 @@ func handshake(ctx context.Context, d *device.Device) error {
 }
 
 // account compares everything that reached backend and subscriber with what was accepted. Each device's last message
-// has come through, and messages of one device stay in order: nothing is still under way.
+// has come through, and messages of one device stay in order; the dashboard has passed the fence: nothing is still under
+// way.
 func (t *tour) account() {
 	want := map[string]bool{}
 	for _, m := range t.good {

@@ -274,6 +274,9 @@ func number(digits string) int {
 	return n
 }
 
+// packetSize21 is the default of max_packet_size since Mosquitto 2.1, in bytes. Before it there was no limit.
+const packetSize21 = 2_000_000
+
 var versionForm = regexp.MustCompile(`\A(\d+)\.(\d+)\.(\d+)\z`)
 
 // checkBroker looks at what concerns the broker as a whole.
@@ -326,6 +329,9 @@ func (k *checker) checkBroker() {
 			k.warn(at(l), "max_packet_size %d leaves no room for publish.max_bytes (%d) and a topic: the broker cuts off who sends more; write at least %d",
 				n, k.toml.Publish.MaxBytes, k.toml.Publish.MaxBytes+1024)
 		}
+	} else if k.toml != nil && !found && !k.before(2, 1, 0) && k.toml.Publish.MaxBytes+1024 > packetSize21 {
+		k.warn(first, "max_packet_size is not set, and Mosquitto 2.1 then cuts off who sends more than %d bytes: that leaves no room for publish.max_bytes (%d) and a topic; add: max_packet_size %d",
+			packetSize21, k.toml.Publish.MaxBytes, k.toml.Publish.MaxBytes+1024)
 	}
 	if l, found := k.lastAnywhere("log_dest"); found && l.Value == "stdout" && k.before(2, 1, 0) {
 		k.warn(at(l), "log_dest stdout: Mosquitto 2.0 does not flush it, so lines come late or never; write: log_dest stderr")

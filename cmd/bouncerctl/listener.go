@@ -105,8 +105,8 @@ func reachable(listen string) string {
 	return listen
 }
 
-// get asks for a path. The error is one line.
-func (l *listener) get(ctx context.Context, path string) ([]byte, error) {
+// ask asks for a path, with the token. The caller closes the body.
+func (l *listener) ask(ctx context.Context, path string) (*http.Response, error) {
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, l.url+path, nil)
 	if err != nil {
 		return nil, err
@@ -114,7 +114,12 @@ func (l *listener) get(ctx context.Context, path string) ([]byte, error) {
 	if l.token != "" {
 		request.Header.Set("Authorization", "Bearer "+l.token)
 	}
-	response, err := l.client.Do(request)
+	return l.client.Do(request)
+}
+
+// get asks for a path that is answered with 200. The error is one line.
+func (l *listener) get(ctx context.Context, path string) ([]byte, error) {
+	response, err := l.ask(ctx, path)
 	if err != nil {
 		return nil, err
 	}

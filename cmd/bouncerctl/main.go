@@ -23,6 +23,7 @@ const version = "0.1.0"
 const (
 	exitFailure = 1
 	exitUsage   = 2
+	exitUnasked = 3 // health only
 )
 
 func main() {
@@ -42,6 +43,9 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	fmt.Fprintf(stderr, "bouncerctl: %v\n", err)
 	if _, usage := errors.AsType[*usageError](err); usage {
 		return exitUsage
+	}
+	if _, found := errors.AsType[*unasked](err); found {
+		return exitUnasked
 	}
 	return exitFailure
 }
@@ -67,7 +71,7 @@ It exits with 0 when done, 1 when it failed, 2 when called wrongly.`,
 	var configFile string
 	root.PersistentFlags().StringVar(&configFile, "config", defaultConfig, "the bouncer.toml `file`")
 	root.AddCommand(newInit(), newDevice(&configFile), newRegistry(&configFile), newQueue(&configFile), newDead(&configFile),
-		newCheck(&configFile), newSign(&configFile), newVerify(&configFile), newTop(&configFile), newManual())
+		newCheck(&configFile), newSign(&configFile), newVerify(&configFile), newTop(&configFile), newHealth(&configFile), newManual())
 	root.InitDefaultCompletionCmd()
 	completeDevices(root, &configFile)
 	return root

@@ -73,7 +73,45 @@ func manual(root *cobra.Command, docs string) (map[string][]byte, error) {
 // page makes a manual page of Markdown.
 func page(name string, section int, short, body string) []byte {
 	head := fmt.Sprintf("%% %s %d \"\" \"mosquitto-bouncer %s\" \"\"\n\n# NAME\n\n%s - %s\n", strings.ToUpper(name), section, version, name, short)
-	return append(bytes.TrimSpace(md2man.Render([]byte(head+body))), '\n')
+	return append(bytes.TrimSpace(md2man.Render([]byte(head+withoutTables(body)))), '\n')
+}
+
+// withoutTables makes an item of each row of a Markdown table: the cells of a table in a manual page are not wrapped, and run
+// past the edge of the terminal. A column's heading stands before the cell, but for what the cell itself says: its type.
+func withoutTables(body string) string {
+	var b strings.Builder
+	var headings []string // of the table that we are in
+	for line := range strings.Lines(body) {
+		row, found := strings.CutPrefix(line, "| ")
+		if !found {
+			headings = nil
+			b.WriteString(line)
+			continue
+		}
+		cells := strings.Split(strings.TrimSuffix(strings.TrimSpace(row), "|"), " | ")
+		if headings == nil {
+			headings = cells
+			continue
+		}
+		if strings.Trim(row, "-| \n") == "" {
+			continue
+		}
+		var said []string
+		for i, cell := range cells[1:] {
+			heading := ""
+			if i+1 < len(headings) {
+				heading = strings.TrimSpace(headings[i+1])
+			}
+			if strings.HasPrefix(heading, "type") {
+				heading = ""
+			}
+			if cell = strings.TrimSpace(cell); cell != "" {
+				said = append(said, strings.TrimSpace(heading+" "+cell))
+			}
+		}
+		fmt.Fprintf(&b, "- %s: %s\n", strings.TrimSpace(cells[0]), strings.Join(said, "; "))
+	}
+	return b.String()
 }
 
 // reference returns all commands in Markdown.

@@ -40,6 +40,9 @@ func TestManual(t *testing.T) {
 				t.Errorf("%s: no %q", name, text)
 			}
 		}
+		if strings.Contains(page, "\n.TS") {
+			t.Errorf("%s: a table, which a narrow terminal does not wrap", name)
+		}
 		if mandoc, err := exec.LookPath("mandoc"); err == nil {
 			if output, err := exec.Command(mandoc, "-T", "lint", "-W", "error", filepath.Join(dir, name)).CombinedOutput(); err != nil {
 				t.Errorf("%s: %s", name, output)

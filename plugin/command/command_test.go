@@ -415,3 +415,50 @@ func TestAnswersAreBoundedWhileNothingIsStored(t *testing.T) {
 		t.Error("no room afterwards")
 	}
 }
+
+// TestAnswersWhileNothingCanBeStored: while the database fails, answers are taken up to a bound, and none of those that
+// were taken is lost.
+func TestAnswersWhileNothingCanBeStored(t *testing.T) {
+	s := openNew(t, Options{})
+	first := create(t, s, Request{Device: "d", Body: []byte("1"), TTL: MinTTL})
+	last := create(t, s, Request{Device: "d", Body: []byte("1"), TTL: MinTTL})
+	until(t, "expired", func() bool { s.mu.Lock(); defer s.mu.Unlock(); return len(s.entries) == 0 })
+	exec := func(statement string) {
+		t.Helper()
+		if _, err := s.read.ExecContext(t.Context(), "PRAGMA query_only = false; "+statement+"; PRAGMA query_only = true"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	exec("CREATE TRIGGER full BEFORE UPDATE ON commands BEGIN SELECT RAISE(ABORT, 'the disk is full'); END")
+	var taken int
+	var stored atomic.Int64
+	answer := func(id string) {
+		t.Helper()
+		taken++
+		if err := s.Answered("d", say(id, "succeeded", "1"), time.Now(), func() { stored.Add(1) }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	answer(first.ID)
+	until(t, "the database fails", func() bool { return s.Counts().Err != nil })
+	for s.HasRoom(maxInboxBytes/maxInbox) && taken <= 4*maxInbox {
+		answer(NewID(time.Now())) // of a command that is not known any more
+		if taken%100 == 0 {
+			time.Sleep(time.Millisecond)
+		}
+		if taken == maxInbox/2 {
+			answer(last.ID)
+		}
+	}
+	if taken > maxInbox {
+		t.Errorf("%d answers were taken", taken)
+	}
+	exec("DROP TRIGGER full")
+	until(t, "everything is stored", func() bool { return stored.Load() == int64(taken) })
+	if got := state(t, s, first.ID); got != Succeeded {
+		t.Errorf("the first is %s", got)
+	}
+	if got := state(t, s, last.ID); taken > maxInbox/2 && got != Succeeded {
+		t.Errorf("the last is %s", got)
+	}
+}

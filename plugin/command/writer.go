@@ -51,6 +51,7 @@ func (s *Store) round() (ok bool) {
 	err := errors.New("storing commands panicked")
 	defer func() {
 		if v := recover(); v != nil {
+			s.tell(false) // whether they are stored is not known, so they wait for the next start
 			s.log.Error("internal error, caught; please report it", "where", "commands", "panic", fmt.Sprint(v), "stack", string(debug.Stack()))
 		}
 		for _, c := range batch {
@@ -85,15 +86,17 @@ func (s *Store) round() (ok bool) {
 	if err != nil {
 		return false
 	}
-	s.tell()
+	s.tell(true)
 	return true
 }
 
-// tell tells of the answers that the last transaction has stored, and makes room for others.
-func (s *Store) tell() {
+// tell tells of the answers of the last transaction, if they are stored, and makes room for others.
+func (s *Store) tell(stored bool) {
 	bytes := 0
 	for _, t := range s.taken {
-		t.stored()
+		if stored {
+			t.stored()
+		}
 		bytes += t.bytes
 	}
 	s.inboxMu.Lock()
@@ -326,10 +329,6 @@ func (s *Store) settle(batch []*creation, dirty []*entry, written []Command, lat
 			}
 		}
 		s.late = append(late, s.late...)
-		if over := len(s.late) - maxInbox; over > 0 {
-			s.late = s.late[:maxInbox]
-			s.counts.Overrun += uint64(over)
-		}
 		return
 	}
 	for state, n := range o.delta {

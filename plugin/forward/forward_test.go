@@ -285,3 +285,13 @@ func TestNewRefuses(t *testing.T) {
 		}
 	}
 }
+
+func TestWithoutQuery(t *testing.T) {
+	for url, want := range map[string]string{
+		"https://h/in?token=s3cret": "https://h/in?...", "https://h/in": "https://h/in", "https://h?": "https://h?...",
+	} {
+		if got := WithoutQuery(url); got != want {
+			t.Errorf("WithoutQuery(%q) = %q", url, got)
+		}
+	}
+}

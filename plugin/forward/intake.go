@@ -61,16 +61,25 @@ func (f *Forwarder) dispatcher() {
 	for {
 		select {
 		case <-f.wake:
-			f.mu.Lock()
-			f.arrive()
-			// While the backend is down, the alarm or the end of the probe wakes a worker in time.
-			if !f.halted && f.breaker.admits(time.Now()) {
-				f.idle.Signal()
-			}
-			f.mu.Unlock()
+			f.dispatch()
 		case <-f.quit:
 			return
 		}
+	}
+}
+
+func (f *Forwarder) dispatch() {
+	defer func() {
+		if p := recover(); p != nil {
+			f.panicked("dispatching panicked", nil, p)
+		}
+	}()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.arrive()
+	// While the backend is down, the alarm or the end of the probe wakes a worker in time.
+	if !f.halted && f.breaker.admits(time.Now()) {
+		f.idle.Signal()
 	}
 }
 
@@ -85,8 +94,9 @@ func (f *Forwarder) arrive() {
 // meant to be called once for many messages, by whoever calls Enqueue, and returns at once.
 func (f *Forwarder) Dispatch() {
 	// A worker counts itself idle before it looks at the intake for the last time, so either it sees what is in there
-	// or it is seen here.
-	if f.intake.n.Load() == 0 || f.idlers.Load() == 0 {
+	// or it is seen here. Many are taken though nobody is idle, or whoever calls Enqueue would copy ever more of them.
+	n := f.intake.n.Load()
+	if n == 0 || n < maxSpareArrivals/2 && f.idlers.Load() == 0 {
 		return
 	}
 	select {

@@ -1,6 +1,7 @@
 package forward
 
 import (
+	"context"
 	"fmt"
 	"math/rand/v2"
 	"sync"
@@ -62,4 +63,30 @@ func TestNoArrivalIsMissed(t *testing.T) {
 	wg.Wait()
 	eventually(t, "all messages", func() bool { return x.store.count("") == 0 })
 	x.drain()
+}
+
+// While every worker waits for the backend, what arrives does not pile up in the intake.
+func TestIntakeIsBoundedWhileNobodyIsIdle(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cfg := with(func(*Message) reply { time.Sleep(time.Minute); return reply{status: 200} })
+		cfg.Concurrency = 1
+		x := start(t, cfg)
+		x.enqueue(message("a", 1))
+		synctest.Wait() // the only worker is busy
+		for n := range maxSpareArrivals {
+			x.Forwarder.Enqueue("a", uint64(n+1000), 100) // never looked for
+			if n%1000 == 0 {
+				x.Dispatch()
+				synctest.Wait()
+			}
+		}
+		x.Dispatch()
+		synctest.Wait()
+		if n := x.intake.n.Load(); n > maxSpareArrivals/2 {
+			t.Errorf("%d messages lie in the intake", n)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		_ = x.Forwarder.Close(ctx)
+	})
 }

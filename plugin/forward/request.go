@@ -447,3 +447,12 @@ func visible(s string) bool {
 	}
 	return true
 }
+
+// WithoutQuery returns a URL as it may be shown: a query may hold a token.
+func WithoutQuery(url string) string {
+	shown, _, has := strings.Cut(url, "?")
+	if has {
+		shown += "?..."
+	}
+	return shown
+}

@@ -261,6 +261,7 @@ func (f *Forwarder) tellGone(device string) {
 	} else {
 		device = ""
 	}
+	url = WithoutQuery(url)
 	if f.cfg.Gone != nil {
 		f.cfg.Gone(device, url)
 	}

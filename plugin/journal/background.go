@@ -21,6 +21,12 @@ const (
 	reportInterval      = time.Second
 	maxSlotsAtOnce      = 16384
 	maxFilesSyncedAtEnd = 64 // outcomes, in Close
+
+	// A message's outcome takes less than a sixteenth of what most messages take. The rest is for the files themselves,
+	// and for what is saved before a segment is dropped.
+	reservePart  = 16
+	minReserve   = 64 << 10 // bytes
+	stateReserve = 32 << 10 // bytes, for what is saved alone
 )
 
 // background is the state of the journal's goroutine, and of Open before it runs.
@@ -32,10 +38,13 @@ type background struct {
 	unsynced []*segment
 	synced   bool // unsynced was filled
 
+	reserve  int64 // bytes that are to be set aside; 0: not known yet
+	reserved int64 // bytes that are
+
 	sealed       []*segment // to be synced and closed
 	dirtyOutcome []*segment
 
-	prepareAt, flushAt, syncAt, outcomesSyncAt, sweepAt, reportAt time.Time
+	prepareAt, reserveAt, flushAt, syncAt, outcomesSyncAt, sweepAt, reportAt time.Time
 
 	prepareFailing, flushFailing, dropFailing bool // to log the first error in a row alone
 	reportedRefusal                           bool
@@ -91,7 +100,7 @@ func (j *Journal) step(now time.Time) time.Time {
 		return false
 	}
 
-	if j.next.Load() == nil && due(b.prepareAt) {
+	if j.next.Load() == nil && !j.starved.Load() && due(b.prepareAt) {
 		j.prepare(now)
 	}
 	j.takeQueue()
@@ -101,6 +110,10 @@ func (j *Journal) step(now time.Time) time.Time {
 			b.flushAt = now.Add(retryInterval)
 			next = earlier(next, b.flushAt)
 		}
+	}
+	if (b.reserve == 0 || b.reserved < b.reserve) && len(b.queue) == 0 && due(b.reserveAt) {
+		b.reserveAt = now.Add(retryInterval)
+		j.setAside()
 	}
 	j.takeSealed()
 	if (len(b.sealed) > 0 || j.dirty.Load()) && due(b.syncAt) {
@@ -209,6 +222,9 @@ func (j *Journal) flush() bool {
 		j.log.Error("outcomes could not be written to the journal; trying again every second", "error", failed)
 	}
 	b.flushFailing = failed != nil
+	if isFull(failed) {
+		j.starve(stateReserve)
+	}
 	return failed == nil
 }
 
@@ -381,13 +397,61 @@ func (j *Journal) sweep(now time.Time) {
 		return
 	}
 	err := j.drop(candidates)
+	if isFull(err) {
+		j.starve(0)
+		err = j.drop(candidates)
+	}
 	if errors.Is(err, ErrNotYet) {
 		return
+	}
+	// At once, or outcomes take it.
+	if b := &j.background; err == nil && b.reserved < stateReserve && makeReserve(j.options.Dir, stateReserve) == nil {
+		b.reserved = stateReserve
 	}
 	if err != nil && !j.background.dropFailing {
 		j.log.Error("segments of the journal could not be dropped; trying again every second", "error", err)
 	}
 	j.background.dropFailing = err != nil
+}
+
+// setAside makes the file that keeps room on the disk for outcomes, so that a disk that messages have filled does not
+// stay full: a segment is dropped when its outcomes are written. With it messages are accepted again.
+func (j *Journal) setAside() {
+	b := &j.background
+	size := b.reserve
+	if size == 0 {
+		size = j.options.SegmentBytes/reservePart + minReserve
+	}
+	err := makeReserve(j.options.Dir, size)
+	for b.reserve == 0 && isFull(err) && size > minReserve {
+		size = max(size/2, minReserve)
+		err = makeReserve(j.options.Dir, size)
+	}
+	if isFull(err) {
+		return
+	}
+	// Where it is not possible for another reason, it must do without.
+	b.reserve, b.reserved = size, size
+	j.starved.Store(false)
+}
+
+// starve leaves what room there is on the disk to outcomes, until all can be set aside again that was. Of that it frees
+// all but so many bytes.
+func (j *Journal) starve(but int64) {
+	b := &j.background
+	j.starved.Store(true)
+	if b.reserved <= but {
+		return
+	}
+	b.reserved = but
+	path := filepath.Join(j.options.Dir, reserveName)
+	err := os.Truncate(path, but)
+	if but == 0 {
+		err = removeIfThere(path)
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		j.log.Error("the room that the journal keeps for outcomes could not be freed", "error", err)
+	}
 }
 
 // isSettled holds the outcomes in a segment's file against its messages: what would be lost by an error is not dropped on

@@ -20,6 +20,7 @@ import (
 
 const (
 	lockName       = "lock"
+	reserveName    = "reserve"
 	logSuffix      = ".log"
 	outcomesSuffix = ".done"
 	stateSuffix    = ".state"
@@ -93,13 +94,44 @@ func list(dir string) (listing, error) {
 			l.outcomes = append(l.outcomes, n)
 		} else if strings.HasSuffix(name, stateSuffix+newSuffix) {
 			l.leftovers = append(l.leftovers, name)
-		} else if name != lockName && !strings.HasSuffix(name, stateSuffix) {
+		} else if name != lockName && name != reserveName && !strings.HasSuffix(name, stateSuffix) {
 			l.foreign = append(l.foreign, name)
 		}
 	}
 	slices.Sort(l.logs)
 	slices.Sort(l.outcomes)
 	return l, nil
+}
+
+// makeReserve makes a file that takes size bytes on the disk. Where there is no room it stays as it was.
+func makeReserve(dir string, size int64) (err error) {
+	f, err := os.OpenFile(filepath.Join(dir, reserveName), os.O_WRONLY|os.O_CREATE, 0o600)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	if err := allocate(f, size); err != nil {
+		return errors.Join(err, f.Truncate(min(info.Size(), size)))
+	}
+	return f.Truncate(size)
+}
+
+// allocate makes f take size bytes on the disk. Where that cannot be asked for, zeros are written.
+func allocate(f *os.File, size int64) error {
+	if err := unix.Fallocate(int(f.Fd()), 0, 0, size); !errors.Is(err, unix.EOPNOTSUPP) {
+		return err
+	}
+	zeros := make([]byte, minReserve)
+	for at := int64(0); at < size; at += int64(len(zeros)) {
+		if _, err := f.WriteAt(zeros[:min(int64(len(zeros)), size-at)], at); err != nil {
+			return err
+		}
+	}
+	return f.Sync()
 }
 
 func syncDirectory(dir string) error {

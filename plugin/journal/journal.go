@@ -49,6 +49,8 @@ var (
 	ErrNotFound = errors.New("journal: no such message")
 )
 
+var errStarved = fmt.Errorf("%w: the room that is left on the disk is for what became of earlier messages", ErrFull)
+
 // Position is the lasting name of an accepted message: the segment's number in the upper 32 bits, the place in its log in
 // the lower. Positions ascend in the order of acceptance. 0 is none.
 type Position uint64
@@ -137,6 +139,7 @@ type Journal struct {
 	refused atomic.Pointer[error]   // why the latest Append failed, if it did
 	dirty   atomic.Bool             // the active log has what no fsync covers
 	closed  atomic.Bool
+	starved atomic.Bool // outcomes found no room on the disk: what there is, is theirs
 
 	used      atomic.Int64 // bytes, against MaxBytes
 	accepted  atomic.Uint64
@@ -254,6 +257,9 @@ func (j *Journal) Append(a *Accepted) (Position, error) {
 func (j *Journal) append(a *Accepted) (Position, error) {
 	if j.closed.Load() {
 		return 0, ErrClosed
+	}
+	if j.starved.Load() {
+		return 0, errStarved
 	}
 	n, err := recordSize(a)
 	if err != nil {

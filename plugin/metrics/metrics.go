@@ -34,10 +34,11 @@ type Count struct {
 	N    uint64
 }
 
-// Delivery is the forwarder's: Accepted = Delivered + Dead + Pending.
+// Delivery is that of messages to the backend: Accepted = Delivered + Dead + Pending.
 type Delivery struct {
-	Accepted, Delivered, Dead, Retries uint64
-	Pending, InFlight, Lanes           int
+	Accepted, Delivered, Dead, Pending uint64
+	Retries                            uint64
+	InFlight, Lanes                    int
 	AnswersDropped, StoreErrors        uint64
 	Down                               bool // the backend as a whole does not answer
 	Suspended                          bool // for all devices, until an operator resumes

@@ -22,6 +22,9 @@ const (
 	ofDevice   = "device="
 )
 
+// maxURL is the size of the largest file that is read: for who is told, and nothing depends on it.
+const maxURL = 64 << 10
+
 func fileName(device string) string {
 	if device == "" {
 		return everything
@@ -53,9 +56,11 @@ func List(dir string) (list []Suspension, err error) {
 		s := Suspension{Device: device}
 		if info, err := e.Info(); err == nil {
 			s.Since = info.ModTime()
-		}
-		if url, err := os.ReadFile(filepath.Join(dir, e.Name())); err == nil {
-			s.URL = strings.TrimSpace(string(url))
+			if info.Mode().IsRegular() && info.Size() <= maxURL {
+				if url, err := os.ReadFile(filepath.Join(dir, e.Name())); err == nil {
+					s.URL = strings.TrimSpace(string(url))
+				}
+			}
 		}
 		list = append(list, s)
 	}

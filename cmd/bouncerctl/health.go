@@ -1,0 +1,63 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+
+	"github.com/spf13/cobra"
+)
+
+// maxHealthBytes bounds the answer.
+const maxHealthBytes = 64 << 10
+
+// unasked is the error of health where there is no listener.
+type unasked struct{ error }
+
+func newHealth(configFile *string) *cobra.Command {
+	return &cobra.Command{
+		Use:   "health",
+		Short: "Ask a running gateway whether it is well",
+		Long: `Ask a running gateway whether it is well, by the HTTP listener ([http] listen in
+bouncer.toml): whether the broker's thread comes round, the registry can be read and
+the stores can be written. A backend that is away is no illness. It says what is wrong
+and exits with 1 if it is not well or does not answer within 5 s, and exits with 3 if
+there is no listener.`,
+		Example: `  bouncerctl health --config /srv/bouncer/bouncer.toml`,
+		Args:    noArguments,
+		RunE: func(c *cobra.Command, _ []string) error {
+			l, err := (&topOptions{}).source(*configFile, c.InOrStdin())
+			if errors.Is(err, errNoListener) {
+				return &unasked{err}
+			}
+			if err != nil {
+				return err
+			}
+			if err := l.health(c.Context()); err != nil {
+				return err
+			}
+			fmt.Fprintln(c.OutOrStdout(), "ok")
+			return nil
+		},
+	}
+}
+
+// health returns what is wrong.
+func (l *listener) health(ctx context.Context) error {
+	response, err := l.ask(ctx, "/healthz")
+	if err != nil {
+		return err
+	}
+	defer response.Body.Close()
+	if response.StatusCode == http.StatusOK {
+		return nil
+	}
+	var problem struct{ Detail string }
+	if err := json.NewDecoder(io.LimitReader(response.Body, maxHealthBytes)).Decode(&problem); err != nil || problem.Detail == "" {
+		return fmt.Errorf("%s/healthz: answered %s", l.url, response.Status)
+	}
+	return fmt.Errorf("not well: %s", problem.Detail)
+}

@@ -1,0 +1,35 @@
+package plugin
+
+import (
+	"strings"
+	"testing"
+	"unsafe"
+)
+
+// panicking is a broker that fails in the middle of an acceptance.
+type panicking struct{ *aBroker }
+
+func (panicking) Traceparent(unsafe.Pointer) string { panic("no memory") }
+
+// TestAPanicRemembersNothing: a message that was refused for a panic before it was stored is not taken for one that was
+// accepted when it comes again, which would acknowledge what nobody has.
+func TestAPanicRemembersNothing(t *testing.T) {
+	g := startGateway(t, "")
+	if o := g.send(g.fresh("sensor_001")); o != Route {
+		t.Fatalf("outcome %d: %s", o, g.host.last())
+	}
+	p := g.fresh("sensor_001")
+	p.Properties = unsafe.Pointer(p)
+	g.Gateway.host = panicking{g.host}
+	if o := g.send(p); o != Refuse || !strings.Contains(g.host.last(), "reason=internal") {
+		t.Fatalf("outcome %d: %s", o, g.host.last())
+	}
+	g.Gateway.host = g.host
+	g.Disconnected(p.Connection, p.Identity, p.ClientID)
+	g.Tick()
+	p.Connection++
+	if o := g.send(p); o != Route {
+		t.Errorf("it came again: outcome %d: %s", o, g.host.last())
+	}
+	g.tickUntil("delivery", func() bool { return g.Stats().Accounts == Accounts{Accepted: 2, Delivered: 2} })
+}
