@@ -131,7 +131,7 @@ install: ## install what `make build` built (PREFIX, LIBDIR and DESTDIR are hono
 	install -d $(DESTDIR)$(LIBDIR) $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/doc/mosquitto-bouncer/docs
 	install -m 644 build/mosquitto_bouncer.so $(DESTDIR)$(LIBDIR)/mosquitto_bouncer.so
 	install -m 755 build/bouncerctl $(DESTDIR)$(PREFIX)/bin/bouncerctl
-	install -m 644 mosquitto.conf.example bouncer.toml.example README.md CHANGELOG.md LICENSE $(DESTDIR)$(PREFIX)/share/doc/mosquitto-bouncer/
+	install -m 644 mosquitto.conf.example bouncer.toml.example README.md CHANGELOG.md SECURITY.md LICENSE $(DESTDIR)$(PREFIX)/share/doc/mosquitto-bouncer/
 	install -m 644 docs/*.md docs/*.yaml $(DESTDIR)$(PREFIX)/share/doc/mosquitto-bouncer/docs/
 
 .PHONY: clean

@@ -232,8 +232,6 @@ func Start(configFile string, host Host) (_ *Gateway, err error) {
 	}
 	g.restoreAnswers(g.recoveredAnswers)
 	g.recoveredAnswers = nil
-	g.log.Info("ready", "version", Version, "config", configFile, "devices", g.registry.Len(),
-		"topics", c.Publish.Topics, "backend", forward.WithoutQuery(c.Backend.URL))
 	g.brokerConf, err = brokerconf.Running()
 	g.settleOthers(g.brokerConf, err)
 	if err = g.checkBroker(); err != nil {
@@ -244,6 +242,8 @@ func Start(configFile string, host Host) (_ *Gateway, err error) {
 			return nil, err
 		}
 	}
+	g.log.Info("ready", "version", Version, "config", configFile, "devices", g.registry.Len(),
+		"topics", c.Publish.Topics, "backend", forward.WithoutQuery(c.Backend.URL))
 	g.audit.Add(audit.Record{Event: audit.Start, Version: Version})
 	g.flushLog()
 	return g, nil

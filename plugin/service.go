@@ -66,7 +66,7 @@ func (s service) send(ctx context.Context, n httpd.NewCommand) (httpd.Command, e
 	}
 	// The body is put between other members of an object: it must be one value by itself.
 	if _, err := envelope.AppendCanonical(nil, n.Body); err != nil {
-		return httpd.Command{}, &httpd.Error{Status: 400, Reason: "bad_json", Detail: "the body is not one JSON value: " + err.Error()}
+		return httpd.Command{}, &httpd.Error{Status: 400, Reason: "bad_json", Detail: "the body: " + err.Error()}
 	}
 	now := time.Now()
 	if _, err := signCommand(device, &command.Command{ID: command.NewID(now), Device: device.ID, Body: n.Body, Created: now, Expires: now}); err != nil {

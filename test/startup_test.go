@@ -171,7 +171,7 @@ func TestRefusesToStart(t *testing.T) {
 				}
 			},
 			want: [][]string{{`{dir}/bouncer.toml:2: database: device database: `, `{dir}/devices.db: no such file or directory; `,
-				`create it with "bouncerctl init" and register devices with "bouncerctl device add"`}},
+				`create it with "bouncerctl device add"`}},
 		},
 		{
 			name:    "database unreadable",
@@ -190,7 +190,7 @@ func TestRefusesToStart(t *testing.T) {
 			name:    "database without devices",
 			prepare: func(t *testing.T, b *broker.Broker) { write(t, b, "devices.db", "", 0o640) },
 			want: [][]string{{`{dir}/bouncer.toml:2: database: device database: {dir}/devices.db: no devices table; `,
-				`create it with "bouncerctl init" and register devices with "bouncerctl device add"`}},
+				`create it with "bouncerctl device add"`}},
 		},
 		{
 			name: "database of a newer version",

@@ -2,6 +2,7 @@ package main
 
 import (
 	"cmp"
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
@@ -23,6 +24,7 @@ import (
 
 	"mosquitto-bouncer/plugin/brokerconf"
 	"mosquitto-bouncer/plugin/config"
+	"mosquitto-bouncer/plugin/registry"
 )
 
 // systemConf is Debian's configuration of the broker.
@@ -48,8 +50,9 @@ else ` + systemConf + `, if there is one.
 
 Each finding is a line "FILE:LINE: what is wrong; what to do". An error keeps the
 broker from starting, or devices or the gate from working; a warning may be meant
-so. Run it as root: whether the broker's user can read the files is checked then,
-and only then. It exits with 1 if there is an error.`,
+so. Options of mosquitto.conf that do not concern the plugin are not looked at.
+Run it as root: whether the broker's user can read the files is checked then, and
+only then. It exits with 1 if there is an error.`,
 		Example: `  bouncerctl check
   bouncerctl check /srv/bouncer/mosquitto.conf --host broker.example.org`,
 		Args: func(c *cobra.Command, args []string) error {
@@ -135,7 +138,12 @@ func (k *checker) check(toml, conf string) {
 	if conf != "" {
 		var err error
 		if k.conf, err = brokerconf.ReadFile(conf); err != nil {
-			k.error(conf, "%s", strings.TrimPrefix(err.Error(), "broker configuration: "))
+			where, text := conf, strings.TrimPrefix(strings.TrimPrefix(err.Error(), "broker configuration: "), conf+": ")
+			if m := placedForm.FindStringSubmatch(text); m != nil {
+				where, text = m[1], m[2]
+			}
+			k.files = append(k.files, conf)
+			k.error(where, "%s; correct the path, or run this as a user who may read it", text)
 		} else {
 			k.files = append(k.files, k.conf.Files...)
 			if named := k.plugin(); toml == "" {
@@ -173,10 +181,55 @@ func (k *checker) checkTOML(path string) {
 	}
 	k.toml = c
 	k.readable(path, path)
-	for _, f := range []struct{ key, path string }{{"database", c.Database}, {"audit.file", filepath.Dir(c.Audit.File)}} {
-		if f.path != "." {
-			k.readable(k.set(f.key), f.path)
+	for _, f := range c.Files() {
+		k.readable(k.set(f.Key), f.Path)
+	}
+	k.writable(k.set("state_dir"), c.StateDir)
+	if c.Audit.File != "" {
+		k.writable(k.set("audit.file"), filepath.Dir(c.Audit.File))
+	}
+	k.checkRegistry()
+}
+
+// checkRegistry finds a database that the plugin cannot take the devices from.
+func (k *checker) checkRegistry() {
+	where := k.set("database")
+	if _, err := os.Stat(k.toml.Database); errors.Is(err, fs.ErrNotExist) {
+		k.error(where, "%s does not exist; bouncerctl device add makes it, or correct the path", k.toml.Database)
+		return
+	}
+	before := len(k.findings)
+	if k.readable(where, k.toml.Database); len(k.findings) > before {
+		return
+	}
+	key, err := registryKey(k.toml)
+	if err == nil {
+		err = registry.Check(context.Background(), k.toml.Database, registry.WithKey(key))
+	}
+	if err != nil {
+		k.error(where, "%s", strings.TrimPrefix(err.Error(), "device database: "))
+	}
+}
+
+// writable finds a directory in which the broker's user cannot make files.
+func (k *checker) writable(where, dir string) {
+	info, err := os.Stat(dir)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		k.error(where, "%s does not exist; run: install -d -o %s -g %s -m 750 %s", dir, brokerUser, brokerUser, shellQuote(dir))
+	case err != nil:
+		k.warn(where, "%v; run this as root to see whether user %s can write there", err, brokerUser)
+	case !info.IsDir():
+		k.error(where, "%s is not a directory; correct the path", dir)
+	case k.broker == nil:
+		if err := unix.Access(dir, unix.W_OK|unix.X_OK); err != nil {
+			k.warn(where, "%s cannot be written to: %v; run this as root to see whether user %s can", dir, err, brokerUser)
 		}
+	case !k.broker.may(info, 0o3):
+		k.error(where, "the user %s cannot write to %s, because of its mode or owner; run: chown %s: %s && chmod u+rwx %s",
+			brokerUser, dir, brokerUser, shellQuote(dir), shellQuote(dir))
+	default:
+		k.readable(where, dir)
 	}
 }
 
@@ -232,6 +285,15 @@ func (k *checker) plugin() (toml string) {
 		}
 	}
 	return toml
+}
+
+// ourPlugin is where the plugin is, or where make install puts it.
+func ourPlugin() string {
+	path, err := findPlugin("")
+	if err != nil {
+		return "/usr/local/lib/" + pluginFile
+	}
+	return path
 }
 
 func isOurs(p brokerconf.Plugin) bool {
@@ -291,7 +353,7 @@ func (k *checker) checkBroker() {
 	perListener, _ := k.lastAnywhere("per_listener_settings")
 	switch {
 	case len(ours) == 0:
-		k.error(first, "no plugin line loads mosquitto_bouncer.so, so nothing is checked; add: plugin /usr/lib/mosquitto_bouncer.so")
+		k.error(first, "no plugin line loads mosquitto_bouncer.so, so nothing is checked; add: plugin %s", ourPlugin())
 		return
 	case len(ours) > 1 && !k.conf.PerListenerSettings:
 		k.error(at(ours[1].Line), "the plugin is loaded twice; remove one of the plugin lines (without per_listener_settings one serves every listener)")
@@ -521,6 +583,7 @@ func (k *checker) report(w io.Writer) error {
 		fileB, lineB := place(b.where)
 		return cmp.Or(slices.Index(k.files, fileA)-slices.Index(k.files, fileB), lineA-lineB)
 	})
+	k.findings = slices.Compact(k.findings) // what several listeners have in common
 	bad := 0
 	for _, f := range k.findings {
 		kind := "warning"
@@ -536,6 +599,9 @@ func (k *checker) report(w io.Writer) error {
 	}
 	return nil
 }
+
+// placedForm is an error that begins with its place.
+var placedForm = regexp.MustCompile(`\A(\S.*?:\d+): (.*)\z`)
 
 var placeForm = regexp.MustCompile(`\A(.*?)(?::(\d+))?\z`)
 

@@ -83,18 +83,23 @@ func (a *account) barrier(path string) string {
 		if !info.IsDir() {
 			needed = 0o4
 		}
-		stat := info.Sys().(*syscall.Stat_t)
-		switch {
-		case int(stat.Uid) == a.uid:
-			needed <<= 6
-		case int(stat.Gid) == a.gid || slices.Contains(a.groups, int(stat.Gid)):
-			needed <<= 3
-		}
-		if info.Mode()&needed == 0 {
+		if !a.may(info, needed) {
 			return p
 		}
 	}
 	return ""
+}
+
+// may reports whether the account has all of the permissions needed, given as those of "other" users.
+func (a *account) may(info fs.FileInfo, needed fs.FileMode) bool {
+	stat := info.Sys().(*syscall.Stat_t)
+	switch {
+	case int(stat.Uid) == a.uid:
+		needed <<= 6
+	case int(stat.Gid) == a.gid || slices.Contains(a.groups, int(stat.Gid)):
+		needed <<= 3
+	}
+	return info.Mode()&needed == needed
 }
 
 // creation is files and directories that are made together or not at all.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"testing"
@@ -30,6 +31,13 @@ func TestScripts(t *testing.T) {
 			env.Setenv("CONF", filepath.Join(env.WorkDir, "site", "bouncer.toml"))
 			return errors.Join(os.Chmod(env.WorkDir, 0o755),
 				os.WriteFile(filepath.Join(env.WorkDir, "mosquitto_bouncer.so"), nil, 0o644))
+		},
+		Condition: func(name string) (bool, error) {
+			if name != "root" {
+				return false, fmt.Errorf("unknown condition %q", name)
+			}
+			broker, err := brokerAccount()
+			return broker != nil, err
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			// expired FILE makes a certificate that expired a day ago.

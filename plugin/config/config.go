@@ -50,7 +50,17 @@ type Config struct {
 
 	file  string
 	lines map[string]int // of the keys that are set
+	files []File
 }
+
+// A File is one that a setting names, and that Load has read.
+type File struct {
+	Key  string // as in the file, with its section: "http.token_file"
+	Path string // absolute
+}
+
+// Files returns the files that were read, in no particular order: those of secrets, keys and certificates.
+func (c *Config) Files() []File { return c.files }
 
 // Where returns where a setting stands, for an error about its value that only
 // its use brings to light: "FILE:LINE: key", or "FILE: key" where the default
@@ -230,7 +240,7 @@ func parse(file, dir string, source []byte) (*Config, error) {
 	if err := d.err(); err != nil {
 		return nil, err
 	}
-	c.file, c.lines = file, make(map[string]int)
+	c.file, c.lines, c.files = file, make(map[string]int), d.files
 	for _, e := range d.entries {
 		if _, set := d.lookup(e.key); set {
 			c.lines[e.key] = e.line

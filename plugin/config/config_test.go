@@ -17,6 +17,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -159,7 +160,10 @@ keep      = 3
 		Registry: Registry{Key: Secret(registryKey)},
 		Audit:    Audit{File: filepath.Join(dir, "audit.jsonl"), MaxBytes: 1 << 20, Keep: 3},
 	}
-	got.file, got.lines = "", nil // TestWhere's business
+	if files := got.Files(); len(files) != 9 || !slices.Contains(files, File{"http.token_file", filepath.Join(dir, "http-token")}) {
+		t.Errorf("files: %v", files)
+	}
+	got.file, got.lines, got.files = "", nil, nil // TestWhere's business
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got %+v\nwant %+v", got, want)
 	}

@@ -65,6 +65,7 @@ type document struct {
 	entries []entry
 
 	known    []string // the keys asked for by a reader
+	files    []File   // that were read
 	problems []Problem
 }
 

@@ -378,6 +378,7 @@ func (d *document) content(key string, forbidden fs.FileMode) (path string, cont
 		d.problem(key, "%q cannot be read: %v; the broker's user must be able to read it", path, err)
 		return "", nil, false
 	}
+	d.files = append(d.files, File{key, path})
 	return path, content, true
 }
 

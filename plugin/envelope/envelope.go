@@ -22,6 +22,7 @@ const (
 // The errors of Decode. They are fixed values, so that refusing a message costs no allocation, and none quotes the
 // message, so that each may be logged.
 var (
+	ErrValue     = errors.New("not one JSON value in valid UTF-8 with unique member names")
 	ErrSyntax    = errors.New("not one JSON object in valid UTF-8 with unique member names")
 	ErrDepth     = errors.New("objects and arrays nest deeper than " + strconv.Itoa(MaxDepth))
 	ErrMember    = errors.New("a member other than device_id, timestamp, message_id, payload and signature")

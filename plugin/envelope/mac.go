@@ -62,15 +62,17 @@ func (e *Envelope) signedOver(key *Key, payload []byte) bool {
 }
 
 // AppendCanonical appends the canonical form of a JSON value, white space around it allowed, to dst: see
-// Envelope.Canonical. The error is ErrSyntax or ErrDepth.
+// Envelope.Canonical. The error is ErrValue or ErrDepth.
 func AppendCanonical(dst, value []byte) ([]byte, error) {
 	var s scanner
 	s.reset(value)
-	if err := s.value(MaxDepth - 1); err != nil {
+	if err := s.value(MaxDepth - 1); errors.Is(err, ErrSyntax) {
+		return dst, ErrValue
+	} else if err != nil {
 		return dst, err
 	}
 	if s.space(); s.at != len(value) {
-		return dst, ErrSyntax
+		return dst, ErrValue
 	}
 	return append(dst, s.canonical...), nil
 }

@@ -86,6 +86,30 @@ func Open(path string, log *slog.Logger, options ...Option) (*Registry, error) {
 	return open(&source{path: path, mode: "rw", busy: openBusy, log: log, key: apply(options).key}, log)
 }
 
+// Check finds out whether Open would succeed, and changes nothing.
+func Check(ctx context.Context, path string, options ...Option) error {
+	log := slog.New(slog.DiscardHandler)
+	from := &source{path: path, mode: "ro", busy: openBusy, log: log, key: apply(options).key}
+	r := &Registry{log: log, source: from, removed: make(map[string]uint32), ending: make(map[string]bool)}
+	r.current.Store(newSnapshot())
+	return errors.Join(opening(r.load(ctx)), from.close())
+}
+
+// opening says what to do about an error of the first reading.
+func opening(err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, fs.ErrNotExist):
+		err = fmt.Errorf("%w; correct the path, or create it with \"bouncerctl device add\"", err)
+	case errors.Is(err, fs.ErrPermission), isCode(err, sqlite3.ErrCantOpen, sqlite3.ErrPerm):
+		err = fmt.Errorf("%w; the broker's user must be able to read it and to search its directory", err)
+	case isCode(err, sqlite3.ErrNotADB, sqlite3.ErrCorrupt):
+		err = fmt.Errorf("%w; name another file, or restore this one from a backup", err)
+	}
+	return fmt.Errorf("device database: %w", err)
+}
+
 func open(from *source, log *slog.Logger) (*Registry, error) {
 	ctx, stop := context.WithCancel(context.Background())
 	r := &Registry{
@@ -100,15 +124,7 @@ func open(from *source, log *slog.Logger) (*Registry, error) {
 	if err := r.load(ctx); err != nil {
 		stop()
 		_ = from.close()
-		switch {
-		case errors.Is(err, fs.ErrNotExist):
-			err = fmt.Errorf("%w; create it with \"bouncerctl init\" and register devices with \"bouncerctl device add\"", err)
-		case errors.Is(err, fs.ErrPermission), isCode(err, sqlite3.ErrCantOpen, sqlite3.ErrPerm):
-			err = fmt.Errorf("%w; the broker's user must be able to read it and to search its directory", err)
-		case isCode(err, sqlite3.ErrNotADB, sqlite3.ErrCorrupt):
-			err = fmt.Errorf("%w; name another file, or restore this one from a backup", err)
-		}
-		return nil, fmt.Errorf("device database: %w", err)
+		return nil, opening(err)
 	}
 	from.busy = pollBusy
 	if _, err := from.conn.ExecContext(ctx, fmt.Sprintf("PRAGMA busy_timeout = %d", pollBusy.Milliseconds())); err != nil {

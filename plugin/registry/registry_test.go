@@ -646,8 +646,8 @@ func TestOpenRefuses(t *testing.T) {
 		make func(path string)
 		want []string
 	}{
-		{"missing", func(string) {}, []string{"no such file", "bouncerctl init", "bouncerctl device add"}},
-		{"empty", func(path string) { write(t, path, "") }, []string{"no devices table", "bouncerctl init"}},
+		{"missing", func(string) {}, []string{"no such file", "bouncerctl device add"}},
+		{"empty", func(path string) { write(t, path, "") }, []string{"no devices table", "bouncerctl device add"}},
 		{"other tables", func(path string) {
 			execute(t, openDatabase(t, path), "CREATE TABLE something (x)")
 		}, []string{"no devices table"}},
@@ -676,6 +676,9 @@ func TestOpenRefuses(t *testing.T) {
 				if !strings.Contains(err.Error(), want) {
 					t.Errorf("no %q in %v", want, err)
 				}
+			}
+			if checked := Check(t.Context(), path); checked == nil || test.name != "directory" && checked.Error() != err.Error() {
+				t.Errorf("Check says %v, Open %v", checked, err)
 			}
 			if _, err := os.Stat(path); test.name == "missing" && !errors.Is(err, fs.ErrNotExist) {
 				t.Errorf("a file was made: %v", err)

@@ -363,8 +363,14 @@ func TestRecrypt(t *testing.T) {
 		if got := r.state("new") + r.state("d5"); got != "unknownplain text 5" {
 			t.Error(got)
 		}
-		if log.count("secrets cannot be opened") != 1 {
-			t.Error(log)
+		if log.count("secrets cannot be opened") != 1 || log.count("no devices") != 0 {
+			t.Error(log) // nobody is to remove them
+		}
+		if err := Check(t.Context(), path, WithKey(one)); err == nil || !strings.Contains(err.Error(), "key_file") {
+			t.Errorf("checked with the wrong key: %v", err)
+		}
+		if err := Check(t.Context(), path, WithKey(two)); err != nil {
+			t.Errorf("checked with the right key: %v", err)
 		}
 		if other, err := Open(path, log.logger(), WithKey(one)); err == nil || !strings.Contains(err.Error(), "key_file") {
 			_ = other.Close()

@@ -131,7 +131,7 @@ var (
 )
 
 var (
-	errNoTable = errors.New("no devices table; create it with \"bouncerctl init\" and register devices with \"bouncerctl device add\"")
+	errNoTable = errors.New("no devices table; name another file, or create it with \"bouncerctl device add\"")
 	errNewer   = errors.New("made by a newer version of this program")
 )
 

@@ -324,8 +324,7 @@ func (s *source) take(d *delta, known *Device, r *row) {
 	case isKeyMissing(err):
 		d.keyless = err
 		if known == nil {
-			d.skip(r.id, err.Error())
-			return
+			return // it may well be a device
 		}
 		secret = known.Secrets[0] // as long as it is not known what replaced it; a revocation counts all the same
 	case err != nil:
