@@ -103,16 +103,19 @@ func (g *gate) obey(c *client, do func(device.Command) (string, string)) *refusa
 	r := new(refusals)
 	var done sync.WaitGroup
 	done.Go(func() {
-		if err := c.Obey(ctx, c.Client, do, r.add); err != nil {
+		if err := c.Obey(ctx, c.Client, do, r.add); err != nil && ctx.Err() == nil {
 			g.Errorf("%s obeys: %v", c.ID, err)
 		}
 	})
-	g.Cleanup(func() { cancel(); done.Wait() })
+	r.end = func() { cancel(); done.Wait() }
+	g.Cleanup(r.end)
 	return r
 }
 
 // refusals counts what a device made of the commands that it got.
 type refusals struct {
+	end func() // has the device obey no more; before its connection ends
+
 	mu   sync.Mutex
 	errs []error
 }
@@ -258,7 +261,7 @@ func TestCommandsWait(t *testing.T) {
 		t.Helper()
 		for _, id := range []string{"session", "clean", "v5"} {
 			c := connect(id)
-			g.obey(c, func(c device.Command) (string, string) { return "succeeded", string(c.Body) })
+			obeying := g.obey(c, func(c device.Command) (string, string) { return "succeeded", string(c.Body) })
 			if s := g.state(good[id], "succeeded"); string(s.Result) != `"long"` {
 				t.Errorf("%s: %s", id, s.Text)
 			}
@@ -267,6 +270,7 @@ func TestCommandsWait(t *testing.T) {
 					t.Errorf("%s got an expired command", id)
 				}
 			}
+			obeying.end()
 			g.no(c.Close())
 		}
 	}
