@@ -437,3 +437,56 @@ func add(t *testing.T, s *Store, id, secret string) {
 		t.Fatal(err)
 	}
 }
+
+// TestRecryptWhileRead: where a reader keeps a write-ahead log from being emptied, the old secrets are still in a file, and
+// that is said.
+func TestRecryptWhileRead(t *testing.T) {
+	t.Parallel()
+	path := newPath(t)
+	plain := openStore(t, path)
+	if err := plain.Add(t.Context(), "sensor_001", Secret("plainsecret")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := plain.db.Exec("PRAGMA journal_mode = WAL"); err != nil {
+		t.Fatal(err)
+	}
+	if err := plain.Add(t.Context(), "sensor_002", Secret("plainsecret")); err != nil {
+		t.Fatal(err)
+	}
+	db, err := connect(path, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = db.Close() })
+	reader, err := db.Begin()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var n int
+	if err := reader.QueryRow("SELECT count(*) FROM devices").Scan(&n); err != nil {
+		t.Fatal(err)
+	}
+	key, err := NewKey(GenerateKey())
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := openStore(t, path, WithKey(key))
+	if _, err := s.Recrypt(t.Context(), nil); err == nil || !strings.Contains(err.Error(), "run the command again") {
+		t.Error(err)
+	}
+	if err := reader.Rollback(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Recrypt(t.Context(), nil); err != nil {
+		t.Error(err)
+	}
+	for _, end := range []string{"", "-wal"} {
+		content, err := os.ReadFile(path + end)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if bytes.Contains(content, []byte("plainsecret")) {
+			t.Errorf("%s has a secret in plain text", path+end)
+		}
+	}
+}
