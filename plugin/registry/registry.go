@@ -105,6 +105,8 @@ func open(from *source, log *slog.Logger) (*Registry, error) {
 			err = fmt.Errorf("%w; create it with \"bouncerctl init\" and register devices with \"bouncerctl device add\"", err)
 		case errors.Is(err, fs.ErrPermission), isCode(err, sqlite3.ErrCantOpen, sqlite3.ErrPerm):
 			err = fmt.Errorf("%w; the broker's user must be able to read it and to search its directory", err)
+		case isCode(err, sqlite3.ErrReadonly):
+			err = fmt.Errorf("%w; a change was interrupted, by a crash for example, and who may write must undo it: run \"bouncerctl device list\" as the file's owner", err)
 		case isCode(err, sqlite3.ErrNotADB, sqlite3.ErrCorrupt):
 			err = fmt.Errorf("%w; name another file, or restore this one from a backup", err)
 		}
