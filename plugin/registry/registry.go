@@ -230,6 +230,9 @@ func (r *Registry) poll(ctx context.Context) {
 	r.endSecrets(time.Now().Unix()) // also while the database cannot be followed
 	if ctx.Err() == nil {
 		r.report(err)
+		if err == nil && r.keyless {
+			err = errKeyless
+		}
 		r.noteHealth(err)
 	}
 }
@@ -243,6 +246,9 @@ func (r *Registry) refresh(ctx context.Context) error {
 	}
 	r.reportSkipped(d)
 	r.reportKeyless(d)
+	if r.keyless && !d.full {
+		r.source.loaded, r.source.at = false, position{} // only a reading of all tells that it is over
+	}
 	if len(d.put) == 0 && len(d.drop) == 0 {
 		return nil
 	}
@@ -382,6 +388,8 @@ func (r *Registry) number(before *snapshot, d *delta) (added int, err error) {
 	}
 	return added, nil
 }
+
+var errKeyless = errors.New("secrets are encrypted under another key than the one in [registry] key_file, or none is set")
 
 var errSerials = errors.New("more than 4294967295 different device ids since the start; restart the broker")
 

@@ -490,3 +490,49 @@ func TestRecryptWhileRead(t *testing.T) {
 		}
 	}
 }
+
+// TestHealthWithoutKey: a gateway that cannot open secrets is unwell: it would not start again.
+func TestHealthWithoutKey(t *testing.T) {
+	t.Parallel()
+	path := newPath(t)
+	if err := openStore(t, path).Add(t.Context(), "sensor_001", Secret("plainsecret")); err != nil {
+		t.Fatal(err)
+	}
+	r, _ := openRegistry(t, path)
+	key, err := NewKey(GenerateKey())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := openStore(t, path, WithKey(key)).Recrypt(t.Context(), nil); err != nil {
+		t.Fatal(err)
+	}
+	unwell := func(want bool) {
+		t.Helper()
+		for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+			_, err := r.Health()
+			if (err != nil) == want {
+				return
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("not within 5 s: %v; health: %v", want, err)
+			}
+		}
+	}
+	unwell(true)
+	if _, err := r.Health(); !strings.Contains(err.Error(), "key_file") {
+		t.Error(err)
+	}
+	r.SetKey(key)
+	unwell(false)
+
+	other, err := NewKey(GenerateKey())
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.SetKey(other)
+	unwell(true)
+	if _, err := openStore(t, path).Recrypt(t.Context(), key); err != nil {
+		t.Fatal(err)
+	}
+	unwell(false)
+}
