@@ -243,8 +243,9 @@ func TestEveryLostRecordIsCounted(t *testing.T) {
 	const n = 50
 	file := filepath.Join(t.TempDir(), "audit.jsonl")
 	l := open(t, Options{File: file})
-	good := make(chan *os.File, 1)
+	done := make(chan struct{})
 	l.call(func() { // in one step, so that no record is flushed before the others are written
+		defer close(done)
 		full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
 		if err != nil {
 			t.Error(err)
@@ -253,17 +254,18 @@ func TestEveryLostRecordIsCounted(t *testing.T) {
 		if _, err := l.file.WriteString(`{"time":"2`); err != nil { // as a disk leaves it that fills within a line
 			t.Error(err)
 		}
-		good <- l.file
+		good := l.file
 		l.file = full
 		l.written.Reset(full)
 		for range n {
 			l.write(&Record{Event: Registry})
 		}
 		l.flush()
-		l.file = <-good
+		l.file = good
 		l.report(errors.New("the disk has room again")) // takes up the good file
 		_ = full.Close()
 	})
+	<-done
 	l.Add(Record{Event: Stop})
 	closeLog(t, l)
 	content, err := os.ReadFile(file)
