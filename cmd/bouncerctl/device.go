@@ -251,7 +251,7 @@ func newDeviceChange(configFile *string, verb, short, long string, change func(*
 				if err := change(s, c.Context(), args[0]); err != nil {
 					return deviceError(args[0], err)
 				}
-				_, err := fmt.Fprintf(c.OutOrStdout(), done+"\n", args[0])
+				_, err := fmt.Fprintf(c.OutOrStdout(), done+"\n", printable(args[0]))
 				return err
 			})
 		},

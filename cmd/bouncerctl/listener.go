@@ -133,9 +133,9 @@ func (l *listener) get(ctx context.Context, path string) ([]byte, error) {
 	case response.StatusCode != http.StatusOK:
 		var problem struct{ Reason, Detail string }
 		if json.Unmarshal(body, &problem) == nil && problem.Detail != "" {
-			return nil, fmt.Errorf("%s: answered %s: %s", l.url+path, response.Status, printable(problem.Detail))
+			return nil, fmt.Errorf("%s: answered %s: %s", l.url+path, printable(response.Status), printable(problem.Detail))
 		}
-		return nil, fmt.Errorf("%s: answered %s", l.url+path, response.Status)
+		return nil, fmt.Errorf("%s: answered %s", l.url+path, printable(response.Status))
 	}
 	return body, nil
 }

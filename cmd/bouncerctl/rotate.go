@@ -120,6 +120,9 @@ expires. If certificates are pinned for the device, the new one is beside them.`
 // directory.
 func hand(id, configFile, out string, certify bool, request, secret []byte, ends time.Time,
 	change func(context.Context, *registry.Store, certificate) error) (string, error) {
+	if !registry.ValidID(id) { // other programs may have registered what is none; the directory would be anywhere
+		return "", fmt.Errorf("%q is not a device id (1 to 64 of A-Z a-z 0-9 . _ : -); remove it, and register the device by another", id)
+	}
 	cfg, err := config.Load(configFile)
 	if err != nil {
 		return "", err
@@ -202,7 +205,7 @@ no_tls_identity.`,
 				if err := s.Pin(c.Context(), args[0], pins...); err != nil {
 					return deviceError(args[0], err)
 				}
-				_, err := fmt.Fprintf(c.OutOrStdout(), "Pinned %d for %s.\n", len(pins), args[0])
+				_, err := fmt.Fprintf(c.OutOrStdout(), "Pinned %d for %s.\n", len(pins), printable(args[0]))
 				return err
 			})
 		},

@@ -101,7 +101,7 @@ func (l *listener) read(ctx context.Context) (*figures, error) {
 
 func (f *figures) add(name string, m *dto.Metric) {
 	for _, label := range m.GetLabel() {
-		name += " " + label.GetValue()
+		name += " " + printable(label.GetValue())
 	}
 	switch {
 	case m.Counter != nil:

@@ -33,6 +33,7 @@ func TestTop(t *testing.T) {
 		fmt.Fprintf(w, `# TYPE bouncer_publishes_total counter
 bouncer_publishes_total{verdict="accepted"} %d
 bouncer_publishes_total{verdict="replay"} %d
+bouncer_publishes_total{verdict="`+"\x1b"+`[2J"} %d
 bouncer_publishes_total{verdict="stale"} 0
 # TYPE bouncer_messages_pending gauge
 bouncer_messages_pending 7
@@ -40,7 +41,7 @@ bouncer_messages_pending 7
 bouncer_delivery_seconds_bucket{le="+Inf"} %d
 bouncer_delivery_seconds_sum %g
 bouncer_delivery_seconds_count %d
-`, 1000*n, 10*n, n, 0.002*float64(n), n)
+`, 1000*n, 10*n, n, n, 0.002*float64(n), n)
 	}))
 	defer server.Close()
 	dir := t.TempDir()
@@ -52,7 +53,7 @@ bouncer_delivery_seconds_count %d
 		return append([]string{"top", "--url", server.URL, "--ca-file", ca, "--interval", "100ms"}, more...)
 	}
 	got := succeed(t, args("--token-file", filepath.Join(dir, "token"), "--count", "2")...)
-	line := regexp.MustCompile(`\A(\S+Z accepted=\d+\.\d/s refused=\d+\.\d/s delivered=0\.0/s latency=2ms pending=7 dead=0 backend=up replay=\d+\.\d/s slowest=.*\n){2}\z`)
+	line := regexp.MustCompile(`\A(\S+Z accepted=\d+\.\d/s refused=\d+\.\d/s delivered=0\.0/s latency=2ms pending=7 dead=0 backend=up replay=\d+\.\d/s "\\x1b\[2J"=\d+\.\d/s slowest=.*\n){2}\z`)
 	if !line.MatchString(got) {
 		t.Errorf("%s", got)
 	}
