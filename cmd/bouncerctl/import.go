@@ -102,9 +102,9 @@ func (o *importOptions) run(name, configFile string, stdin io.Reader, stdout, st
 		}
 		return importError(err)
 	}
-	said := fmt.Sprintf("Registered %d devices.", n)
+	said := fmt.Sprintf("Registered %s.", counted(int64(n), "device"))
 	if o.out != "" {
-		said += fmt.Sprintf(" Their bundles are in %s.", o.out)
+		said += fmt.Sprintf(" The bundles are in %s.", o.out)
 	}
 	_, err = fmt.Fprintln(stdout, said)
 	return err

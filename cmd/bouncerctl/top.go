@@ -40,7 +40,11 @@ backend, and the devices whose messages wait longest, as the HTTP listener tells
 ([http] listen in bouncer.toml). FAILED counts the requests that failed since the
 backend last took or refused a message of the device. On a terminal the screen is
 redrawn every second until Ctrl-C; elsewhere a line is printed. To see all
-devices that have messages waiting: "bouncerctl queue".`,
+devices that have messages waiting: "bouncerctl queue".
+
+The backend is "failing" where requests of the slowest devices fail, and "down"
+where those of eight devices have. "Dead" counts the messages that were given up
+since the journal was made, those requeued or dropped since included.`,
 		Example: `  bouncerctl top
   bouncerctl top --count 1 | tee -a gateway.log`,
 		Args: noArguments,
@@ -118,7 +122,7 @@ func (f *figures) add(name string, m *dto.Metric) {
 func (o *topOptions) run(ctx context.Context, l *listener, w io.Writer, redraw bool) error {
 	before, err := l.read(ctx)
 	if err != nil {
-		return fmt.Errorf("the gateway's HTTP listener does not tell: %w", err)
+		return fmt.Errorf("the gateway's HTTP listener cannot be asked: %w", err)
 	}
 	ticker := time.NewTicker(o.interval)
 	defer ticker.Stop()
@@ -239,8 +243,13 @@ func (c change) line() string {
 }
 
 func (c change) backend() string {
-	if c.gauge("backend_down") != 0 {
+	switch {
+	case c.gauge("deliveries_suspended") != 0:
+		return "suspended"
+	case c.gauge("backend_down") != 0:
 		return "down"
+	case slices.ContainsFunc(c.now.slowest, func(d liveDevice) bool { return d.Failures > 0 }):
+		return "failing"
 	}
 	return "up"
 }
