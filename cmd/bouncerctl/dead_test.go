@@ -275,7 +275,7 @@ func TestDeadUsage(t *testing.T) {
 		{"lst", `unknown command "lst", did you mean "list"?; see bouncerctl dead --help`},
 		{"list 7", `unexpected argument "7"`},
 		{"list --limit -1", "--limit -1 is less than 0"},
-		{"list --since -1h", "not a duration"},
+		{"list --since -1h", `invalid argument "-1h" for "--since" flag: not a duration; write a number and a unit (s, m, h, d), for example 24h`},
 		{"list --since 0", "--since 0s is not in the past"},
 		{"list --since 1y", `invalid argument "1y" for "--since" flag: not a duration; write a number and a unit (s, m, h, d), for example 24h`},
 		{"list --device a/b", notAnID},
