@@ -86,8 +86,8 @@ A letter is "dead", or "requeued" while the broker has yet to take it back.`,
 		},
 	}
 	c.Flags().StringVar(&filter.Device, "device", "", "letters of the device `ID`")
-	c.Flags().StringVar(&filter.Reason, "reason", "", "letters that died of `REASON`: refused, expired,\nunreadable or panic")
-	c.Flags().Var(&since, "since", "letters that died within this `time`, such as 90m, 24h\nor 7d")
+	c.Flags().StringVar(&filter.Reason, "reason", "", "letters that died of `REASON`: refused, expired, unreadable or panic")
+	c.Flags().Var(&since, "since", "letters that died within this `time`, such as 90m, 24h or 7d")
 	c.Flag("since").DefValue = ""
 	c.Flags().IntVar(&limit, "limit", defaultLimit, "at most `N` letters, 0 for all")
 	c.Flags().BoolVar(&asJSON, "json", false, "print a JSON object")

@@ -61,7 +61,7 @@ nobody is of no use.`,
 			return o.run(args[0], *configFile, c.InOrStdin(), c.OutOrStdout(), c.ErrOrStderr())
 		},
 	}
-	c.Flags().StringVar(&o.out, "out", "", "make a bundle for each device in this `directory`, which must\nnot exist")
+	c.Flags().StringVar(&o.out, "out", "", "make a bundle for each device in this `directory`, which must not exist")
 	c.Flags().BoolVar(&o.noCert, "no-cert", false, "make no certificates for the bundles")
 	return c
 }

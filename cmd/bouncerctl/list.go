@@ -57,7 +57,7 @@ time of a certificate is known of those that bouncerctl made.`,
 	c.Flags().BoolVar(&o.json, "json", false, "print a JSON array, a device a line")
 	c.Flags().BoolVar(&o.csv, "csv", false, "print comma-separated values with a header (RFC 4180)")
 	c.Flags().BoolVar(&o.disabled, "disabled", false, "only devices that are disabled")
-	c.Flags().Var((*span)(&o.expiring), "expiring", "only devices whose certificate expires within this time, or has,\nsuch as 30d")
+	c.Flags().Var((*span)(&o.expiring), "expiring", "only devices whose certificate expires within this time, or has, such as 30d")
 	c.Flag("expiring").DefValue = ""
 	return c
 }

@@ -130,7 +130,7 @@ To change the key: name the new one in bouncer.toml and the old one here.`,
 			return recrypt(c, cfg, from, "Encrypted")
 		},
 	}
-	c.Flags().StringVar(&oldKey, "old-key-file", "", "the `file` with the key they are encrypted under now,\n- for standard input")
+	c.Flags().StringVar(&oldKey, "old-key-file", "", "the `file` with the key they are encrypted under now, - for standard input")
 	return c
 }
 

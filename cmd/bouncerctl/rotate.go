@@ -48,9 +48,9 @@ one from now on. With --grace 0 every old secret ends at once.`,
 		},
 	}
 	o.grace = 24 * time.Hour
-	c.Flags().Var((*span)(&o.grace), "grace", "how long the old secret is accepted as well, such as 90m, 24h\nor 7d")
-	c.Flags().StringVar(&o.add.secretFile, "secret-file", "", "read the new secret from `file`, - for standard input; one\nnewline at its end is not part of it")
-	c.Flags().StringVar(&o.add.out, "out", "", "the `directory` to make (default devices/ID and the time, beside\nthe database)")
+	c.Flags().Var((*span)(&o.grace), "grace", "how long the old secret is accepted as well, such as 90m, 24h or 7d")
+	c.Flags().StringVar(&o.add.secretFile, "secret-file", "", "read the new secret from `file`, - for standard input; one newline at its end is not part of it")
+	c.Flags().StringVar(&o.add.out, "out", "", "the `directory` to make (default devices/ID and the time, beside the database)")
 	return c
 }
 
@@ -111,8 +111,8 @@ expires. If certificates are pinned for the device, the new one is beside them.`
 			return err
 		},
 	}
-	c.Flags().StringVar(&csr, "csr", "", "certify the key of the certificate signing request in `file`,\n- for standard input, instead of making one")
-	c.Flags().StringVar(&out, "out", "", "the `directory` to make (default devices/ID and the time, beside\nthe database)")
+	c.Flags().StringVar(&csr, "csr", "", "certify the key of the certificate signing request in `file`, - for standard input, instead of making one")
+	c.Flags().StringVar(&out, "out", "", "the `directory` to make (default devices/ID and the time, beside the database)")
 	return c
 }
 

@@ -69,9 +69,9 @@ since the journal was made, those requeued or dropped since included.`,
 	}
 	c.Flags().Var((*span)(&o.interval), "interval", "the time between two looks")
 	c.Flags().IntVar(&o.count, "count", 0, "end after so `many` looks at what has changed; 0: with Ctrl-C")
-	c.Flags().StringVar(&o.url, "url", "", "the listener's `URL`, https://HOST:PORT (default: as\nbouncer.toml says)")
+	c.Flags().StringVar(&o.url, "url", "", "the listener's `URL`, https://HOST:PORT (default: as bouncer.toml says)")
 	c.Flags().StringVar(&o.tokenFile, "token-file", "", "with --url: the `file` with the bearer token")
-	c.Flags().StringVar(&o.caFile, "ca-file", "", "with --url: the `file` with the CAs to trust, instead of the\nsystem's")
+	c.Flags().StringVar(&o.caFile, "ca-file", "", "with --url: the `file` with the CAs to trust, instead of the system's")
 	return c
 }
 
