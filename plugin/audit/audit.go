@@ -202,19 +202,24 @@ func (l *Log) run() {
 	defer ticker.Stop()
 	for l.step(ticker.C) {
 	}
-	for {
-		select {
-		case r := <-l.queue:
-			l.write(&r)
-			continue
-		default:
+	l.finish()
+}
+
+// finish writes what is left when the log is closed.
+func (l *Log) finish() {
+	defer func() {
+		if v := recover(); v != nil {
+			l.log.Error("internal error in the audit log, caught; please report it", "panic", fmt.Sprint(v))
 		}
-		break
+		_ = l.file.Close()
+	}()
+	for n := len(l.queue); n > 0; n-- {
+		r := <-l.queue
+		l.write(&r)
 	}
 	l.writeCounts()
 	l.flush()
 	_ = l.file.Sync()
-	_ = l.file.Close()
 }
 
 // step does one thing that is due, and reports whether there is more to come. A panic ends that thing alone.

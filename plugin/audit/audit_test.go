@@ -116,8 +116,9 @@ func TestDenialsAreSampledAndCounted(t *testing.T) {
 func TestNeverWaits(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "audit.jsonl")
 	l := open(t, Options{File: file})
-	hang := make(chan struct{})
-	l.call(func() { <-hang })
+	hanging, hang := make(chan struct{}), make(chan struct{})
+	l.call(func() { close(hanging); <-hang })
+	<-hanging
 	for range 3 * maxQueued {
 		l.Add(Record{Event: Registry})
 	}
