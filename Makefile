@@ -133,6 +133,12 @@ install: ## install what `make build` built (PREFIX, LIBDIR and DESTDIR are hono
 	install -m 755 build/bouncerctl $(DESTDIR)$(PREFIX)/bin/bouncerctl
 	install -m 644 mosquitto.conf.example bouncer.toml.example README.md CHANGELOG.md SECURITY.md LICENSE $(DESTDIR)$(PREFIX)/share/doc/mosquitto-bouncer/
 	install -m 644 docs/*.md docs/*.yaml $(DESTDIR)$(PREFIX)/share/doc/mosquitto-bouncer/docs/
+	@set -e; share=$(DESTDIR)$(PREFIX)/share; pages=$$(mktemp -d); trap 'rm -rf $$pages' EXIT; build/bouncerctl manual --docs docs $$pages; \
+	for section in 1 5 8; do install -d $$share/man/man$$section; install -m 644 $$pages/*.$$section $$share/man/man$$section/; done; \
+	install -d $$share/bash-completion/completions $$share/zsh/site-functions $$share/fish/vendor_completions.d; \
+	build/bouncerctl completion bash >$$share/bash-completion/completions/bouncerctl; \
+	build/bouncerctl completion zsh >$$share/zsh/site-functions/_bouncerctl; \
+	build/bouncerctl completion fish >$$share/fish/vendor_completions.d/bouncerctl.fish
 
 .PHONY: clean
 clean: ## remove build/

@@ -163,7 +163,7 @@ func TestLiveDevices(t *testing.T) {
 	}
 
 	g.no(g.broker.Stop())
-	holds(g.ctl(program, "device", "show", "slow"), `State +enabled`, `Gateway +not known: .*connection refused`)
+	holds(g.ctl(program, "device", "show", "slow"), `State +enabled`, `Gateway +not known: .*connection refused; does the broker run, and listen there\?`)
 	if out, err := exec.Command(program, "top", "--config", g.broker.Path("bouncer.toml")).CombinedOutput(); err == nil ||
 		!strings.Contains(string(out), "connection refused") || bytes.Count(out, []byte("\n")) != 1 {
 		t.Errorf("%v %s", err, out)

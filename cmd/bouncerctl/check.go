@@ -94,8 +94,8 @@ only then. It exits with 1 if there is an error.`,
 			return k.report(c.OutOrStdout())
 		},
 	}
-	c.Flags().StringArrayVar(&o.hosts, "host", nil, "a `name` or address of the broker that the certificate must\nbe for; repeatable")
-	c.Flags().StringVar(&o.version, "broker-version", "", "the broker's `version`, such as 2.0.11 (default: that of\nthe one installed)")
+	c.Flags().StringArrayVar(&o.hosts, "host", nil, "a `name` or address of the broker that the certificate must be for; repeatable")
+	c.Flags().StringVar(&o.version, "broker-version", "", "the broker's `version`, such as 2.0.11 (default: that of the one installed)")
 	return c
 }
 

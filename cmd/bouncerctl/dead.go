@@ -7,7 +7,9 @@ import (
 	"io"
 	"io/fs"
 	"path/filepath"
+	"slices"
 	"strconv"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -15,11 +17,15 @@ import (
 
 	"mosquitto-bouncer/plugin/config"
 	"mosquitto-bouncer/plugin/deadletter"
+	"mosquitto-bouncer/plugin/forward"
 	"mosquitto-bouncer/plugin/registry"
 )
 
 // defaultLimit is how many lines are printed of what may be many.
 const defaultLimit = 100
+
+// deathReasons are what a letter can have died of.
+var deathReasons = []string{forward.ReasonRefused, forward.ReasonExpired, forward.ReasonUnreadable, forward.ReasonPanic}
 
 // maxPreview is how much of a payload show prints, in bytes.
 const maxPreview = 1024
@@ -41,7 +47,7 @@ requeued or dropped, whether the broker runs or not.`,
 
 func newDeadList(configFile *string) *cobra.Command {
 	var filter deadletter.Filter
-	var since time.Duration
+	var since span
 	var limit int
 	var asJSON bool
 	c := &cobra.Command{
@@ -58,17 +64,17 @@ A letter is "dead", or "requeued" while the broker has yet to take it back.`,
 			if c.Flags().Changed("device") && !registry.ValidID(filter.Device) {
 				return noDeviceID(c, filter.Device)
 			}
-			if c.Flags().Changed("reason") && filter.Reason == "" {
-				return usage(c, "--reason is empty")
+			if c.Flags().Changed("reason") && !slices.Contains(deathReasons, filter.Reason) {
+				return usage(c, "--reason %q is none of %s", filter.Reason, strings.Join(deathReasons, ", "))
 			}
 			if limit < 0 {
 				return usage(c, "--limit %d is less than 0", limit)
 			}
 			if c.Flags().Changed("since") {
 				if since <= 0 {
-					return usage(c, "--since %v is not in the past", since)
+					return usage(c, "--since %v is not in the past", &since)
 				}
-				filter.Since = time.Now().Add(-since)
+				filter.Since = time.Now().Add(-time.Duration(since))
 			}
 			list := listDead
 			if asJSON {
@@ -80,8 +86,9 @@ A letter is "dead", or "requeued" while the broker has yet to take it back.`,
 		},
 	}
 	c.Flags().StringVar(&filter.Device, "device", "", "letters of the device `ID`")
-	c.Flags().StringVar(&filter.Reason, "reason", "", "letters that died of `REASON`: refused, expired, unreadable, panic")
-	c.Flags().DurationVar(&since, "since", 0, "letters that died within this `time`, for example 90m or 24h")
+	c.Flags().StringVar(&filter.Reason, "reason", "", "letters that died of `REASON`: refused, expired, unreadable or panic")
+	c.Flags().Var(&since, "since", "letters that died within this `time`, such as 90m, 24h or 7d")
+	c.Flag("since").DefValue = ""
 	c.Flags().IntVar(&limit, "limit", defaultLimit, "at most `N` letters, 0 for all")
 	c.Flags().BoolVar(&asJSON, "json", false, "print a JSON object")
 	return c

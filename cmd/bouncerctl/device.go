@@ -111,9 +111,9 @@ device has made its private key, which never leaves it.`,
 			return o.run(id, *configFile, c.InOrStdin(), c.OutOrStdout())
 		},
 	}
-	c.Flags().StringVar(&o.secretFile, "secret-file", "", "read the secret from `file`, - for standard input; one newline at\nits end is not part of it")
+	c.Flags().StringVar(&o.secretFile, "secret-file", "", "read the secret from `file`, - for standard input; one newline at its end is not part of it")
 	c.Flags().StringVar(&o.out, "out", "", "the `directory` to make (default devices/ID beside the database)")
-	c.Flags().StringVar(&o.csr, "csr", "", "certify the key of the certificate signing request in `file`,\n- for standard input, instead of making one")
+	c.Flags().StringVar(&o.csr, "csr", "", "certify the key of the certificate signing request in `file`, - for standard input, instead of making one")
 	c.Flags().BoolVar(&o.pin, "pin", false, "accept the device with this certificate alone")
 	c.Flags().BoolVar(&o.noCert, "no-cert", false, "make no certificate: the device has one of another CA")
 	return c
@@ -251,7 +251,7 @@ func newDeviceChange(configFile *string, verb, short, long string, change func(*
 				if err := change(s, c.Context(), args[0]); err != nil {
 					return deviceError(args[0], err)
 				}
-				_, err := fmt.Fprintf(c.OutOrStdout(), done+"\n", args[0])
+				_, err := fmt.Fprintf(c.OutOrStdout(), done+"\n", printable(args[0]))
 				return err
 			})
 		},

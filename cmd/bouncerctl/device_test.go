@@ -460,3 +460,38 @@ func waitFor(t *testing.T, condition func() bool) {
 		time.Sleep(10 * time.Millisecond)
 	}
 }
+
+// TestWhatIsNoID: what another program has registered leads to no file elsewhere, and neither a terminal nor a spreadsheet
+// obeys it.
+func TestWhatIsNoID(t *testing.T) {
+	dir := newDir(t)
+	db, err := sql.Open("sqlite3", filepath.Join(dir, "devices.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	const red = "\x1b[31mred\u009b"
+	for _, id := range []string{"../../away", red, "=1+1"} {
+		if _, err := db.Exec("INSERT INTO devices VALUES (?, 'secret', 1)", id); err != nil {
+			t.Fatal(err)
+		}
+	}
+	config := filepath.Join(dir, "bouncer.toml")
+	for _, verb := range []string{"rotate", "renew"} {
+		fail(t, 1, `"../../away" is not a device id (1 to 64 of A-Z a-z 0-9 . _ : -); remove it, and register the device by another`,
+			"device", verb, "../../away", "--config", config)
+	}
+	if found, _ := filepath.Glob(filepath.Join(filepath.Dir(dir), "away*")); len(found) > 0 {
+		t.Error(found)
+	}
+	for _, args := range [][]string{{"list"}, {"list", "--json"}, {"list", "--csv"}, {"show", red}, {"show", red, "--json"},
+		{"disable", red}, {"unpin", red}, {"remove", red}} {
+		got := device(t, dir, args[0], args[1:]...)
+		if strings.ContainsAny(got, "\x1b\u009b") || strings.Contains("\n"+got, "\n=") {
+			t.Errorf("%q: %q", args, got)
+		}
+		if args[len(args)-1] == "--json" && !json.Valid([]byte(got)) {
+			t.Errorf("%q: %s", args, got)
+		}
+	}
+}

@@ -116,10 +116,13 @@ func (c *creation) directory(path string, mode fs.FileMode, owner *account) erro
 	return errors.Join(os.Chmod(path, mode), owner.own(path)) // whatever the umask
 }
 
-// existingDirectory is directory, unless there is one.
+// existingDirectory is directory, unless there is one, in which not every user may replace files.
 func (c *creation) existingDirectory(path string, mode fs.FileMode, owner *account) error {
 	err := c.directory(path, mode, owner)
 	if info, statErr := os.Stat(path); errors.Is(err, fs.ErrExist) && statErr == nil && info.IsDir() {
+		if info.Mode()&0o002 != 0 && info.Mode()&fs.ModeSticky == 0 {
+			return fmt.Errorf("every user may replace what is in %s (mode %04o); run: chmod o-w %s", path, info.Mode().Perm(), shellQuote(path))
+		}
 		return nil
 	}
 	return err

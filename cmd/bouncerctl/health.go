@@ -57,7 +57,7 @@ func (l *listener) health(ctx context.Context) error {
 	}
 	var problem struct{ Detail string }
 	if err := json.NewDecoder(io.LimitReader(response.Body, maxHealthBytes)).Decode(&problem); err != nil || problem.Detail == "" {
-		return fmt.Errorf("%s/healthz: answered %s", l.url, response.Status)
+		return fmt.Errorf("%s/healthz: answered %s", l.url, printable(response.Status))
 	}
-	return fmt.Errorf("not well: %s", problem.Detail)
+	return fmt.Errorf("not well: %s", printable(problem.Detail))
 }

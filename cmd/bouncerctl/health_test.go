@@ -43,6 +43,10 @@ func TestHealth(t *testing.T) {
 	if got := bouncerctl(t, "", "health", "--config", file); got.code != 1 || got.stderr != "bouncerctl: not well: "+wrong+"\n" {
 		t.Errorf("%+v", got)
 	}
+	wrong = "\u009b2J"
+	if got := bouncerctl(t, "", "health", "--config", file); got.code != 1 || got.stderr != "bouncerctl: not well: \"\\u009b2J\"\n" {
+		t.Errorf("%+v", got)
+	}
 	free, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)

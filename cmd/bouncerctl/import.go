@@ -61,7 +61,7 @@ nobody is of no use.`,
 			return o.run(args[0], *configFile, c.InOrStdin(), c.OutOrStdout(), c.ErrOrStderr())
 		},
 	}
-	c.Flags().StringVar(&o.out, "out", "", "make a bundle for each device in this `directory`, which must\nnot exist")
+	c.Flags().StringVar(&o.out, "out", "", "make a bundle for each device in this `directory`, which must not exist")
 	c.Flags().BoolVar(&o.noCert, "no-cert", false, "make no certificates for the bundles")
 	return c
 }
@@ -102,9 +102,9 @@ func (o *importOptions) run(name, configFile string, stdin io.Reader, stdout, st
 		}
 		return importError(err)
 	}
-	said := fmt.Sprintf("Registered %d devices.", n)
+	said := fmt.Sprintf("Registered %s.", counted(int64(n), "device"))
 	if o.out != "" {
-		said += fmt.Sprintf(" Their bundles are in %s.", o.out)
+		said += fmt.Sprintf(" The bundles are in %s.", o.out)
 	}
 	_, err = fmt.Fprintln(stdout, said)
 	return err

@@ -93,10 +93,10 @@ CA's key, which the broker does not need.`,
 		},
 	}
 	c.Flags().StringVar(&o.dir, "dir", "", "the `directory`, made if need be")
-	c.Flags().StringArrayVar(&o.hosts, "host", nil, "a `name` or IP address under which devices reach the broker, for its\ncertificate; repeatable (default localhost, 127.0.0.1, ::1 and\nthis host's name)")
+	c.Flags().StringArrayVar(&o.hosts, "host", nil, "a `name` or IP address under which devices reach the broker, for its certificate; repeatable (default localhost, 127.0.0.1, ::1 and this host's name)")
 	c.Flags().IntVar(&o.port, "port", defaultListen, "the broker's TLS `port`")
-	c.Flags().StringVar(&o.plugin, "plugin", "", "the "+pluginFile+" `file`\n(default: the one installed with bouncerctl)")
-	c.Flags().StringVar(&o.backend, "backend", defaultURL, "the `URL` that payloads are posted to\n")
+	c.Flags().StringVar(&o.plugin, "plugin", "", "the "+pluginFile+" `file` (default: the one installed with bouncerctl)")
+	c.Flags().StringVar(&o.backend, "backend", defaultURL, "the `URL` that payloads are posted to")
 	return c
 }
 

@@ -420,3 +420,21 @@ func readFile(t *testing.T, path string) string {
 	}
 	return string(content)
 }
+
+// TestInitOpenDirectory: where every user may replace files, no CA is made.
+func TestInitOpenDirectory(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "site")
+	pki := filepath.Join(dir, "pki")
+	if err := os.MkdirAll(pki, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(pki, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	plugin := filepath.Join(t.TempDir(), "mosquitto_bouncer.so")
+	writeFile(t, plugin, "")
+	fail(t, 1, "every user may replace what is in "+pki+" (mode 0777); run: chmod o-w "+pki, "init", "--dir", dir, "--plugin", plugin)
+	if entries, err := os.ReadDir(pki); err != nil || len(entries) > 0 {
+		t.Errorf("%v, %v", entries, err)
+	}
+}

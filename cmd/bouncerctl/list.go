@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/csv"
 	"encoding/json"
@@ -56,7 +57,7 @@ time of a certificate is known of those that bouncerctl made.`,
 	c.Flags().BoolVar(&o.json, "json", false, "print a JSON array, a device a line")
 	c.Flags().BoolVar(&o.csv, "csv", false, "print comma-separated values with a header (RFC 4180)")
 	c.Flags().BoolVar(&o.disabled, "disabled", false, "only devices that are disabled")
-	c.Flags().Var((*span)(&o.expiring), "expiring", "only devices whose certificate expires within this time, or has,\nsuch as 30d")
+	c.Flags().Var((*span)(&o.expiring), "expiring", "only devices whose certificate expires within this time, or has, such as 30d")
 	c.Flag("expiring").DefValue = ""
 	return c
 }
@@ -164,7 +165,7 @@ type jsonPrinter struct {
 func (p *jsonPrinter) begin() error { return nil }
 
 func (p *jsonPrinter) print(e *registry.Entry) error {
-	line, err := json.Marshal(newDeviceJSON(e))
+	line, err := terminalJSON(newDeviceJSON(e))
 	if err != nil {
 		return err
 	}
@@ -198,8 +199,17 @@ func (p *csvPrinter) print(e *registry.Entry) error {
 		}
 		return t.UTC().Format(time.RFC3339)
 	}
-	return p.w.Write([]string{e.ID, when(e.CreatedAt), strconv.FormatBool(e.Disabled), when(e.SecretSince),
+	return p.w.Write([]string{cell(e.ID), when(e.CreatedAt), strconv.FormatBool(e.Disabled), when(e.SecretSince),
 		strconv.Itoa(len(e.OldSecrets)), when(e.CertificateExpires), strconv.FormatBool(len(e.Pins) > 0)})
+}
+
+// cell is an id as a spreadsheet takes it for text: what is no id, as another program may have registered, is quoted as in
+// Go. Neither a terminal nor a spreadsheet obeys it then.
+func cell(id string) string {
+	if registry.ValidID(id) {
+		return id
+	}
+	return strconv.Quote(id)
 }
 
 func (p *csvPrinter) end() error {
@@ -382,7 +392,15 @@ func showJSON(w io.Writer, e *registry.Entry, live *liveDevice, missing error) e
 	for _, old := range e.OldSecrets {
 		v.OldSecrets = append(v.OldSecrets, oldSecret{old.Since.UTC(), old.Ends.UTC()})
 	}
-	encoder := json.NewEncoder(w)
-	encoder.SetIndent("", "  ")
-	return encoder.Encode(v)
+	line, err := terminalJSON(v)
+	if err != nil {
+		return err
+	}
+	var b bytes.Buffer
+	if err := json.Indent(&b, line, "", "  "); err != nil {
+		return err
+	}
+	b.WriteByte('\n')
+	_, err = b.WriteTo(w)
+	return err
 }

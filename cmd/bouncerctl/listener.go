@@ -12,6 +12,7 @@ import (
 	"net/url"
 	"os"
 	"strings"
+	"syscall"
 	"time"
 
 	"mosquitto-bouncer/plugin/config"
@@ -114,7 +115,11 @@ func (l *listener) ask(ctx context.Context, path string) (*http.Response, error)
 	if l.token != "" {
 		request.Header.Set("Authorization", "Bearer "+l.token)
 	}
-	return l.client.Do(request)
+	response, err := l.client.Do(request)
+	if errors.Is(err, syscall.ECONNREFUSED) {
+		err = fmt.Errorf("%w; does the broker run, and listen there?", err)
+	}
+	return response, err
 }
 
 // get asks for a path that is answered with 200. The error is one line.
@@ -128,14 +133,16 @@ func (l *listener) get(ctx context.Context, path string) ([]byte, error) {
 	switch {
 	case err != nil:
 		return nil, err
+	case response.StatusCode == http.StatusUnauthorized && l.token == "":
+		return nil, fmt.Errorf("%s: it wants a token (401); name the file with it with --token-file", l.url+path)
 	case response.StatusCode == http.StatusUnauthorized:
 		return nil, fmt.Errorf("%s: the token is not the listener's (401); restart the broker if token_file has changed", l.url+path)
 	case response.StatusCode != http.StatusOK:
 		var problem struct{ Reason, Detail string }
 		if json.Unmarshal(body, &problem) == nil && problem.Detail != "" {
-			return nil, fmt.Errorf("%s: answered %s: %s", l.url+path, response.Status, printable(problem.Detail))
+			return nil, fmt.Errorf("%s: answered %s: %s", l.url+path, printable(response.Status), printable(problem.Detail))
 		}
-		return nil, fmt.Errorf("%s: answered %s", l.url+path, response.Status)
+		return nil, fmt.Errorf("%s: answered %s", l.url+path, printable(response.Status))
 	}
 	return body, nil
 }

@@ -66,6 +66,7 @@ It exits with 0 when done, 1 when it failed, 2 when called wrongly.`,
 		SilenceUsage:  true,
 	}
 	needsCommand(root)
+	root.SetUsageTemplate(strings.ReplaceAll(root.UsageTemplate(), ".FlagUsages", ".FlagUsagesWrapped 80"))
 	root.SetVersionTemplate("bouncerctl {{.Version}}\n")
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error { return usage(c, "%v", err) })
 	var configFile string

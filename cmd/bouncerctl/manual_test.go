@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/spf13/cobra"
 )
 
 const referenceHead = `<!-- Made from the commands' own help by: go test ./cmd/bouncerctl -run TestReference -update -->
@@ -73,4 +75,20 @@ func TestCompletion(t *testing.T) {
 	if !strings.HasPrefix(got.stdout, "sensor_001\n:") {
 		t.Errorf("%q", got.stdout)
 	}
+}
+
+// TestHelpWidth: what --help says of the flags fits a terminal.
+func TestHelpWidth(t *testing.T) {
+	var visit func(c *cobra.Command)
+	visit = func(c *cobra.Command) {
+		for line := range strings.Lines(c.UsageString()[strings.Index(c.UsageString(), "Flags:"):]) {
+			if len(strings.TrimRight(line, "\n")) > 80 && !strings.HasPrefix(line, "Use ") {
+				t.Errorf("%s: %q", c.CommandPath(), line)
+			}
+		}
+		for _, sub := range c.Commands() {
+			visit(sub)
+		}
+	}
+	visit(newRoot())
 }

@@ -9,6 +9,7 @@ import (
 	"maps"
 	"path/filepath"
 	"slices"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -94,7 +95,7 @@ messages have been kept. A running broker goes on within a second.`,
 				if err != nil {
 					return err
 				}
-				return fmt.Errorf("%s is not suspended; %s", what, suspendedURLs(list))
+				return notSuspended(what, list)
 			}
 			if errors.Is(err, fs.ErrPermission) {
 				return fmt.Errorf("%w; run bouncerctl as root, or as the broker's user", err)
@@ -108,18 +109,27 @@ messages have been kept. A running broker goes on within a second.`,
 	}
 }
 
-// suspendedURLs says what is suspended, of many the first.
-func suspendedURLs(list []suspension.Suspension) string {
-	if len(list) == 0 {
-		return "nothing is"
+// notSuspended says what is, and how it is resumed.
+func notSuspended(what string, list []suspension.Suspension) error {
+	switch {
+	case len(list) == 0:
+		return fmt.Errorf("%s is not suspended; nothing is", what)
+	case list[0].Device == "":
+		return fmt.Errorf("%s is not suspended, but that for all devices is; to resume it: bouncerctl queue resume", what)
 	}
+	return fmt.Errorf("%s is not suspended, but that for %s is; to resume it: bouncerctl queue resume %s", what, suspended(list), list[0].Device)
+}
+
+// suspended names what is suspended, of many the first.
+func suspended(list []suspension.Suspension) string {
 	const shown = 5
-	text := counted(int64(len(list)), "URL") + " of the backend:"
+	var names []string
 	for _, s := range list[:min(len(list), shown)] {
-		text += " " + quoted(cmp.Or(s.Device, "all devices"))
+		names = append(names, cmp.Or(s.Device, "all devices"))
 	}
-	if len(list) > shown {
-		text += " ..."
+	text := strings.Join(names, ", ")
+	if more := len(list) - shown; more > 0 {
+		text += fmt.Sprintf(" and %d more", more)
 	}
 	return text
 }
@@ -191,7 +201,8 @@ func (q *queue) print(w io.Writer) error {
 	fmt.Fprintf(w, "\nIn all: %s of %s, %s of payload. The journal takes %s.\n", counted(q.messages, "message"),
 		counted(int64(len(q.devices)), "device"), counted(q.bytes, "byte"), counted(q.journal.Bytes, "byte"))
 	if len(q.suspended) > 0 {
-		fmt.Fprintf(w, "Suspended, because the backend answered 410 Gone: %s.\n", suspendedURLs(q.suspended))
+		fmt.Fprintf(w, "Suspended, because the backend answered 410 Gone: %s.\nTo go on: bouncerctl queue resume%s\n",
+			suspended(q.suspended), strings.TrimRight(" "+q.suspended[0].Device, " "))
 	}
 	if q.journal.Damaged > 0 || q.journal.Unreadable > 0 {
 		_, err := fmt.Fprintf(w, "Damaged, and not counted: %s, %s.\n",
@@ -212,6 +223,14 @@ func (q *queue) printJSON(w io.Writer) error {
 		Unreadable   int   `json:"unreadable_segments"`
 		Suspended    int   `json:"suspended_urls"`
 	}
+	gone := make([]string, 0, len(q.suspended)) // "": all devices
+	for _, s := range q.suspended {
+		gone = append(gone, s.Device)
+	}
+	names, err := terminalJSON(gone)
+	if err != nil {
+		return err
+	}
 	fmt.Fprint(w, "{\"devices\":[")
 	separator := "\n"
 	for _, d := range q.devices {
@@ -228,6 +247,6 @@ func (q *queue) printJSON(w io.Writer) error {
 	if err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(w, "\n],\"totals\":%s}\n", line)
+	_, err = fmt.Fprintf(w, "\n],\"suspended\":%s,\"totals\":%s}\n", names, line)
 	return err
 }

@@ -40,7 +40,7 @@ func TestQueue(t *testing.T) {
 	if got, want := queue(), "DEVICE   MESSAGES   BYTES   OLDEST\n\nIn all: 0 messages of 0 devices, 0 bytes of payload. JOURNAL.\n"; got != want {
 		t.Errorf("got\n%swant\n%s", got, want)
 	}
-	const noJSON = "{\"devices\":[\n],\"totals\":{\"messages\":0,\"bytes\":0,\"devices\":0,JOURNAL,\"damaged_messages\":0,\"unreadable_segments\":0,\"suspended_urls\":0}}\n"
+	const noJSON = "{\"devices\":[\n],\"suspended\":[],\"totals\":{\"messages\":0,\"bytes\":0,\"devices\":0,JOURNAL,\"damaged_messages\":0,\"unreadable_segments\":0,\"suspended_urls\":0}}\n"
 	if got := queue("--json"); got != noJSON {
 		t.Errorf("got\n%swant\n%s", got, noJSON)
 	}
@@ -74,7 +74,7 @@ In all: 4 messages of 3 devices, 28 bytes of payload. JOURNAL.
 {"device":"sensor_003","messages":2,"bytes":14,"oldest":"2026-11-22T12:00:02Z"},
 {"device":"odd\u001b","messages":1,"bytes":7,"oldest":"2026-11-22T12:00:05Z"},
 {"device":"sensor_001","messages":1,"bytes":7,"oldest":"2026-11-22T12:00:04Z"}
-],"totals":{"messages":4,"bytes":28,"devices":3,JOURNAL,"damaged_messages":0,"unreadable_segments":0,"suspended_urls":0}}
+],"suspended":[],"totals":{"messages":4,"bytes":28,"devices":3,JOURNAL,"damaged_messages":0,"unreadable_segments":0,"suspended_urls":0}}
 `
 	if got := queue("--json"); got != want {
 		t.Errorf("got\n%swant\n%s", got, want)
@@ -121,15 +121,19 @@ func TestQueueResume(t *testing.T) {
 	}
 	set.Gone("", "http://backend")
 	set.Gone("sensor_001", "http://backend/sensor_001")
-	const shown = `Suspended, because the backend answered 410 Gone: 2 URLs of the backend: "all devices" sensor_001.`
+	const shown = `Suspended, because the backend answered 410 Gone: all devices, sensor_001.` + "\nTo go on: bouncerctl queue resume\n"
 	if got := succeed(t, call()...); !strings.Contains(got, shown) {
 		t.Errorf("got\n%s", got)
 	}
-	if got := succeed(t, call("--json")...); !strings.Contains(got, `"suspended_urls":2`) {
+	if got := succeed(t, call("--json")...); !strings.Contains(got, `"suspended_urls":2`) || !strings.Contains(got, `"suspended":["","sensor_001"]`) {
 		t.Errorf("got\n%s", got)
 	}
-	fail(t, 1, `delivery for sensor_002 is not suspended; 2 URLs of the backend: "all devices" sensor_001`, call("resume", "sensor_002")...)
-	if got := succeed(t, call("resume", "sensor_001")...) + succeed(t, call("resume")...); got != "Resumed: delivery for sensor_001\nResumed: delivery\n" {
+	fail(t, 1, `delivery for sensor_002 is not suspended, but that for all devices is; to resume it: bouncerctl queue resume`, call("resume", "sensor_002")...)
+	if got := succeed(t, call("resume")...); got != "Resumed: delivery\n" {
+		t.Errorf("got %q", got)
+	}
+	fail(t, 1, `delivery is not suspended, but that for sensor_001 is; to resume it: bouncerctl queue resume sensor_001`, call("resume")...)
+	if got := succeed(t, call("resume", "sensor_001")...); got != "Resumed: delivery for sensor_001\n" {
 		t.Errorf("got %q", got)
 	}
 	var resumed []string

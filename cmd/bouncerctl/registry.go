@@ -24,7 +24,7 @@ func newRegistry(configFile *string) *cobra.Command {
   bouncerctl registry backup /var/backups/devices.db`,
 	}
 	needsCommand(c)
-	c.AddCommand(newRegistryKey(), newRegistryEncrypt(configFile), newRegistryDecrypt(configFile), newRegistryBackup(configFile))
+	c.AddCommand(newRegistryKey(configFile), newRegistryEncrypt(configFile), newRegistryDecrypt(configFile), newRegistryBackup(configFile))
 	return c
 }
 
@@ -39,7 +39,15 @@ func oneFile(c *cobra.Command, args []string) error {
 	return usage(c, "unexpected argument %q, one file at a time", args[1])
 }
 
-func newRegistryKey() *cobra.Command {
+// elsewhere is the flag that a further command needs for this bouncer.toml.
+func elsewhere(configFile string) string {
+	if configFile == defaultConfig {
+		return ""
+	}
+	return " --config " + shellQuote(configFile)
+}
+
+func newRegistryKey(configFile *string) *cobra.Command {
 	return &cobra.Command{
 		Use:   "key FILE",
 		Short: "Make a key for the secrets in the database",
@@ -72,12 +80,12 @@ The file gets mode 0640 and, run as root, the group mosquitto.`,
 			_, err = fmt.Fprintf(c.OutOrStdout(), `Made the key %s.
 
 Next:
-  1. Name it in bouncer.toml:
+  1. Name it in %s:
      [registry]
      key_file = %q
   2. Have the broker read it (SIGHUP), then encrypt:
-     bouncerctl registry encrypt
-`, path, path)
+     bouncerctl registry encrypt%s
+`, path, *configFile, path, elsewhere(*configFile))
 			return err
 		},
 	}
@@ -122,7 +130,7 @@ To change the key: name the new one in bouncer.toml and the old one here.`,
 			return recrypt(c, cfg, from, "Encrypted")
 		},
 	}
-	c.Flags().StringVar(&oldKey, "old-key-file", "", "the `file` with the key they are encrypted under now,\n- for standard input")
+	c.Flags().StringVar(&oldKey, "old-key-file", "", "the `file` with the key they are encrypted under now, - for standard input")
 	return c
 }
 

@@ -48,9 +48,9 @@ one from now on. With --grace 0 every old secret ends at once.`,
 		},
 	}
 	o.grace = 24 * time.Hour
-	c.Flags().Var((*span)(&o.grace), "grace", "how long the old secret is accepted as well, such as 90m, 24h\nor 7d")
-	c.Flags().StringVar(&o.add.secretFile, "secret-file", "", "read the new secret from `file`, - for standard input; one\nnewline at its end is not part of it")
-	c.Flags().StringVar(&o.add.out, "out", "", "the `directory` to make (default devices/ID and the time, beside\nthe database)")
+	c.Flags().Var((*span)(&o.grace), "grace", "how long the old secret is accepted as well, such as 90m, 24h or 7d")
+	c.Flags().StringVar(&o.add.secretFile, "secret-file", "", "read the new secret from `file`, - for standard input; one newline at its end is not part of it")
+	c.Flags().StringVar(&o.add.out, "out", "", "the `directory` to make (default devices/ID and the time, beside the database)")
 	return c
 }
 
@@ -111,8 +111,8 @@ expires. If certificates are pinned for the device, the new one is beside them.`
 			return err
 		},
 	}
-	c.Flags().StringVar(&csr, "csr", "", "certify the key of the certificate signing request in `file`,\n- for standard input, instead of making one")
-	c.Flags().StringVar(&out, "out", "", "the `directory` to make (default devices/ID and the time, beside\nthe database)")
+	c.Flags().StringVar(&csr, "csr", "", "certify the key of the certificate signing request in `file`, - for standard input, instead of making one")
+	c.Flags().StringVar(&out, "out", "", "the `directory` to make (default devices/ID and the time, beside the database)")
 	return c
 }
 
@@ -120,6 +120,9 @@ expires. If certificates are pinned for the device, the new one is beside them.`
 // directory.
 func hand(id, configFile, out string, certify bool, request, secret []byte, ends time.Time,
 	change func(context.Context, *registry.Store, certificate) error) (string, error) {
+	if !registry.ValidID(id) { // other programs may have registered what is none; the directory would be anywhere
+		return "", fmt.Errorf("%q is not a device id (1 to 64 of A-Z a-z 0-9 . _ : -); remove it, and register the device by another", id)
+	}
 	cfg, err := config.Load(configFile)
 	if err != nil {
 		return "", err
@@ -202,7 +205,7 @@ no_tls_identity.`,
 				if err := s.Pin(c.Context(), args[0], pins...); err != nil {
 					return deviceError(args[0], err)
 				}
-				_, err := fmt.Fprintf(c.OutOrStdout(), "Pinned %d for %s.\n", len(pins), args[0])
+				_, err := fmt.Fprintf(c.OutOrStdout(), "Pinned %d for %s.\n", len(pins), printable(args[0]))
 				return err
 			})
 		},
@@ -220,7 +223,7 @@ func inspect(name string, content []byte) (time.Time, registry.Fingerprint, erro
 func newDeviceUnpin(configFile *string) *cobra.Command {
 	return newDeviceChange(configFile, "unpin", "Accept a device with any certificate of its CA again",
 		`Accept a device with any certificate that bears its id and that the broker
-accepts.`, func(s *registry.Store, ctx context.Context, id string) error { return s.Pin(ctx, id) }, "Nothing is pinned for %s.")
+accepts.`, func(s *registry.Store, ctx context.Context, id string) error { return s.Pin(ctx, id) }, "Unpinned %s: it may come with any certificate that bears its id.")
 }
 
 // A span is a flag for a duration, in days too: "30d".

@@ -40,7 +40,11 @@ backend, and the devices whose messages wait longest, as the HTTP listener tells
 ([http] listen in bouncer.toml). FAILED counts the requests that failed since the
 backend last took or refused a message of the device. On a terminal the screen is
 redrawn every second until Ctrl-C; elsewhere a line is printed. To see all
-devices that have messages waiting: "bouncerctl queue".`,
+devices that have messages waiting: "bouncerctl queue".
+
+The backend is "failing" where requests of the slowest devices fail, and "down"
+where those of eight devices have. "Dead" counts the messages that were given up
+since the journal was made, those requeued or dropped since included.`,
 		Example: `  bouncerctl top
   bouncerctl top --count 1 | tee -a gateway.log`,
 		Args: noArguments,
@@ -65,9 +69,9 @@ devices that have messages waiting: "bouncerctl queue".`,
 	}
 	c.Flags().Var((*span)(&o.interval), "interval", "the time between two looks")
 	c.Flags().IntVar(&o.count, "count", 0, "end after so `many` looks at what has changed; 0: with Ctrl-C")
-	c.Flags().StringVar(&o.url, "url", "", "the listener's `URL`, https://HOST:PORT (default: as\nbouncer.toml says)")
+	c.Flags().StringVar(&o.url, "url", "", "the listener's `URL`, https://HOST:PORT (default: as bouncer.toml says)")
 	c.Flags().StringVar(&o.tokenFile, "token-file", "", "with --url: the `file` with the bearer token")
-	c.Flags().StringVar(&o.caFile, "ca-file", "", "with --url: the `file` with the CAs to trust, instead of the\nsystem's")
+	c.Flags().StringVar(&o.caFile, "ca-file", "", "with --url: the `file` with the CAs to trust, instead of the system's")
 	return c
 }
 
@@ -101,7 +105,7 @@ func (l *listener) read(ctx context.Context) (*figures, error) {
 
 func (f *figures) add(name string, m *dto.Metric) {
 	for _, label := range m.GetLabel() {
-		name += " " + label.GetValue()
+		name += " " + printable(label.GetValue())
 	}
 	switch {
 	case m.Counter != nil:
@@ -118,7 +122,7 @@ func (f *figures) add(name string, m *dto.Metric) {
 func (o *topOptions) run(ctx context.Context, l *listener, w io.Writer, redraw bool) error {
 	before, err := l.read(ctx)
 	if err != nil {
-		return fmt.Errorf("the gateway's HTTP listener does not tell: %w", err)
+		return fmt.Errorf("the gateway's HTTP listener cannot be asked: %w", err)
 	}
 	ticker := time.NewTicker(o.interval)
 	defer ticker.Stop()
@@ -239,8 +243,13 @@ func (c change) line() string {
 }
 
 func (c change) backend() string {
-	if c.gauge("backend_down") != 0 {
+	switch {
+	case c.gauge("deliveries_suspended") != 0:
+		return "suspended"
+	case c.gauge("backend_down") != 0:
 		return "down"
+	case slices.ContainsFunc(c.now.slowest, func(d liveDevice) bool { return d.Failures > 0 }):
+		return "failing"
 	}
 	return "up"
 }

@@ -33,6 +33,7 @@ func TestTop(t *testing.T) {
 		fmt.Fprintf(w, `# TYPE bouncer_publishes_total counter
 bouncer_publishes_total{verdict="accepted"} %d
 bouncer_publishes_total{verdict="replay"} %d
+bouncer_publishes_total{verdict="`+"\x1b"+`[2J"} %d
 bouncer_publishes_total{verdict="stale"} 0
 # TYPE bouncer_messages_pending gauge
 bouncer_messages_pending 7
@@ -40,7 +41,7 @@ bouncer_messages_pending 7
 bouncer_delivery_seconds_bucket{le="+Inf"} %d
 bouncer_delivery_seconds_sum %g
 bouncer_delivery_seconds_count %d
-`, 1000*n, 10*n, n, 0.002*float64(n), n)
+`, 1000*n, 10*n, n, n, 0.002*float64(n), n)
 	}))
 	defer server.Close()
 	dir := t.TempDir()
@@ -52,7 +53,7 @@ bouncer_delivery_seconds_count %d
 		return append([]string{"top", "--url", server.URL, "--ca-file", ca, "--interval", "100ms"}, more...)
 	}
 	got := succeed(t, args("--token-file", filepath.Join(dir, "token"), "--count", "2")...)
-	line := regexp.MustCompile(`\A(\S+Z accepted=\d+\.\d/s refused=\d+\.\d/s delivered=0\.0/s latency=2ms pending=7 dead=0 backend=up replay=\d+\.\d/s slowest=.*\n){2}\z`)
+	line := regexp.MustCompile(`\A(\S+Z accepted=\d+\.\d/s refused=\d+\.\d/s delivered=0\.0/s latency=2ms pending=7 dead=0 backend=(up|failing) replay=\d+\.\d/s "\\x1b\[2J"=\d+\.\d/s slowest=.*\n){2}\z`)
 	if !line.MatchString(got) {
 		t.Errorf("%s", got)
 	}
@@ -67,7 +68,8 @@ bouncer_delivery_seconds_count %d
 	}
 	for want, bad := range map[string][]string{
 		"the token is not the listener's (401)": args("--token-file", filepath.Join(dir, "wrong")),
-		"connection refused":                    {"top", "--url", "http://127.0.0.1:1"},
+		"it wants a token (401); name the file": args(),
+		"connection refused; does the broker":   {"top", "--url", "http://127.0.0.1:1"},
 		"certificate":                           {"top", "--url", server.URL},
 	} {
 		if got := bouncerctl(t, "", bad...); got.code != 1 || !strings.Contains(got.stderr, want) || strings.Contains(got.stderr, "token\n") {
@@ -95,6 +97,11 @@ func TestTopScreen(t *testing.T) {
 		"xxx... 1000000000      10 hours    65535  suspended"} {
 		if !strings.Contains(got, want) {
 			t.Errorf("no %q in\n%s", want, got)
+		}
+	}
+	for gauge, want := range map[string]string{"bouncer_deliveries_suspended": "suspended", "bouncer_lanes": "failing"} {
+		if got := (change{&then, &figures{values: map[string]float64{gauge: 1}, slowest: now.slowest}}).backend(); got != want {
+			t.Errorf("the backend is %s, want %s", got, want)
 		}
 	}
 	if strings.Contains(got, "stale") {

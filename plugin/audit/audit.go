@@ -34,8 +34,10 @@ const (
 	denialsPerSecond = 50
 	denialsBurst     = 500
 	// maxText cuts what others have written.
-	maxText      = 256
-	flushEvery   = time.Second
+	maxText    = 256
+	flushEvery = time.Second
+	// rotateAgain is how long a file grows on that could not be put aside.
+	rotateAgain  = time.Minute
 	defaultMode  = 0o640
 	bufferLength = 64 << 10
 )
@@ -97,7 +99,10 @@ type Log struct {
 	file    *os.File
 	written *bufio.Writer
 	size    int64
-	failed  bool // the last write did
+	waiting int64     // records in written's buffer
+	torn    bool      // the file may end within a line
+	failed  bool      // the last write did
+	stuck   time.Time // when the file could not be put aside; zero: it could
 }
 
 // Open opens the file, which is made with mode 0640 if need be, and starts to write. The error names the file.
@@ -197,19 +202,24 @@ func (l *Log) run() {
 	defer ticker.Stop()
 	for l.step(ticker.C) {
 	}
-	for {
-		select {
-		case r := <-l.queue:
-			l.write(&r)
-			continue
-		default:
+	l.finish()
+}
+
+// finish writes what is left when the log is closed.
+func (l *Log) finish() {
+	defer func() {
+		if v := recover(); v != nil {
+			l.log.Error("internal error in the audit log, caught; please report it", "panic", fmt.Sprint(v))
 		}
-		break
+		_ = l.file.Close()
+	}()
+	for n := len(l.queue); n > 0; n-- {
+		r := <-l.queue
+		l.write(&r)
 	}
 	l.writeCounts()
 	l.flush()
 	_ = l.file.Sync()
-	_ = l.file.Close()
 }
 
 // step does one thing that is due, and reports whether there is more to come. A panic ends that thing alone.
@@ -271,11 +281,18 @@ func (l *Log) write(r *Record) {
 		l.report(err)
 		return
 	}
-	if l.options.MaxBytes > 0 && l.size > 0 && l.size+int64(line.Len()) > l.options.MaxBytes {
+	if l.options.MaxBytes > 0 && l.size > 0 && l.size+int64(line.Len()) > l.options.MaxBytes && time.Since(l.stuck) > rotateAgain {
 		l.rotate()
 	}
+	if l.written.Available() < line.Len() {
+		l.flush() // here, so that a record is in one write as a whole
+	}
+	if l.torn {
+		_ = l.written.WriteByte('\n')
+		l.torn = false
+	}
+	l.waiting++
 	if _, err := l.written.Write(line.Bytes()); err != nil {
-		l.lost.Add(1)
 		l.report(err)
 		return
 	}
@@ -284,7 +301,11 @@ func (l *Log) write(r *Record) {
 
 func (l *Log) flush() {
 	if l.written.Buffered() > 0 {
-		l.report(l.written.Flush())
+		err := l.written.Flush()
+		l.report(err)
+		if err == nil {
+			l.waiting = 0
+		}
 	}
 }
 
@@ -298,30 +319,48 @@ func (l *Log) report(err error) {
 	}
 	if l.failed = err != nil; l.failed {
 		l.written.Reset(l.file) // what it held is lost: it would keep the error for ever
-		l.lost.Add(1)
+		l.lost.Add(l.waiting)
+		l.waiting = 0
+		if info, err := l.file.Stat(); err == nil {
+			l.torn = info.Size() > 0 // a part of it may have been written
+			l.size = info.Size()
+		}
 	}
 }
 
-// rotate puts the file aside and begins a new one. Where that fails the old one is written on.
+// rotate puts the file aside and begins a new one. Where that fails the old one is written on, and it is tried again
+// after a while: each record would fail anew.
 func (l *Log) rotate() {
 	l.flush()
+	err := l.putAside()
+	switch {
+	case err != nil && l.stuck.IsZero():
+		l.log.Error("the audit log could not be put aside by size, and grows on; the broker's user must be able to write to its directory",
+			"file", l.options.File, "error", err)
+	case err == nil && !l.stuck.IsZero():
+		l.log.Info("the audit log is put aside by size again", "file", l.options.File)
+	}
+	if l.stuck = time.Now(); err == nil {
+		l.stuck = time.Time{}
+	}
+}
+
+func (l *Log) putAside() error {
 	aside := func(n int) string { return fmt.Sprintf("%s.%d", l.options.File, n) }
 	for n := l.options.Keep; n > 1; n-- {
 		if err := os.Rename(aside(n-1), aside(n)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			l.report(err)
-			return
+			return err
 		}
 	}
 	old := l.file
-	if err := os.Rename(l.options.File, aside(1)); err != nil {
-		l.report(err)
-		return
+	if err := os.Rename(l.options.File, aside(1)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
 	}
 	if err := l.open(); err != nil {
-		l.report(err)
-		return
+		return err
 	}
 	_ = old.Close()
+	return nil
 }
 
 func (l *Log) open() error {
@@ -338,7 +377,7 @@ func (l *Log) open() error {
 		_ = file.Close()
 		return fmt.Errorf("audit log: %s: %w", l.options.File, err)
 	}
-	l.file, l.size = file, info.Size()
+	l.file, l.size, l.torn = file, info.Size(), false
 	l.written = bufio.NewWriterSize(io.Writer(file), bufferLength)
 	return nil
 }

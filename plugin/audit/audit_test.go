@@ -3,6 +3,7 @@ package audit
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -115,8 +116,9 @@ func TestDenialsAreSampledAndCounted(t *testing.T) {
 func TestNeverWaits(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "audit.jsonl")
 	l := open(t, Options{File: file})
-	hang := make(chan struct{})
-	l.call(func() { <-hang })
+	hanging, hang := make(chan struct{}), make(chan struct{})
+	l.call(func() { close(hanging); <-hang })
+	<-hanging
 	for range 3 * maxQueued {
 		l.Add(Record{Event: Registry})
 	}
@@ -233,6 +235,91 @@ func TestFullDisk(t *testing.T) {
 	}
 	if strings.Count(said.String(), "cannot be written") != 1 || strings.Count(said.String(), "written again") != 1 {
 		t.Error(said.String())
+	}
+}
+
+// TestEveryLostRecordIsCounted: those that wait in the buffer for a disk that is full too, and what it has taken of a line
+// spoils no later one.
+func TestEveryLostRecordIsCounted(t *testing.T) {
+	const n = 50
+	file := filepath.Join(t.TempDir(), "audit.jsonl")
+	l := open(t, Options{File: file})
+	done := make(chan struct{})
+	l.call(func() { // in one step, so that no record is flushed before the others are written
+		defer close(done)
+		full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		if _, err := l.file.WriteString(`{"time":"2`); err != nil { // as a disk leaves it that fills within a line
+			t.Error(err)
+		}
+		good := l.file
+		l.file = full
+		l.written.Reset(full)
+		for range n {
+			l.write(&Record{Event: Registry})
+		}
+		l.flush()
+		l.file = good
+		l.report(errors.New("the disk has room again")) // takes up the good file
+		_ = full.Close()
+	})
+	<-done
+	l.Add(Record{Event: Stop})
+	closeLog(t, l)
+	content, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	torn, rest, _ := bytes.Cut(content, []byte("\n"))
+	if string(torn) != `{"time":"2` {
+		t.Errorf("%q", torn)
+	}
+	if err := os.WriteFile(file, rest, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	lost, stops := 0, 0
+	for _, r := range read(t, file) {
+		switch r.Event {
+		case Lost:
+			lost += r.Count
+		case Stop:
+			stops++
+		}
+	}
+	if lost != n || stops != 1 {
+		t.Errorf("%d lost, %d written, want %d and 1", lost, stops, n)
+	}
+}
+
+// TestRotationFails: what cannot be put aside is written on, said once, and nothing of it counts as lost.
+func TestRotationFails(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "audit.jsonl")
+	if err := os.MkdirAll(filepath.Join(file+".1", "in the way"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	var said bytes.Buffer
+	l, err := Open(Options{File: file, MaxBytes: 500, Keep: 1}, slog.New(slog.NewTextHandler(&said, nil)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	const n = 100
+	for range n {
+		l.Add(Record{Event: Registry, Device: "sensor_001"})
+	}
+	closeLog(t, l)
+	for _, r := range read(t, file) {
+		if r.Event != Registry {
+			t.Errorf("%+v", r)
+		}
+	}
+	if got := len(read(t, file)); got != n {
+		t.Errorf("%d records, want %d", got, n)
+	}
+	if lines := strings.Count(said.String(), "\n"); lines != 1 {
+		t.Errorf("%d lines in the log: %.500s", lines, said.String())
 	}
 }
 

@@ -213,7 +213,10 @@ func Load(path string) (*Config, error) {
 	source, err := readFile(path, 0)
 	if err != nil {
 		advice := "the broker's user must be able to read it"
-		if errors.Is(err, fs.ErrNotExist) {
+		switch {
+		case errors.Is(err, fs.ErrPermission):
+			advice = "the broker's user must be able to read it, and so must who runs bouncerctl"
+		case errors.Is(err, fs.ErrNotExist):
 			advice = "name an existing file, or create one with bouncerctl init"
 		}
 		return nil, fmt.Errorf("%s: cannot be read: %w; %s", path, err, advice)

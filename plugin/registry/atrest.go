@@ -34,13 +34,26 @@ func (s *Store) Recrypt(ctx context.Context, from *Key) (n int, err error) {
 	if err := tx.Commit(); err != nil {
 		return 0, s.failed(err)
 	}
-	// A write-ahead log keeps what was replaced too.
-	for _, statement := range []string{"VACUUM", "PRAGMA wal_checkpoint(TRUNCATE)"} {
-		if _, err := s.db.ExecContext(ctx, statement); err != nil {
-			return n, fmt.Errorf("the secrets were stored anew, but the database file could not be cleaned of the old ones; run the command again: %w", s.failed(err))
-		}
+	if err := s.clean(ctx); err != nil {
+		return n, fmt.Errorf("the secrets were stored anew, but the database file could not be cleaned of the old ones; run the command again: %w", s.failed(err))
 	}
 	return n, nil
+}
+
+// clean leaves nothing in the database's files that is no longer in the database: a write-ahead log keeps what was
+// replaced too, and says by a row, not by an error, that a reader has kept it from being emptied.
+func (s *Store) clean(ctx context.Context) error {
+	if _, err := s.db.ExecContext(ctx, "VACUUM"); err != nil {
+		return err
+	}
+	var busy, frames, moved int
+	if err := s.db.QueryRowContext(ctx, "PRAGMA wal_checkpoint(TRUNCATE)").Scan(&busy, &frames, &moved); err != nil {
+		return err
+	}
+	if busy != 0 {
+		return sqlite3.Error{Code: sqlite3.ErrBusy}
+	}
+	return nil
 }
 
 // recryptTable goes through a table in the order of its rows, a page at a time.

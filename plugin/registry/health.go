@@ -19,7 +19,7 @@ func (r *Registry) noteHealth(err error) {
 }
 
 // Health returns when the devices were last known to be those of the database, which is asked four times a second, and
-// why they are not known to be just now; nil: they are. Before the first time the time is zero. Any thread.
+// why they are not known to be just now, for want of the secrets' key too; nil: they are. Before the first time the time is zero. Any thread.
 func (r *Registry) Health() (current time.Time, err error) {
 	h := r.health.Load()
 	if h == nil {

@@ -104,6 +104,8 @@ func opening(err error) error {
 		err = fmt.Errorf("%w; correct the path, or create it with \"bouncerctl device add\"", err)
 	case errors.Is(err, fs.ErrPermission), isCode(err, sqlite3.ErrCantOpen, sqlite3.ErrPerm):
 		err = fmt.Errorf("%w; the broker's user must be able to read it and to search its directory", err)
+	case isCode(err, sqlite3.ErrReadonly):
+		err = fmt.Errorf("%w; a change was interrupted, by a crash for example, and who may write must undo it: run \"bouncerctl device list\" as the file's owner", err)
 	case isCode(err, sqlite3.ErrNotADB, sqlite3.ErrCorrupt):
 		err = fmt.Errorf("%w; name another file, or restore this one from a backup", err)
 	}
@@ -244,6 +246,9 @@ func (r *Registry) poll(ctx context.Context) {
 	r.endSecrets(time.Now().Unix()) // also while the database cannot be followed
 	if ctx.Err() == nil {
 		r.report(err)
+		if err == nil && r.keyless {
+			err = errKeyless
+		}
 		r.noteHealth(err)
 	}
 }
@@ -257,6 +262,9 @@ func (r *Registry) refresh(ctx context.Context) error {
 	}
 	r.reportSkipped(d)
 	r.reportKeyless(d)
+	if r.keyless && !d.full {
+		r.source.loaded, r.source.at = false, position{} // only a reading of all tells that it is over
+	}
 	if len(d.put) == 0 && len(d.drop) == 0 {
 		return nil
 	}
@@ -396,6 +404,8 @@ func (r *Registry) number(before *snapshot, d *delta) (added int, err error) {
 	}
 	return added, nil
 }
+
+var errKeyless = errors.New("secrets are encrypted under another key than the one in [registry] key_file, or none is set")
 
 var errSerials = errors.New("more than 4294967295 different device ids since the start; restart the broker")
 

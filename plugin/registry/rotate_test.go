@@ -443,3 +443,102 @@ func add(t *testing.T, s *Store, id, secret string) {
 		t.Fatal(err)
 	}
 }
+
+// TestRecryptWhileRead: where a reader keeps a write-ahead log from being emptied, the old secrets are still in a file, and
+// that is said.
+func TestRecryptWhileRead(t *testing.T) {
+	t.Parallel()
+	path := newPath(t)
+	plain := openStore(t, path)
+	if err := plain.Add(t.Context(), "sensor_001", Secret("plainsecret")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := plain.db.Exec("PRAGMA journal_mode = WAL"); err != nil {
+		t.Fatal(err)
+	}
+	if err := plain.Add(t.Context(), "sensor_002", Secret("plainsecret")); err != nil {
+		t.Fatal(err)
+	}
+	db, err := connect(path, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = db.Close() })
+	reader, err := db.Begin()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var n int
+	if err := reader.QueryRow("SELECT count(*) FROM devices").Scan(&n); err != nil {
+		t.Fatal(err)
+	}
+	key, err := NewKey(GenerateKey())
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := openStore(t, path, WithKey(key))
+	if _, err := s.Recrypt(t.Context(), nil); err == nil || !strings.Contains(err.Error(), "run the command again") {
+		t.Error(err)
+	}
+	if err := reader.Rollback(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Recrypt(t.Context(), nil); err != nil {
+		t.Error(err)
+	}
+	for _, end := range []string{"", "-wal"} {
+		content, err := os.ReadFile(path + end)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if bytes.Contains(content, []byte("plainsecret")) {
+			t.Errorf("%s has a secret in plain text", path+end)
+		}
+	}
+}
+
+// TestHealthWithoutKey: a gateway that cannot open secrets is unwell: it would not start again.
+func TestHealthWithoutKey(t *testing.T) {
+	t.Parallel()
+	path := newPath(t)
+	if err := openStore(t, path).Add(t.Context(), "sensor_001", Secret("plainsecret")); err != nil {
+		t.Fatal(err)
+	}
+	r, _ := openRegistry(t, path)
+	key, err := NewKey(GenerateKey())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := openStore(t, path, WithKey(key)).Recrypt(t.Context(), nil); err != nil {
+		t.Fatal(err)
+	}
+	unwell := func(want bool) {
+		t.Helper()
+		for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+			_, err := r.Health()
+			if (err != nil) == want {
+				return
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("not within 5 s: %v; health: %v", want, err)
+			}
+		}
+	}
+	unwell(true)
+	if _, err := r.Health(); !strings.Contains(err.Error(), "key_file") {
+		t.Error(err)
+	}
+	r.SetKey(key)
+	unwell(false)
+
+	other, err := NewKey(GenerateKey())
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.SetKey(other)
+	unwell(true)
+	if _, err := openStore(t, path).Recrypt(t.Context(), key); err != nil {
+		t.Fatal(err)
+	}
+	unwell(false)
+}

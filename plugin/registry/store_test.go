@@ -3,6 +3,7 @@ package registry
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -265,5 +266,60 @@ func TestStoresAtOnce(t *testing.T) {
 	writers.Wait()
 	if n := scalar[int](t, openDatabase(t, path), "SELECT count(*) FROM devices"); n != 100 {
 		t.Errorf("%d devices", n)
+	}
+}
+
+// TestInterruptedChange: after a crash within a commit, who may only read learns what to do, and who may write has the
+// devices as they were.
+func TestInterruptedChange(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "devices.db")
+	s, err := OpenStore(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = s.Close() }()
+	for i := range 50 {
+		if err := s.Add(t.Context(), fmt.Sprintf("sensor_%03d", i), Secret(strings.Repeat("x", 1000))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := s.db.Exec("PRAGMA cache_size = 2"); err != nil { // so that a change reaches the file before its commit
+		t.Fatal(err)
+	}
+	tx, err := s.db.Begin()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = tx.Rollback() }()
+	if _, err := tx.Exec("UPDATE devices SET shared_secret = shared_secret || 'y'"); err != nil {
+		t.Fatal(err)
+	}
+	crashed := filepath.Join(dir, "crashed.db")
+	for _, end := range []string{"", "-journal"} {
+		content, err := os.ReadFile(path + end)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(crashed+end, content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r, err := open(&source{path: crashed, mode: "ro", busy: pollBusy, log: slog.New(slog.DiscardHandler)}, slog.New(slog.DiscardHandler))
+	if err == nil {
+		_ = r.Close()
+		t.Fatal("opened")
+	}
+	if !strings.Contains(err.Error(), `run "bouncerctl device list"`) {
+		t.Error(err)
+	}
+	again, err := OpenStore(crashed)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = again.Close() }()
+	secrets, err := again.Secrets(t.Context(), "sensor_000")
+	if err != nil || string(secrets[0]) != strings.Repeat("x", 1000) {
+		t.Errorf("%d bytes, %v", len(secrets), err)
 	}
 }
