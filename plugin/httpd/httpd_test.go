@@ -337,3 +337,25 @@ func TestOutOfDescriptors(t *testing.T) {
 		t.Error("accepted after the close")
 	}
 }
+
+// TestTooLargeIsAnswered: a client that is still sending when it is refused gets the answer, not a broken connection.
+func TestTooLargeIsAnswered(t *testing.T) {
+	s := start(t, aService{}, nil)
+	body := strings.Repeat("x", 2<<20)
+	for range 20 {
+		r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+s.Addr().String()+"/v1/devices/x/commands", strings.NewReader(body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Header.Set("Authorization", "Bearer token")
+		r.Header.Set("Content-Type", "application/json")
+		a, err := http.DefaultClient.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		a.Body.Close()
+		if a.StatusCode != http.StatusRequestEntityTooLarge {
+			t.Errorf("%s", a.Status)
+		}
+	}
+}

@@ -1,10 +1,13 @@
 package httpd
 
 import (
+	"crypto/tls"
 	"errors"
+	"io"
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -80,9 +83,32 @@ type limitedConn struct {
 	listener *limitListener
 	from     netip.Addr
 	once     sync.Once
+	linger   atomic.Bool // see lingerAtClose
+}
+
+// How long, and for how many bytes, a client may go on sending to whom an answer is on its way.
+const (
+	lingerTime  = time.Second
+	lingerBytes = 4 << 20
+)
+
+// lingerAtClose has a connection of ours take what its client is still sending before it is closed. Else the system tells
+// the client that the connection is broken, and the answer, which says why, is lost.
+func lingerAtClose(conn net.Conn) {
+	if secured, ok := conn.(*tls.Conn); ok {
+		conn = secured.NetConn()
+	}
+	if c, ok := conn.(*limitedConn); ok {
+		c.linger.Store(true)
+	}
 }
 
 func (c *limitedConn) Close() error {
+	if tcp, ok := c.Conn.(*net.TCPConn); ok && c.linger.Swap(false) {
+		_ = tcp.CloseWrite()
+		_ = tcp.SetReadDeadline(time.Now().Add(lingerTime))
+		_, _ = io.CopyN(io.Discard, tcp, lingerBytes)
+	}
 	c.once.Do(func() {
 		c.listener.mu.Lock()
 		defer c.listener.mu.Unlock()

@@ -65,7 +65,9 @@ func (s *Server) unreadable(ctx *fasthttp.RequestCtx, err error) {
 	switch {
 	case errors.Is(err, fasthttp.ErrBodyTooLarge):
 		e = tooLarge
+		lingerAtClose(ctx.Conn())
 	case small:
+		lingerAtClose(ctx.Conn())
 		e = &Error{Status: 431, Reason: "headers_too_large", Detail: fmt.Sprintf("the request line and the headers have more than %d bytes", maxHeader)}
 	case errors.As(err, &timeout) && timeout.Timeout():
 		e = &Error{Status: 408, Reason: "too_slow", Detail: fmt.Sprintf("the request did not come within %v", readTimeout)}
