@@ -1,7 +1,6 @@
 package plugin
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -104,22 +103,16 @@ func (cs *commands) isAnswer(topic []byte) bool {
 	return is
 }
 
-// answered takes a device's answer, which is at pos in the journal until it is stored. Broker's thread.
-func (cs *commands) answered(a *journal.Accepted, pos journal.Position) {
-	payload := bytes.Clone(a.Payload)
-	// accept has seen that there is room, and nobody else fills it.
-	if cs.store.Answered(a.Device, payload, a.AcceptedAt, cs.g.settles(pos)) != nil {
-		cs.g.log.Error("the answer to a command waits in the journal for the next start", "device", a.Device)
+// take hands a device's answer, which is at pos in the journal until it is stored, to the store. Broker's thread.
+func (cs *commands) take(a journaledAnswer) {
+	stored := func() { cs.g.journal.Done(a.pos, journal.Delivered) }
+	if cs.store.Answered(a.device, a.payload, a.at, stored) != nil {
+		cs.g.log.Error("the answer to a command waits in the journal for the next start", "device", a.device)
 	}
 }
 
-// settles returns what notes in the journal that the message at pos has arrived.
-func (g *Gateway) settles(pos journal.Position) func() {
-	return func() { g.journal.Done(pos, journal.Delivered) }
-}
-
-// A recoveredAnswer is one that was acknowledged to its device and not stored when the process before ended.
-type recoveredAnswer struct {
+// A journaledAnswer is one that is acknowledged to its device, and not stored yet.
+type journaledAnswer struct {
 	pos     journal.Position
 	device  string
 	payload []byte
@@ -127,7 +120,7 @@ type recoveredAnswer struct {
 }
 
 // restoreAnswers brings answers from the journal into the store. Without a store nobody asks for them any more.
-func (g *Gateway) restoreAnswers(answers []recoveredAnswer) {
+func (g *Gateway) restoreAnswers(answers []journaledAnswer) {
 	if g.commands == nil {
 		for _, a := range answers {
 			g.journal.Done(a.pos, journal.Delivered)
@@ -138,9 +131,7 @@ func (g *Gateway) restoreAnswers(answers []recoveredAnswer) {
 		return
 	}
 	for _, a := range answers {
-		if g.commands.store.Answered(a.device, a.payload, a.at, g.settles(a.pos)) != nil {
-			g.log.Error("the answer to a command waits in the journal for the next start", "device", a.device)
-		}
+		g.commands.take(a)
 	}
 }
 

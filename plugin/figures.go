@@ -66,7 +66,7 @@ func (g *Gateway) readFigures() metrics.Figures {
 func commandFigures(c command.Counts) *metrics.Commands {
 	m := &metrics.Commands{
 		Unfinished: c.Unfinished, Created: c.Created, Repeated: c.Repeated,
-		Answers: c.Answers, Strays: c.Strays, Malformed: c.Malformed, Overrun: c.Overrun,
+		Answers: c.Answers, Strays: c.Strays, Malformed: c.Malformed,
 	}
 	for _, state := range command.States() {
 		m.ByState = append(m.ByState, metrics.Count{Name: string(state), N: uint64(max(0, c.ByState[state]))})

@@ -140,7 +140,7 @@ type Gateway struct {
 	notices  notices
 	commands *commands // nil: without an HTTP listener there are none
 	// recoveredAnswers are those that the journal had at the start.
-	recoveredAnswers []recoveredAnswer
+	recoveredAnswers []journaledAnswer
 	server           atomic.Pointer[httpd.Server] // nil: none; it serves before it is set here
 	questions        questions
 	slowest          slowest

@@ -1,6 +1,7 @@
 package plugin
 
 import (
+	"bytes"
 	"errors"
 	"time"
 
@@ -154,7 +155,8 @@ func (g *Gateway) accept(p *Publish, d *device, e *envelope.Envelope) (Reason, e
 	stored = true
 	d.published(p.ClientID)
 	if isAnswer {
-		g.commands.answered(a, pos)
+		// There is room, as seen above: nobody else fills it.
+		g.commands.take(journaledAnswer{pos, a.Device, bytes.Clone(a.Payload), a.AcceptedAt})
 		return Accepted, nil
 	}
 	g.forwarder.Enqueue(a.Device, uint64(pos), a.Size())

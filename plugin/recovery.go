@@ -32,7 +32,7 @@ type recovery struct {
 	now       int64 // seconds since 1970
 	tolerance int64
 	results   gatedTopic // of devices' answers to commands
-	answers   []recoveredAnswer
+	answers   []journaledAnswer
 
 	device   string // of the message before, a string that lives anyway
 	serial   uint32
@@ -78,7 +78,7 @@ func (r *recovery) take(pos journal.Position, a *journal.Accepted, o journal.Out
 		return
 	}
 	if _, is := r.results.device(a.Topic); is {
-		r.answers = append(r.answers, recoveredAnswer{pos, r.device, bytes.Clone(a.Payload), a.AcceptedAt})
+		r.answers = append(r.answers, journaledAnswer{pos, r.device, bytes.Clone(a.Payload), a.AcceptedAt})
 		return
 	}
 	r.forwarder.Restore(r.device, uint64(pos), a.Size())

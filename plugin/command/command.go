@@ -86,8 +86,8 @@ type Counts struct {
 	Unfinished int             // queued or sent
 	Bytes      int64           // of the bodies of the unfinished
 	// Since Open.
-	Created, Repeated                   uint64 // new commands, and those that an idempotency key led to again
-	Answers, Strays, Malformed, Overrun uint64 // results that finished a command, that had none to finish, that could not be read, that found no room
-	WriteErrors                         uint64 // transactions that failed
-	Err                                 error  // of the last transaction; nil: it succeeded
+	Created, Repeated          uint64 // new commands, and those that an idempotency key led to again
+	Answers, Strays, Malformed uint64 // results that finished a command, that had none to finish, that could not be read
+	WriteErrors                uint64 // transactions that failed
+	Err                        error  // of the last transaction; nil: it succeeded
 }

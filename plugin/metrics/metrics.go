@@ -69,10 +69,10 @@ type Callback struct {
 
 // Commands are those for devices.
 type Commands struct {
-	ByState                                      []Count
-	Unfinished                                   int
-	Created, Repeated                            uint64
-	Answers, Strays, Malformed, Overrun, Dropped uint64
+	ByState                    []Count
+	Unfinished                 int
+	Created, Repeated          uint64
+	Answers, Strays, Malformed uint64
 }
 
 // Responses are what waits for the broker's thread, and what became of it.
@@ -196,7 +196,6 @@ func (s sender) commands(c *Commands) {
 	s.counter("command_answers_total", help, c.Answers, "outcome", "counted")
 	s.counter("command_answers_total", help, c.Strays, "outcome", "stray")
 	s.counter("command_answers_total", help, c.Malformed, "outcome", "malformed")
-	s.counter("command_answers_total", help, c.Overrun, "outcome", "dropped")
 }
 
 // A sender makes metrics.
