@@ -85,7 +85,7 @@ func registryKey(c *config.Config) (*registry.Key, error) {
 	return registry.NewKey(c.Registry.Key)
 }
 
-// Reload follows the broker's own configuration and bouncer.toml after SIGHUP.
+// Reload follows the broker's own configuration and bouncer.toml after SIGHUP, and has the whole registry read.
 //
 // An acl_file that was ever there counts as still there: the broker keeps it where anything in its new configuration is
 // wrong, which only it can tell. Bouncer.toml is read by another goroutine and takes effect, as a whole, when the
@@ -105,6 +105,7 @@ func (g *Gateway) Reload() {
 		g.brokerConf = conf
 	}
 	g.settleOthers(conf, err)
+	g.registry.Reread()
 	g.reloader.request()
 	g.flushLog()
 }

@@ -60,18 +60,26 @@ func (s *Store) clean(ctx context.Context) error {
 func (s *Store) recryptTable(ctx context.Context, tx *sql.Tx, table string, from *Key) (n int, err error) {
 	const page = 1000
 	type stored struct {
-		row        int64
+		row        any
 		id, secret string
 	}
-	update, err := tx.PrepareContext(ctx, "UPDATE "+table+" SET shared_secret = ? WHERE rowid = ?")
+	key := "rowid"
+	var without bool
+	if err := tx.QueryRowContext(ctx, "SELECT wr FROM pragma_table_list WHERE schema = 'main' AND lower(name) = ?", table).Scan(&without); err != nil {
+		return 0, err
+	}
+	last := any(int64(-1 << 63))
+	if without {
+		key, last = "device_id", ""
+	}
+	update, err := tx.PrepareContext(ctx, "UPDATE "+table+" SET shared_secret = ? WHERE "+key+" = ?")
 	if err != nil {
 		return 0, err
 	}
 	defer func() { _ = update.Close() }()
-	last := int64(-1 << 63)
 	for {
-		rows, err := tx.QueryContext(ctx, "SELECT rowid, device_id, shared_secret FROM "+table+` WHERE rowid > ?
-			AND typeof(device_id) = 'text' AND typeof(shared_secret) = 'text' AND shared_secret <> '' ORDER BY rowid LIMIT ?`, last, page)
+		rows, err := tx.QueryContext(ctx, fmt.Sprintf(`SELECT %s, device_id, shared_secret FROM %s WHERE %[1]s > ?
+			AND typeof(device_id) = 'text' AND typeof(shared_secret) = 'text' AND shared_secret <> '' ORDER BY %[1]s LIMIT ?`, key, table), last, page)
 		if err != nil {
 			return 0, err
 		}

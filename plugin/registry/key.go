@@ -10,6 +10,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"time"
 )
 
 // A Key encrypts secrets where they are stored (AES-256-GCM, NIST SP 800-38D). What is stored in place of a secret is
@@ -126,7 +127,10 @@ func isKeyMissing(err error) bool { return errors.Is(err, errSealed) || errors.I
 // An Option of Open and OpenStore.
 type Option func(*options)
 
-type options struct{ key *Key }
+type options struct {
+	key          *Key
+	compareEvery time.Duration // 0: compareEvery
+}
 
 // WithKey has secrets opened, and stored, under this key. Plain-text secrets are still read. nil: no key.
 func WithKey(k *Key) Option { return func(o *options) { o.key = k } }

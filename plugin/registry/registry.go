@@ -15,6 +15,7 @@
 package registry
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -25,8 +26,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"github.com/mattn/go-sqlite3"
 )
 
 const (
@@ -48,6 +47,7 @@ type Registry struct {
 	health  atomic.Pointer[health]            // of the last poll; see Health
 	told    atomic.Pointer[func([]Change)]    // see OnChanges; nil: none
 	newKey  atomic.Pointer[Key]               // see SetKey; nil: none
+	reread  atomic.Bool                       // see Reread
 	log     *slog.Logger
 	stop    context.CancelFunc
 	done    chan struct{} // closed when the goroutine has ended
@@ -59,7 +59,8 @@ type Registry struct {
 
 	// The fields below belong to Open, and then to the goroutine.
 	source  *source
-	skipped string          // the rows last reported as skipped
+	skipped *skipLog
+	compare comparison
 	fault   fault           // as last reported
 	waits   int             // polls in a row that found the database locked
 	ending  map[string]bool // devices with a secret that ends
@@ -83,42 +84,35 @@ const (
 // Where a secret is encrypted and its key is not the one of WithKey, that is an error; when it becomes so later, what is
 // known of the device stays in force, but for its being disabled or removed, and new ones are left out.
 func Open(path string, log *slog.Logger, options ...Option) (*Registry, error) {
-	return open(&source{path: path, mode: "rw", busy: openBusy, log: log, key: apply(options).key}, log)
+	o := apply(options)
+	return open(&source{path: path, mode: "rw", busy: openBusy, log: log, key: o.key}, log, o)
 }
 
 // Check finds out whether Open would succeed, and changes nothing.
 func Check(ctx context.Context, path string, options ...Option) error {
 	log := slog.New(slog.DiscardHandler)
 	from := &source{path: path, mode: "ro", busy: openBusy, log: log, key: apply(options).key}
-	r := &Registry{log: log, source: from, removed: make(map[string]uint32), ending: make(map[string]bool)}
+	r := &Registry{log: log, source: from, skipped: newSkipLog(), removed: make(map[string]uint32), ending: make(map[string]bool)}
 	r.current.Store(newSnapshot())
-	return errors.Join(opening(r.load(ctx)), from.close())
+	return errors.Join(opened(r.load(ctx)), from.close())
 }
 
-// opening says what to do about an error of the first reading.
-func opening(err error) error {
-	switch {
-	case err == nil:
-		return nil
-	case errors.Is(err, fs.ErrNotExist):
-		err = fmt.Errorf("%w; correct the path, or create it with \"bouncerctl device add\"", err)
-	case errors.Is(err, fs.ErrPermission), isCode(err, sqlite3.ErrCantOpen, sqlite3.ErrPerm):
-		err = fmt.Errorf("%w; the broker's user must be able to read it and to search its directory", err)
-	case isCode(err, sqlite3.ErrReadonly):
-		err = fmt.Errorf("%w; a change was interrupted, by a crash for example, and who may write must undo it: run \"bouncerctl device list\" as the file's owner", err)
-	case isCode(err, sqlite3.ErrNotADB, sqlite3.ErrCorrupt):
-		err = fmt.Errorf("%w; name another file, or restore this one from a backup", err)
+func opened(err error) error {
+	if err != nil {
+		err = fmt.Errorf("device database: %w", err)
 	}
-	return fmt.Errorf("device database: %w", err)
+	return err
 }
 
-func open(from *source, log *slog.Logger) (*Registry, error) {
+func open(from *source, log *slog.Logger, o options) (*Registry, error) {
 	ctx, stop := context.WithCancel(context.Background())
 	r := &Registry{
 		log:     log,
 		stop:    stop,
 		done:    make(chan struct{}),
 		source:  from,
+		skipped: newSkipLog(),
+		compare: comparison{every: cmp.Or(o.compareEvery, compareEvery)},
 		removed: make(map[string]uint32),
 		ending:  make(map[string]bool),
 	}
@@ -126,7 +120,7 @@ func open(from *source, log *slog.Logger) (*Registry, error) {
 	if err := r.load(ctx); err != nil {
 		stop()
 		_ = from.close()
-		return nil, opening(err)
+		return nil, opened(err)
 	}
 	from.busy = pollBusy
 	if _, err := from.conn.ExecContext(ctx, fmt.Sprintf("PRAGMA busy_timeout = %d", pollBusy.Milliseconds())); err != nil {
@@ -135,6 +129,7 @@ func open(from *source, log *slog.Logger) (*Registry, error) {
 		return nil, fmt.Errorf("device database: %s: %w", from.path, err)
 	}
 	r.noteHealth(nil)
+	r.compare.next = time.Now().Add(r.compare.every)
 	go r.follow(ctx)
 	return r, nil
 }
@@ -197,6 +192,10 @@ func (r *Registry) OnChanges(told func([]Change)) { r.told.Store(&told) }
 // SetKey has secrets opened under another key from the next poll on.
 func (r *Registry) SetKey(k *Key) { r.newKey.Store(k) }
 
+// Reread has the whole database read, over a new connection, at the next poll: within a quarter of a second, where it can
+// be read. It returns at once. Any thread.
+func (r *Registry) Reread() { r.reread.Store(true) }
+
 // Len returns the number of registered devices, disabled ones included.
 func (r *Registry) Len() int {
 	return r.current.Load().len
@@ -219,6 +218,7 @@ func (r *Registry) Close() error {
 func (r *Registry) follow(ctx context.Context) {
 	defer close(r.done)
 	defer func() { _ = r.source.close() }()
+	defer func() { r.compare.end() }()
 	ticker := time.NewTicker(pollInterval)
 	defer ticker.Stop()
 	for {
@@ -240,10 +240,19 @@ func (r *Registry) poll(ctx context.Context) {
 	}()
 	if k := r.newKey.Swap(nil); k != nil {
 		r.source.key = k
-		r.source.loaded, r.source.at = false, position{} // what could not be opened may be now
+		r.source.forget() // what could not be opened may be now
+	}
+	if r.reread.Swap(false) {
+		_ = r.source.close()
+		r.skipped.last = ""
 	}
 	err := r.refresh(ctx)
 	r.endSecrets(time.Now().Unix()) // also while the database cannot be followed
+	if err == nil {
+		err = r.compareSome(ctx)
+	} else {
+		r.compare.end()
+	}
 	if ctx.Err() == nil {
 		r.report(err)
 		if err == nil && r.keyless {
@@ -260,10 +269,16 @@ func (r *Registry) refresh(ctx context.Context) error {
 	if err != nil || d == nil {
 		return err
 	}
-	r.reportSkipped(d)
+	r.skipped.report(r, d)
 	r.reportKeyless(d)
 	if r.keyless && !d.full {
-		r.source.loaded, r.source.at = false, position{} // only a reading of all tells that it is over
+		r.source.forget() // only a reading of all tells that it is over
+	}
+	if d.unexplained {
+		r.compare.hasten()
+	}
+	if d.overwritten && len(d.put)+len(d.drop) > 0 {
+		r.log.Info("device database was overwritten in place; read whole", "database", r.source.path)
 	}
 	if len(d.put) == 0 && len(d.drop) == 0 {
 		return nil
@@ -465,7 +480,7 @@ func faultOf(err error) fault {
 		return ""
 	case errors.Is(err, fs.ErrNotExist):
 		return missing
-	case isBusy(err):
+	case isBusy(err), errors.Is(err, errOverwritten):
 		return locked
 	default:
 		return unusable
@@ -482,20 +497,5 @@ func (r *Registry) reportKeyless(d *delta) {
 	case d.keyless == nil && d.full && r.keyless:
 		r.keyless = false
 		r.log.Info("every secret can be opened again", "database", r.source.path)
-	}
-}
-
-// reportSkipped logs the rows of a delta that are no devices; those of a full load only where they differ from the last.
-func (r *Registry) reportSkipped(d *delta) {
-	found := fmt.Sprint(d.skipped, d.sample)
-	if d.full {
-		if found == r.skipped {
-			return
-		}
-		r.skipped = found
-	}
-	if d.skipped > 0 {
-		r.log.Warn("skipped rows that are no devices; correct or remove them",
-			"database", r.source.path, "rows", d.skipped, "first", fmt.Sprint(d.sample))
 	}
 }

@@ -421,7 +421,7 @@ func TestTableMadeAnew(t *testing.T) {
 	execute(t, db, "CREATE TABLE devices(device_id TEXT PRIMARY KEY, shared_secret TEXT NOT NULL, created_at INTEGER NOT NULL)")
 	insert(t, db, "a", "four")
 	r.becomes(t, "a", "four")
-	if n := scalar[int](t, db, "SELECT count(*) FROM sqlite_schema WHERE type = 'trigger'"); n != len(ourTriggers) {
+	if n := scalar[int](t, db, "SELECT count(*) FROM sqlite_schema WHERE type = 'trigger'"); n != triggersOfOurs(t) {
 		t.Errorf("%d triggers", n)
 	}
 }
@@ -516,7 +516,7 @@ func TestOpenBesideAWriter(t *testing.T) {
 		t.Fatal(err)
 	}
 	log := new(records)
-	r, err := open(&source{path: path, mode: "rw", busy: 10 * time.Millisecond, log: log.logger()}, log.logger())
+	r, err := open(&source{path: path, mode: "rw", busy: 10 * time.Millisecond, log: log.logger()}, log.logger(), options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -555,7 +555,7 @@ func TestReadOnly(t *testing.T) {
 				version = len(migrations())
 			}
 			log := new(records)
-			r, err := open(&source{path: path, mode: "ro", busy: openBusy, log: log.logger()}, log.logger())
+			r, err := open(&source{path: path, mode: "ro", busy: openBusy, log: log.logger()}, log.logger(), options{})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -619,18 +619,34 @@ func TestRowsThatAreNoDevices(t *testing.T) {
 	if r.Len() != 3 || r.state("good") != "secret" || r.state("12") != "34" || r.state("odd-time") != "secret" {
 		t.Errorf("%d devices; good is %s, 12 is %s, odd-time is %s", r.Len(), r.state("good"), r.state("12"), r.state("odd-time"))
 	}
-	if log.count(`rows=8 first="[\"no/device\": not a device id \"line\\nbreak\": not a device id \"\": not a device id`) != 1 {
+	if log.count("rows=8 named=8") != 1 {
 		t.Error(log)
+	}
+	for _, want := range []string{
+		`id="\"no/device\"" reason="not a device id"`, `id="\"line\\nbreak\"" reason="not a device id"`,
+		`id="\"\"" reason="not a device id"`, `id=NULL reason="the id is of type null, not text"`,
+		`id=X'676F6F64' reason="the id is of type blob, not text; run: UPDATE`, `id="\"empty\"" reason="no secret"`,
+		`id="\"blob\"" reason="the secret is of type blob, not text"`,
+	} {
+		if log.count(want) != 1 {
+			t.Errorf("not once: %s\n%s", want, log)
+		}
 	}
 
 	execute(t, db, "UPDATE devices SET shared_secret = '' WHERE device_id = 'good'")
 	r.becomes(t, "good", "unknown")
-	if log.count(`rows=1 first="[\"good\": no secret]"`) != 1 {
+	if log.count(`id="\"good\"" reason="no secret"`) != 1 {
 		t.Error(log)
 	}
+	insert(t, db, []byte{0, 0xff}, "hush-8") // while it is followed
+	within(t, 2*time.Second, "named", func() bool { return log.count(`id=X'00FF' reason="the id is of type blob`) == 1 })
+	insert(t, db, "nothing", "\x00\x00")
+	within(t, 2*time.Second, "named", func() bool { return log.count(`id="\"nothing\"" reason="the secret is of NUL bytes alone`) == 1 })
+	insert(t, db, "blanks", " \t\u00a0")
+	within(t, 2*time.Second, "named", func() bool { return log.count(`id="\"blanks\"" reason="the secret is of white space alone`) == 1 })
 	insert(t, db, "good", "again")
 	r.becomes(t, "good", "again")
-	if log.count("skipped rows") != 2 {
+	if log.count("skipped rows") != 5 {
 		t.Error(log)
 	}
 	if strings.Contains(log.String(), "hush") {
@@ -652,7 +668,7 @@ func TestOpenRefuses(t *testing.T) {
 		}, []string{"no devices table"}},
 		{"other columns", func(path string) {
 			execute(t, openDatabase(t, path), "CREATE TABLE devices (name, password)")
-		}, []string{"no such column"}},
+		}, []string{"the devices table has no column device_id", "RENAME COLUMN"}},
 		{"not a database", func(path string) { write(t, path, strings.Repeat("text ", 1000)) }, []string{"not a database"}},
 		{"newer", func(path string) {
 			execute(t, pythonDatabase(t, path), "PRAGMA user_version = 3")
@@ -754,7 +770,8 @@ func TestPollSurvivesAPanic(t *testing.T) {
 	log := new(records)
 	path := newPath(t)
 	db := pythonDatabase(t, path)
-	r := &Registry{log: log.logger(), source: &source{path: path, mode: "rw", log: log.logger()}}
+	r := &Registry{log: log.logger(), source: &source{path: path, mode: "rw", log: log.logger()}, skipped: newSkipLog()}
+	r.compare = comparison{every: time.Hour, next: time.Now().Add(time.Hour)}
 	r.current.Store(newSnapshot())
 	insert(t, db, "a", "one")
 	known := newDevice([]byte("a"), []byte("one"), false)
@@ -901,4 +918,18 @@ func TestReserve(t *testing.T) {
 	if got := r.Lookup([]byte("b")).Serial; got != b || reserve("b") != b {
 		t.Errorf("b has the serial %d, was promised %d", got, b)
 	}
+}
+
+func triggersOfOurs(tb testing.TB) (n int) {
+	tb.Helper()
+	own, err := ours()
+	if err != nil {
+		tb.Fatal(err)
+	}
+	for _, o := range own {
+		if o.kind == "trigger" {
+			n++
+		}
+	}
+	return n
 }

@@ -5,8 +5,6 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
-	"slices"
-	"strings"
 )
 
 // devicesTable is the table of the Python gateway.
@@ -121,15 +119,6 @@ CREATE TRIGGER IF NOT EXISTS pinned_certificates_delete AFTER DELETE ON pinned_c
 	INSERT INTO device_changes (device_id) VALUES (OLD.device_id);
 END;`
 
-// ours are the names of all tables and triggers of this package, the devices table aside.
-var (
-	ourTables   = []string{"disabled_devices", "device_changes", "device_details", "old_secrets", "pinned_certificates"}
-	ourTriggers = []string{"devices_insert", "devices_update", "devices_delete", "disabled_devices_insert",
-		"disabled_devices_update", "disabled_devices_delete", "device_changes_prune", "devices_insert_anew",
-		"devices_delete_details", "old_secrets_insert", "old_secrets_update", "old_secrets_delete",
-		"pinned_certificates_insert", "pinned_certificates_update", "pinned_certificates_delete"}
-)
-
 var (
 	errNoTable = errors.New("no devices table; name another file, or create it with \"bouncerctl device add\"")
 	errNewer   = errors.New("made by a newer version of this program")
@@ -137,69 +126,6 @@ var (
 
 // migrations returns the statements that lead from each PRAGMA user_version to the next, from 0 on.
 func migrations() []string { return []string{additions, rotation} }
-
-// A schema is what a database was found to hold.
-type schema struct {
-	version  int  // PRAGMA user_version
-	devices  bool // has the devices table
-	disabled bool // has the table of disabled devices
-	rotation bool // has the tables of rotated secrets and of certificates
-	logged   bool // its changes are logged without exception
-	foreign  bool // has tables that are not of this package
-}
-
-// current tells whether there is nothing to migrate or to repair.
-func (s schema) current(version int) bool {
-	return s.version == version && s.disabled && s.rotation && s.logged
-}
-
-// check refuses a database that cannot be used.
-func (s schema) check(known int) error {
-	if s.version > known {
-		return fmt.Errorf("%w: database version %d, newest known %d; upgrade this program, or use another database",
-			errNewer, s.version, known)
-	}
-	if !s.devices {
-		return errNoTable
-	}
-	return nil
-}
-
-func describe(ctx context.Context, conn *sql.Conn) (schema, error) {
-	var s schema
-	if err := conn.QueryRowContext(ctx, "PRAGMA user_version").Scan(&s.version); err != nil {
-		return schema{}, err
-	}
-	rows, err := conn.QueryContext(ctx, "SELECT type, name FROM sqlite_schema WHERE type IN ('table', 'trigger')")
-	if err != nil {
-		return schema{}, err
-	}
-	defer func() { _ = rows.Close() }()
-	found := make(map[string]bool) // ours
-	for rows.Next() {
-		var kind, name string
-		if err := rows.Scan(&kind, &name); err != nil {
-			return schema{}, err
-		}
-		switch {
-		case kind == "table" && name == "devices":
-			s.devices = true
-		case kind == "table" && slices.Contains(ourTables, name), kind == "trigger" && slices.Contains(ourTriggers, name):
-			found[name] = true
-		case kind == "table" && !strings.HasPrefix(name, "sqlite_"):
-			s.foreign = true
-		}
-	}
-	if err := rows.Err(); err != nil {
-		return schema{}, err
-	}
-	has := func(name string) bool { return found[name] }
-	lacks := func(name string) bool { return !found[name] }
-	s.disabled = has("disabled_devices")
-	s.rotation = has("device_details") && has("old_secrets") && has("pinned_certificates")
-	s.logged = has("device_changes") && !slices.ContainsFunc(ourTriggers, lacks)
-	return s, nil
-}
 
 // migrate brings a database up to the version the migrations lead to, each in a transaction of its own, and repairs one
 // that has lost a part.
@@ -218,8 +144,7 @@ func migrate(ctx context.Context, conn *sql.Conn, migrations []string) error {
 				if found.current(len(migrations)) {
 					return nil
 				}
-				_, err = conn.ExecContext(ctx, additions+rotation)
-				return err
+				return found.repair(ctx, conn)
 			}
 			if _, err := conn.ExecContext(ctx, migrations[found.version]); err != nil {
 				return fmt.Errorf("migration to version %d: %w", found.version+1, err)

@@ -8,10 +8,8 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"net/url"
-	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -30,13 +28,16 @@ type source struct {
 	key  *Key // of encrypted secrets; nil: none
 
 	db   *sql.DB
-	conn *sql.Conn   // nil: none
-	file fs.FileInfo // what conn was opened on
+	conn *sql.Conn // nil: none
+	file fileStamp // what conn was opened on
 
-	loaded     bool  // the two below are valid; for the life of conn
+	loaded     bool  // what follows is valid; for the life of conn
 	version    int64 // PRAGMA data_version at the last reading
+	stamp      stamp // of the files at the last reading
+	wal        bool  // they are in WAL mode
 	at         position
 	unmigrated bool // reported that it could not be migrated
+	unlocked   bool // reported that it is in WAL mode in a directory that may not be written
 }
 
 // A position is an entry of the change log; the zero value is none.
@@ -48,38 +49,44 @@ type delta struct {
 	put     []*Device // new or changed; without serials
 	drop    []*Device // of the snapshot
 	skipped int       // rows that are no devices
-	sample  []string  // the first of them
-	keyless error     // why secrets could not be opened for want of their key, if any
+	sample  []skippedRow
+	keyless error // why secrets could not be opened for want of their key, if any
+
+	overwritten bool // the file changed, and SQLite's change counter did not
+	unexplained bool // the database changed, and the change log does not say in what
 }
 
 // changes returns what leads from the snapshot to what the database holds now, or nil where the database did not change
 // since the last call. An error leaves the next call to find everything this one would have found.
 func (s *source) changes(ctx context.Context, from *snapshot) (*delta, error) {
-	file, err := os.Stat(s.path)
+	now, err := stampOf(s.path)
 	if err != nil {
-		return nil, err
+		_ = s.close() // what comes back may be another one
+		return nil, s.explain(err)
 	}
-	if s.conn != nil && !os.SameFile(file, s.file) {
+	if s.conn != nil && !now.database.sameFile(s.file) {
 		s.log.Info("device database was replaced", "database", s.path)
 		_ = s.close()
 	}
 	// The file is looked at before it is opened: one that is replaced in between is opened once more, not missed.
 	if s.conn == nil {
-		if err := s.connect(ctx, file); err != nil {
-			return nil, fmt.Errorf("%s: %w", s.path, err)
+		if err := s.connect(ctx, now.database); err != nil {
+			return nil, s.explain(err)
 		}
 	}
-	d, err := s.read(ctx, from)
+	d, err := s.read(ctx, from, now)
 	if err != nil {
 		if !isBusy(err) {
 			_ = s.close()
 		}
-		return nil, fmt.Errorf("%s: %w", s.path, err)
+		return nil, s.explain(err)
 	}
 	return d, nil
 }
 
-func (s *source) connect(ctx context.Context, file fs.FileInfo) error {
+func (s *source) explain(err error) error { return fmt.Errorf("%s: %w", s.path, explain(s.path, err)) }
+
+func (s *source) connect(ctx context.Context, file fileStamp) error {
 	db, err := connect(s.path, url.Values{
 		"mode":          {s.mode},
 		"_busy_timeout": {fmt.Sprint(s.busy.Milliseconds())},
@@ -115,48 +122,115 @@ func (s *source) close() error {
 		return nil
 	}
 	err := errors.Join(s.conn.Close(), s.db.Close())
-	s.db, s.conn, s.file, s.loaded, s.at = nil, nil, nil, false, position{}
+	s.db, s.conn, s.file = nil, nil, fileStamp{}
+	s.forget()
 	return err
 }
 
-func (s *source) read(ctx context.Context, from *snapshot) (*delta, error) {
+// forget has the next call of changes read everything.
+func (s *source) forget() { s.loaded, s.at, s.stamp = false, position{}, stamp{} }
+
+// read is changes with the files open. now is their stamp, taken before.
+func (s *source) read(ctx context.Context, from *snapshot, now stamp) (*delta, error) {
 	// The version is read first: a commit between this and the reading makes the next poll look again, for nothing.
-	var version int64
-	if err := s.conn.QueryRowContext(ctx, "PRAGMA data_version").Scan(&version); err != nil {
+	version, err := s.dataVersion(ctx)
+	if err != nil {
 		return nil, err
 	}
-	if s.loaded && version == s.version {
+	known := s.loaded && version == s.version
+	if known && now == s.stamp {
 		return nil, nil
+	}
+	// What SQLite has committed since the stamp was taken is in the version, so a file that differs while the version does
+	// not was written by another way. In WAL mode a checkpoint writes too, and changes nothing.
+	if known && s.wal && now.wal.sameFile(s.stamp.wal) {
+		s.stamp = now
+		return &delta{unexplained: true}, nil
+	}
+	if known { // SQLite has the old pages in its cache
+		_ = s.close()
+		if err := s.connect(ctx, now.database); err != nil {
+			return nil, err
+		}
+		if version, err = s.dataVersion(ctx); err != nil {
+			return nil, err
+		}
 	}
 	if err := s.migrate(ctx); err != nil {
 		return nil, err
 	}
-	var d *delta
+	d, err := s.readLocked(ctx, from, version)
+	if err != nil {
+		return nil, err
+	}
+	d.overwritten = known
+	return d, nil
+}
+
+func (s *source) dataVersion(ctx context.Context) (version int64, err error) {
+	err = s.conn.QueryRowContext(ctx, "PRAGMA data_version").Scan(&version)
+	return version, err
+}
+
+// readLocked reads in one transaction, during which no program that keeps to SQLite's locks writes to the file.
+func (s *source) readLocked(ctx context.Context, from *snapshot, version int64) (d *delta, err error) {
 	var head position
-	err := transaction(ctx, s.conn, "BEGIN", func() error {
-		tables, err := describe(ctx, s.conn)
+	var mode string
+	var before, after stamp
+	err = transaction(ctx, s.conn, "BEGIN", func() error {
+		tables, err := describe(ctx, s.conn) // which locks
 		if err != nil {
 			return err
 		}
 		if err := tables.check(len(migrations())); err != nil {
 			return err
 		}
+		if err := s.conn.QueryRowContext(ctx, "PRAGMA journal_mode").Scan(&mode); err != nil {
+			return err
+		}
+		if before, err = stampOf(s.path); err != nil {
+			return err
+		}
 		if tables.logged && tables.disabled && tables.rotation {
 			if head, err = s.head(ctx); err != nil {
 				return err
 			}
-			if d, err = s.readChanges(ctx, from, head); err != nil || d != nil {
-				return err
+			if tables.unique {
+				d, err = s.readChanges(ctx, from, head)
 			}
 		}
-		d, err = s.readAll(ctx, from, tables)
+		if d == nil && err == nil {
+			d, err = s.readAll(ctx, from, tables)
+		}
+		if err != nil {
+			return err
+		}
+		after, err = stampOf(s.path)
 		return err
 	})
-	if err != nil {
+	switch {
+	case err != nil:
 		return nil, err
+	case mode != "wal" && before != after:
+		return nil, errOverwritten
 	}
-	s.loaded, s.version, s.at = true, version, head
+	d.unexplained = !d.full && head == s.at
+	s.loaded, s.version, s.at, s.stamp, s.wal = true, version, head, before, mode == "wal"
+	s.warnOfWAL()
 	return d, nil
+}
+
+// warnOfWAL says, once, that a database in WAL mode can be read only as long as another program has it open.
+func (s *source) warnOfWAL() {
+	if !s.wal || directoryWritable(s.path) {
+		s.unlocked = false
+		return
+	}
+	if !s.unlocked {
+		s.log.Warn("device database is in WAL mode in a directory that may not be written; it can be read only as long as a program that may write it has it open",
+			"database", s.path, "cure", WALCure(s.path))
+	}
+	s.unlocked = true
 }
 
 // migrate adds to the database what it lacks, where it may be written.
@@ -221,13 +295,17 @@ func (s *source) readChanges(ctx context.Context, from *snapshot, head position)
 		if known != nil && (!r.exists || !r.taken) {
 			d.drop = append(d.drop, known)
 		}
-	}, `SELECT c.device_id, CASE typeof(d.shared_secret) WHEN 'text' THEN d.shared_secret END,
-			d.device_id IS NOT NULL, x.device_id IS NOT NULL, `+oldSecrets+", "+pins+`
-		FROM (SELECT DISTINCT device_id FROM device_changes WHERE seq > ? AND typeof(device_id) = 'text') AS c
-		LEFT JOIN devices AS d ON d.device_id = c.device_id
+	}, `SELECT CASE typeof(c.device_id) WHEN 'text' THEN c.device_id END, CASE typeof(d.shared_secret) WHEN 'text' THEN d.shared_secret END,
+			d.shared_secret IS NOT NULL OR d.device_id IS NOT NULL, x.device_id IS NOT NULL, `+oldSecrets+", "+pins+", "+odd+`
+		FROM (SELECT DISTINCT device_id FROM device_changes WHERE seq > ?) AS c
+		LEFT JOIN devices AS d ON d.device_id IS c.device_id AND d.device_id IS c.device_id COLLATE BINARY
 		LEFT JOIN disabled_devices AS x ON x.device_id = c.device_id`, s.at.seq)
 	return d, err
 }
+
+// odd is what is said of a row whose id or secret is not text: their types and the id as an SQL literal; NULL of others.
+const odd = `CASE WHEN typeof(d.device_id) = 'text' AND typeof(d.shared_secret) = 'text' THEN NULL
+	ELSE typeof(d.device_id) || ' ' || typeof(d.shared_secret) || ' ' || quote(substr(d.device_id, 1, 64)) END`
 
 // What few devices have, as one text each, NULL where there is none: "since:expires:SECRET IN HEXADECIMAL" of each old
 // secret, and the fingerprints of pinned certificates.
@@ -237,30 +315,44 @@ const (
 	pins = `(SELECT group_concat(p.fingerprint, ' ') FROM pinned_certificates AS p WHERE p.device_id = d.device_id)`
 )
 
-// readAll reads every device.
+// selectDevices is the query for every device, to which a condition and an order may be added.
+func (s *source) selectDevices(ctx context.Context, tables schema) string {
+	disabled, join, old, pinned := "FALSE", "", "NULL", "NULL"
+	if tables.disabled {
+		disabled, join = "x.device_id IS NOT NULL", " LEFT JOIN disabled_devices AS x ON x.device_id = d.device_id"
+	}
+	if tables.disabled && tables.rotation && s.anyRare(ctx) {
+		old, pinned = oldSecrets, pins
+	}
+	return `SELECT CASE typeof(d.device_id) WHEN 'text' THEN d.device_id END, CASE typeof(d.shared_secret) WHEN 'text' THEN d.shared_secret END,
+		TRUE, ` + disabled + ", " + old + ", " + pinned + ", " + odd + " FROM devices AS d" + join
+}
+
+// readAll reads every device. Of two rows with one id the first counts.
 func (s *source) readAll(ctx context.Context, from *snapshot, tables schema) (*delta, error) {
-	query := `SELECT CASE typeof(d.device_id) WHEN 'text' THEN d.device_id END,
-			CASE typeof(d.shared_secret) WHEN 'text' THEN d.shared_secret END,
-			TRUE, x.device_id IS NOT NULL, ` + oldSecrets + ", " + pins + `
-		FROM devices AS d LEFT JOIN disabled_devices AS x ON x.device_id = d.device_id`
-	switch {
-	case !tables.disabled:
-		query = `SELECT CASE typeof(device_id) WHEN 'text' THEN device_id END,
-				CASE typeof(shared_secret) WHEN 'text' THEN shared_secret END,
-				TRUE, FALSE, NULL, NULL
-			FROM devices`
-	case !tables.rotation || !s.anyRare(ctx):
-		query = `SELECT CASE typeof(d.device_id) WHEN 'text' THEN d.device_id END,
-				CASE typeof(d.shared_secret) WHEN 'text' THEN d.shared_secret END,
-				TRUE, x.device_id IS NOT NULL, NULL, NULL
-			FROM devices AS d LEFT JOIN disabled_devices AS x ON x.device_id = d.device_id`
+	query := s.selectDevices(ctx, tables)
+	var fresh map[string]struct{} // ids that are new; nil: none is there twice
+	if !tables.unique {
+		fresh = make(map[string]struct{})
+		if tables.order != "" {
+			query += " ORDER BY d." + tables.order
+		}
 	}
 	d := &delta{full: true}
 	found := make([]bool, from.serials)
 	err := s.rows(ctx, func(r *row) {
 		known := from.lookup(r.id)
-		if s.take(d, known, r); known != nil && r.taken {
+		_, twice := fresh[string(r.id)]
+		if twice || known != nil && found[known.Serial] {
+			d.skip(r.id, "", "the id is there twice, and the first row counts")
+			return
+		}
+		s.take(d, known, r)
+		switch {
+		case r.taken && known != nil:
 			found[known.Serial] = true
+		case r.taken && fresh != nil:
+			fresh[string(r.id)] = struct{}{}
 		}
 	}, query)
 	if err != nil {
@@ -279,8 +371,25 @@ type row struct {
 	id, secret       sql.RawBytes // nil where they are not text
 	exists, disabled bool         // there is such a row in devices; in disabled_devices
 	old, pins        sql.RawBytes // see oldSecrets and pins
+	odd              sql.RawBytes // see odd
 
 	taken bool // it is a device
+}
+
+// notText says why a row whose id or secret is not text is no device.
+func (r *row) notText() (id, why string) {
+	parts := strings.SplitN(string(r.odd), " ", 3)
+	if len(parts) != 3 {
+		return "", "not a device id"
+	}
+	if parts[0] == "text" {
+		return "", "the secret is of type " + parts[1] + ", not text"
+	}
+	why = "the id is of type " + parts[0] + ", not text"
+	if parts[0] == "blob" {
+		why += "; run: UPDATE devices SET device_id = CAST(device_id AS TEXT) WHERE typeof(device_id) = 'blob'"
+	}
+	return parts[2], why
 }
 
 // anyRare tells whether any device has an old secret or a pinned certificate: to look for them of each of a million devices
@@ -299,7 +408,7 @@ func (s *source) rows(ctx context.Context, do func(*row), query string, args ...
 	defer func() { _ = rows.Close() }()
 	var r row
 	for rows.Next() {
-		if err := rows.Scan(&r.id, &r.secret, &r.exists, &r.disabled, &r.old, &r.pins); err != nil {
+		if err := rows.Scan(&r.id, &r.secret, &r.exists, &r.disabled, &r.old, &r.pins, &r.odd); err != nil {
 			return err
 		}
 		r.taken = false
@@ -312,11 +421,15 @@ func (s *source) rows(ctx context.Context, do func(*row), query string, args ...
 // by that id, or nil.
 func (s *source) take(d *delta, known *Device, r *row) {
 	switch {
+	case r.odd != nil:
+		id, why := r.notText()
+		d.skip(r.id, id, why)
+		return
 	case !validID(r.id):
-		d.skip(r.id, "not a device id")
+		d.skip(r.id, "", "not a device id")
 		return
 	case len(r.secret) == 0:
-		d.skip(r.id, "no secret")
+		d.skip(r.id, "", "no secret")
 		return
 	}
 	secret, err := s.key.open(r.id, r.secret)
@@ -328,10 +441,11 @@ func (s *source) take(d *delta, known *Device, r *row) {
 		}
 		secret = known.Secrets[0] // as long as it is not known what replaced it; a revocation counts all the same
 	case err != nil:
-		d.skip(r.id, err.Error())
+		d.skip(r.id, "", err.Error())
 		return
-	case len(secret) == 0:
-		d.skip(r.id, "no secret")
+	}
+	if why := noSecret(secret); why != "" {
+		d.skip(r.id, "", why)
 		return
 	}
 	r.taken = true
@@ -342,7 +456,7 @@ func (s *source) take(d *delta, known *Device, r *row) {
 	device := newDevice(r.id, secret, r.disabled)
 	if r.old != nil || r.pins != nil {
 		if err := s.takeRare(device, r); err != nil {
-			d.skip(r.id, err.Error())
+			d.skip(r.id, "", err.Error())
 			r.taken = false
 			return
 		}
@@ -372,7 +486,7 @@ func (s *source) takeRare(device *Device, r *row) error {
 		if o.end, err = strconv.ParseInt(parts[1], 10, 64); err != nil || o.end <= now {
 			continue
 		}
-		if o.secret, err = s.key.open(r.id, stored); err == nil && len(o.secret) > 0 {
+		if o.secret, err = s.key.open(r.id, stored); err == nil && noSecret(o.secret) == "" {
 			old = append(old, o)
 		}
 	}
@@ -395,14 +509,6 @@ func (s *source) takeRare(device *Device, r *row) error {
 		device.rare = &extra
 	}
 	return nil
-}
-
-func (d *delta) skip(id []byte, why string) {
-	const samples = 5
-	d.skipped++
-	if len(d.sample) < samples {
-		d.sample = append(d.sample, fmt.Sprintf("%q: %s", id[:min(len(id), maxID)], why))
-	}
 }
 
 // newDevice makes a device in three allocations, of which a million are to fit in memory.

@@ -109,6 +109,9 @@ func (s *Store) prepare(ctx context.Context) error {
 		}
 		_, err = conn.ExecContext(ctx, devicesTable)
 	}
+	if err == nil && found.timeless && found.devices {
+		err = errNoTime
+	}
 	if err != nil || found.current(len(known)) {
 		return err
 	}
@@ -170,9 +173,13 @@ func (r *Registration) check() error {
 }
 
 func checkSecret(id string, secret Secret) error {
-	switch text := string(secret); {
-	case text == "":
+	if len(secret) == 0 {
 		return fmt.Errorf("device %q: the secret is empty", id)
+	}
+	if why := noSecret(secret); why != "" {
+		return fmt.Errorf("device %q: %s; use another", id, why)
+	}
+	switch text := string(secret); {
 	case !utf8.ValidString(text) || strings.ContainsRune(text, 0):
 		return fmt.Errorf("device %q: the secret is not text; write its bytes as hexadecimal digits, and use those as the secret", id)
 	case isSealed(secret):

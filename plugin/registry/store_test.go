@@ -305,7 +305,7 @@ func TestInterruptedChange(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	r, err := open(&source{path: crashed, mode: "ro", busy: pollBusy, log: slog.New(slog.DiscardHandler)}, slog.New(slog.DiscardHandler))
+	r, err := open(&source{path: crashed, mode: "ro", busy: pollBusy, log: slog.New(slog.DiscardHandler)}, slog.New(slog.DiscardHandler), options{})
 	if err == nil {
 		_ = r.Close()
 		t.Fatal("opened")
