@@ -139,7 +139,7 @@ func TestRecovery(t *testing.T) {
 	}
 	pending := 0
 	for n, m := range all {
-		a := journal.Accepted{Device: m.device, Timestamp: m.timestamp, MessageID: [16]byte{byte(n)}, Tag: [8]byte{1}, Client: 7, QoS2: n%2 == 0}
+		a := journal.Accepted{Device: m.device, Timestamp: m.timestamp, MessageID: [16]byte{byte(n)}, Tag: [16]byte{1}, Client: 7, QoS: uint8(n%2)*2}
 		o := journal.Outcome(n % 3)
 		if o == journal.Pending {
 			pending++
@@ -159,7 +159,7 @@ func TestRecovery(t *testing.T) {
 		e, found := seen.Lookup(serial, [16]byte{byte(n)})
 		if found {
 			remembered++
-			if e.Tag != [8]byte{1} || e.Session>>32 != 7 || (e.Session&sessionQoS2 != 0) != (n%2 == 0) || e.Session&sessionCount != 0 {
+			if e.Tag != [8]byte{1} || e.Session>>32 != 7 || (e.Session&sessionQoS2 != 0) != (n%2 == 1) || e.Session&sessionCount != 0 {
 				t.Errorf("%d is remembered as %+v", n, e)
 			}
 		} else if !seen.Forgotten(m.timestamp) {

@@ -136,14 +136,15 @@ func (g *Gateway) accept(p *Publish, d *device, e *envelope.Envelope) (Reason, e
 	*a = journal.Accepted{
 		Device:     d.registered.ID,
 		MessageID:  e.MessageID,
-		Tag:        session.Tag,
-		QoS2:       p.QoS == 2,
+		QoS:        p.QoS,
+		Retain:     p.Retain,
 		Timestamp:  e.Timestamp,
 		AcceptedAt: g.decision.now,
 		Topic:      p.Topic,
 		Payload:    e.Payload,
 		Client:     uint32(session.Session >> 32),
 	}
+	copy(a.Tag[:], session.Tag[:])
 	if p.Properties != nil {
 		a.Traceparent = g.host.Traceparent(p.Properties)
 	}

@@ -106,7 +106,7 @@ func (r *recovery) remember(a *journal.Accepted) {
 		r.forget(outdated)
 		return
 	}
-	entry := replay.Entry{Tag: a.Tag, Session: recoveredSession(a)}
+	entry := replay.Entry{Tag: [8]byte(a.Tag[:8]), Session: recoveredSession(a)}
 	if r.seen.Insert(r.serial, a.MessageID, a.Timestamp, entry) == replay.Full {
 		// It cannot be remembered, so nothing with its timestamp can be accepted.
 		r.forget(outdated)
@@ -122,7 +122,7 @@ func (r *recovery) forget(span []replay.Span) {
 // recoveredSession is the session of a message that an earlier process accepted: all its connections have ended.
 func recoveredSession(a *journal.Accepted) uint64 {
 	s := uint64(a.Client) << 32
-	if a.QoS2 {
+	if a.QoS == 2 {
 		s |= sessionQoS2
 	}
 	return s

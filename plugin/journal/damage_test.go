@@ -296,9 +296,9 @@ func TestForgedRecord(t *testing.T) {
 			guess = seed // which shows that the place is right, and nothing but the salt protects it
 		}
 		start := uint32(len(log))
-		inner := start + recordHeader + bodyFixed + 20
+		inner := start + recordHeader + bodyFixed + 16
 		forged := appendRecord(nil, &Accepted{Device: "victim", Payload: []byte("{}")}, inner, guess)
-		a := &Accepted{Device: strings.Repeat("d", 20), Payload: forged}
+		a := &Accepted{Device: strings.Repeat("d", 16), Payload: forged}
 		b := appendRecord(bytes.Clone(log), a, start, seed)
 		b[start+5] ^= 1
 		var got []string
@@ -466,7 +466,8 @@ func TestNewerVersion(t *testing.T) {
 	copy(log[headerCopy:], h)
 	write(t, f.path(logName(1)), log)
 	_, _, err := f.tryOpen()
-	want := "journal: " + f.path(logName(1)) + ": a newer version of this program wrote it: its format is version 2, known is 1"
+	want := "journal: " + f.path(logName(1)) + ": a newer version of this program wrote it: its format is version 3, known is 2; " +
+		"install that version again, or a later one, since without the journal what waits in it is lost"
 	if err == nil || err.Error() != want {
 		t.Errorf("%v, want %s", err, want)
 	}

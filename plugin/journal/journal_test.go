@@ -110,7 +110,7 @@ func (f *fixture) tryOpen() (*Journal, []recovered, error) {
 
 func clone(a *Accepted) Accepted {
 	c := *a
-	c.Topic, c.Payload = bytes.Clone(a.Topic), bytes.Clone(a.Payload)
+	c.Topic, c.Payload, c.Envelope = bytes.Clone(a.Topic), bytes.Clone(a.Payload), bytes.Clone(a.Envelope)
 	return c
 }
 
@@ -170,7 +170,9 @@ func (f *fixture) snapshot() *fixture {
 func message(i int) *Accepted {
 	a := &Accepted{
 		Device:     fmt.Sprintf("sensor_%03d", i%7),
-		QoS2:       i%3 == 0,
+		QoS:        uint8(i % 3),
+		Retain:     i%4 == 0,
+		TopicHash:  [8]byte{byte(i), 1},
 		Client:     uint32(i) * 2654435761,
 		Timestamp:  epoch + int64(i%5),
 		AcceptedAt: time.Unix(epoch, int64(i)).UTC(),
@@ -229,7 +231,7 @@ func TestRoundTrip(t *testing.T) {
 		{},
 		message(1),
 		{Device: strings.Repeat("d", MaxDevice), Topic: bytes.Repeat([]byte("t"), MaxTopic),
-			Traceparent: strings.Repeat("p", MaxTraceparent), Payload: bytes.Repeat([]byte("y"), 3<<20), QoS2: true,
+			Traceparent: strings.Repeat("p", MaxTraceparent), Payload: bytes.Repeat([]byte("y"), 3<<20), QoS: 2, Envelope: bytes.Repeat([]byte("e"), 5000),
 			Timestamp: math.MaxInt64, AcceptedAt: time.Unix(0, math.MaxInt64).UTC()},
 		{Timestamp: math.MinInt64, AcceptedAt: time.Unix(0, math.MinInt64+1).UTC(), Payload: []byte{0xff, 'R', 'J', 0xfe}},
 		message(2),
@@ -318,7 +320,7 @@ func TestLimits(t *testing.T) {
 		{Accepted{Topic: make([]byte, MaxTopic+1)}, "journal: message too large: a topic of 65536 bytes, at most 65535 are possible"},
 		{Accepted{Traceparent: strings.Repeat("x", MaxTraceparent+1)}, "journal: message too large: a traceparent of 256 bytes, at most 255 are possible"},
 		{Accepted{Payload: make([]byte, MaxPayload+1)}, "journal: message too large: a payload of 268435457 bytes, at most 268435456 are possible"},
-		{Accepted{Payload: make([]byte, 1<<20)}, "journal: message too large: 1048656 bytes, the journal may take 1048576"},
+		{Accepted{Payload: make([]byte, 1<<20)}, "journal: message too large: 1048672 bytes, the journal may take 1048576"},
 	} {
 		if _, err := j.Append(&c.a); !errors.Is(err, ErrTooLarge) || err.Error() != c.want {
 			t.Errorf("%v, want %s", err, c.want)

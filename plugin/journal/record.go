@@ -20,28 +20,48 @@ import (
 //	16  body      4  CRC-32C of the body, from the segment's seed
 //	20  header    4  CRC-32C of the 20 bytes before, from the segment's seed
 //	24  message   16
+//	40  tag       16
+//	56  timestamp 8  unix seconds
+//	64  accepted  8  unix nanoseconds; the least value: none
+//	72  topichash 8
+//	80  client    4
+//	84  envelope  4  length
+//	88  topic     2  length
+//	90  device    1  length
+//	91  trace     1  length
+//	92  flags     1  bits 0-1: QoS, 3: unknown; bit 2: retain; bit 3: legacy
+//	93  zero      3
+//	96  device, topic, traceparent, envelope, payload; zero bytes up to a multiple of 8
+//
+// Marker and offset are what a search for the next record compares, one word at a time. The checksum of the header, which
+// covers the place and the checksum of the body, makes the length worth trusting where only the body is damaged.
+//
+// Format 1 had records of kind kindAcceptedV1, which are read and not written. They are the same up to the tag:
+//
 //	40  tag       8
-//	48  timestamp 8  unix seconds
-//	56  accepted  8  unix nanoseconds; the least value: none
+//	48  timestamp 8
+//	56  accepted  8
 //	64  flags     1  bit 0: QoS 2
 //	65  device    1  length
 //	66  topic     2  length
 //	68  trace     1  length
 //	69  zero      3
 //	72  client    4
-//	76  device, topic, traceparent, payload; zero bytes up to a multiple of 8
-//
-// Marker and offset are what a search for the next record compares, one word at a time. The checksum of the header, which
-// covers the place and the checksum of the body, makes the length worth trusting where only the body is damaged.
+//	76  device, topic, traceparent, payload
 const (
-	recordAlign  = 8
-	recordHeader = 24
-	bodyFixed    = 52
-	recordMarker = 0xfe4a52ff // ff 52 4a fe
-	kindAccepted = 1
-	flagQoS2     = 1
+	recordAlign    = 8
+	recordHeader   = 24
+	bodyFixed      = 72
+	bodyFixedV1    = 52
+	recordMarker   = 0xfe4a52ff // ff 52 4a fe
+	kindAcceptedV1 = 1
+	kindAccepted   = 2
+	flagQoS        = 3
+	flagRetain     = 4
+	flagLegacy     = 8
+	flagQoS2V1     = 1
 
-	maxRecord = recordHeader + bodyFixed + MaxDevice + MaxTopic + MaxTraceparent + MaxPayload + recordAlign
+	maxRecord = recordHeader + bodyFixed + MaxDevice + MaxTopic + MaxTraceparent + MaxEnvelope + MaxPayload + recordAlign
 )
 
 // Limits of what [Journal.Append] takes, in bytes.
@@ -50,6 +70,7 @@ const (
 	MaxTopic       = math.MaxUint16
 	MaxTraceparent = math.MaxUint8
 	MaxPayload     = 1 << 28 // MQTT allows less
+	MaxEnvelope    = 1 << 28
 )
 
 // castagnoli is the table of CRC-32C. It is read alone.
@@ -60,18 +81,28 @@ var (
 	errBody   = errors.New("the record's checksum does not match")
 )
 
+// UnknownQoS is the QoS of a [Accepted.Legacy] message that was not published at QoS 2: format 1 did not say more.
+const UnknownQoS = 3
+
 // Accepted is a message that was acknowledged to its device, or is about to be.
 type Accepted struct {
 	Device      string
 	MessageID   [16]byte
-	Tag         [8]byte // of the message's MAC, to tell a redelivery from a replay
-	QoS2        bool
+	Tag         [16]byte  // tells a redelivery from a replay
+	TopicHash   [8]byte   // of the topic that it was published on
+	QoS         uint8     // 0, 1, 2, or UnknownQoS
+	Retain      bool      // it was published as a retained message
 	Timestamp   int64     // the message's own, unix seconds
 	AcceptedAt  time.Time // to the nanosecond; UTC when read
 	Topic       []byte
 	Payload     []byte
+	Envelope    []byte // what was published, signature and all; empty: not kept
 	Traceparent string // "": none
 	Client      uint32 // the caller's mark of the client that it came from
+
+	// Legacy says that the record was written by format 1: of Tag only the first 8 bytes are known, of QoS only whether
+	// it was 2, and nothing of TopicHash and Retain. Those are zero then, which stands for no value.
+	Legacy bool
 }
 
 // Size returns how many bytes a takes in a journal, its outcome included.
@@ -92,10 +123,14 @@ func recordSize(a *Accepted) (int, error) {
 		return 0, fmt.Errorf("%w: a topic of %d bytes, at most %d are possible", ErrTooLarge, len(a.Topic), MaxTopic)
 	case len(a.Traceparent) > MaxTraceparent:
 		return 0, fmt.Errorf("%w: a traceparent of %d bytes, at most %d are possible", ErrTooLarge, len(a.Traceparent), MaxTraceparent)
+	case len(a.Envelope) > MaxEnvelope:
+		return 0, fmt.Errorf("%w: an envelope of %d bytes, at most %d are possible", ErrTooLarge, len(a.Envelope), MaxEnvelope)
+	case a.QoS > UnknownQoS:
+		return 0, fmt.Errorf("journal: a message has QoS %d", a.QoS)
 	case len(a.Payload) > MaxPayload:
 		return 0, fmt.Errorf("%w: a payload of %d bytes, at most %d are possible", ErrTooLarge, len(a.Payload), MaxPayload)
 	}
-	return aligned(recordHeader + bodyFixed + len(a.Device) + len(a.Topic) + len(a.Traceparent) + len(a.Payload)), nil
+	return aligned(recordHeader + bodyFixed + len(a.Device) + len(a.Topic) + len(a.Traceparent) + len(a.Envelope) + len(a.Payload)), nil
 }
 
 func aligned(n int) int { return (n + recordAlign - 1) &^ (recordAlign - 1) }
@@ -113,17 +148,15 @@ func appendRecord(b []byte, a *Accepted, offset, seed uint32) []byte {
 		accepted = a.AcceptedAt.UnixNano()
 	}
 	b = le.AppendUint64(b, uint64(accepted))
-	var flags byte
-	if a.QoS2 {
-		flags = flagQoS2
-	}
-	b = append(b, flags, byte(len(a.Device)))
-	b = le.AppendUint16(b, uint16(len(a.Topic)))
-	b = append(b, byte(len(a.Traceparent)), 0, 0, 0)
+	b = append(b, a.TopicHash[:]...)
 	b = le.AppendUint32(b, a.Client)
+	b = le.AppendUint32(b, uint32(len(a.Envelope)))
+	b = le.AppendUint16(b, uint16(len(a.Topic)))
+	b = append(b, byte(len(a.Device)), byte(len(a.Traceparent)), a.flags(), 0, 0, 0)
 	b = append(b, a.Device...)
 	b = append(b, a.Topic...)
 	b = append(b, a.Traceparent...)
+	b = append(b, a.Envelope...)
 	b = append(b, a.Payload...)
 
 	header, body := b[start:start+recordHeader], b[start+recordHeader:]
@@ -141,48 +174,112 @@ func appendRecord(b []byte, a *Accepted, offset, seed uint32) []byte {
 // recordStart is the first word of a record at offset.
 func recordStart(offset uint32) uint64 { return uint64(offset)<<32 | recordMarker }
 
+// flags is what of a message takes single bits.
+func (a *Accepted) flags() byte {
+	f := a.QoS & flagQoS
+	if a.Retain {
+		f |= flagRetain
+	}
+	if a.Legacy {
+		f |= flagLegacy
+	}
+	return f
+}
+
+func (a *Accepted) setFlags(f byte) {
+	a.QoS, a.Retain, a.Legacy = f&flagQoS, f&flagRetain != 0, f&flagLegacy != 0
+}
+
 // parseHeader returns the length of the body of the record that begins with h at offset, if one does.
 func parseHeader(h []byte, offset, seed uint32) (length int, ok bool) {
 	le := binary.LittleEndian
 	if le.Uint64(h) != recordStart(offset) || le.Uint32(h[20:]) != crc32.Update(seed, castagnoli, h[:20]) {
 		return 0, false
 	}
+	least := uint32(bodyFixed)
+	switch le.Uint32(h[12:]) {
+	case kindAccepted:
+	case kindAcceptedV1:
+		least = bodyFixedV1
+	default:
+		return 0, false
+	}
 	n := le.Uint32(h[8:])
-	if le.Uint32(h[12:]) != kindAccepted || n < bodyFixed || n > maxRecord {
+	if n < least || n > maxRecord {
 		return 0, false
 	}
 	return int(n), true
 }
 
-// parseBody reads a record whose header is right into a. Topic and Payload are parts of record.
+// parseBody reads a record whose header is right into a. Topic, Envelope and Payload are parts of record.
 func parseBody(record []byte, seed uint32, a *Accepted) error {
 	le := binary.LittleEndian
 	b := record[recordHeader : recordHeader+int(le.Uint32(record[8:]))]
 	if le.Uint32(record[16:]) != crc32.Update(seed, castagnoli, b) {
 		return errBody
 	}
-	device, topic, trace := int(b[41]), int(le.Uint16(b[42:])), int(b[44])
-	if b[40] > flagQoS2 || b[45]|b[46]|b[47] != 0 || len(b) < bodyFixed+device+topic+trace {
+	if record[12] == kindAcceptedV1 {
+		return parseBodyV1(b, a)
+	}
+	envelope, topic, device, trace := uint64(le.Uint32(b[60:])), int(le.Uint16(b[64:])), int(b[66]), int(b[67])
+	if b[68] > flagQoS|flagRetain|flagLegacy || b[69]|b[70]|b[71] != 0 ||
+		uint64(len(b)) < uint64(bodyFixed+device+topic+trace)+envelope {
 		return errBody
 	}
 	copy(a.MessageID[:], b[0:])
 	copy(a.Tag[:], b[16:])
-	a.Timestamp = int64(le.Uint64(b[24:]))
-	a.AcceptedAt = time.Time{}
-	if accepted := int64(le.Uint64(b[32:])); accepted != math.MinInt64 {
-		a.AcceptedAt = time.Unix(0, accepted).UTC()
+	a.Timestamp = int64(le.Uint64(b[32:]))
+	a.AcceptedAt = acceptedAt(b[40:])
+	copy(a.TopicHash[:], b[48:])
+	a.Client = le.Uint32(b[56:])
+	a.setFlags(b[68])
+	b = a.takeTexts(b[bodyFixed:], device, topic, trace)
+	a.Envelope = nil
+	if envelope > 0 {
+		a.Envelope, b = b[:envelope:envelope], b[envelope:]
 	}
-	a.QoS2 = b[40] == flagQoS2
+	a.Payload = b[:len(b):len(b)]
+	return nil
+}
+
+// parseBodyV1 reads the body of a record of format 1, the checksum of which is right.
+func parseBodyV1(b []byte, a *Accepted) error {
+	le := binary.LittleEndian
+	device, topic, trace := int(b[41]), int(le.Uint16(b[42:])), int(b[44])
+	if b[40] > flagQoS2V1 || b[45]|b[46]|b[47] != 0 || len(b) < bodyFixedV1+device+topic+trace {
+		return errBody
+	}
+	copy(a.MessageID[:], b[0:])
+	a.Tag = [16]byte{}
+	copy(a.Tag[:8], b[16:])
+	a.Timestamp = int64(le.Uint64(b[24:]))
+	a.AcceptedAt = acceptedAt(b[32:])
+	a.TopicHash, a.QoS, a.Retain, a.Legacy = [8]byte{}, UnknownQoS, false, true
+	if b[40] == flagQoS2V1 {
+		a.QoS = 2
+	}
 	a.Client = le.Uint32(b[48:])
-	b = b[bodyFixed:]
+	b = a.takeTexts(b[bodyFixedV1:], device, topic, trace)
+	a.Envelope, a.Payload = nil, b[:len(b):len(b)]
+	return nil
+}
+
+func acceptedAt(b []byte) time.Time {
+	if nanos := int64(binary.LittleEndian.Uint64(b)); nanos != math.MinInt64 {
+		return time.Unix(0, nanos).UTC()
+	}
+	return time.Time{}
+}
+
+// takeTexts reads the device, the topic and the traceparent from the beginning of b, and returns the rest.
+func (a *Accepted) takeTexts(b []byte, device, topic, trace int) []byte {
 	if name := b[:device]; !bytes.Equal(name, []byte(a.Device)) { // successive records are often one device's
 		a.Device = string(name)
 	}
 	b = b[device:]
 	a.Topic, b = b[:topic:topic], b[topic:]
 	a.Traceparent, b = string(b[:trace]), b[trace:]
-	a.Payload = b[:len(b):len(b)]
-	return nil
+	return b
 }
 
 // An outcome takes a slot of 12 bytes, little-endian, one behind the other after the file's header:

@@ -18,7 +18,7 @@ import (
 // The header of both files of a segment, little-endian, 64 bytes:
 //
 //	 0  magic    8  "MQBJRNL\n"
-//	 8  version  4  formatVersion
+//	 8  version  4  formatVersion, or an earlier one
 //	12  kind     4  kindLog or kindOutcomes
 //	16  segment  4
 //	20  zero     4
@@ -33,7 +33,7 @@ const (
 	headerCopy    = 4096 // where a log's header is repeated
 	logStart      = 8192 // of the first record
 	headerMagic   = "MQBJRNL\n"
-	formatVersion = 1
+	formatVersion = 2
 	kindLog       = 1
 	kindOutcomes  = 2
 )
@@ -81,8 +81,9 @@ func parseHeaderBlock(b []byte) (header, error) {
 	if len(b) < headerSize || string(b[:8]) != headerMagic || le.Uint32(b[60:]) != crc32.Checksum(b[:60], castagnoli) {
 		return header{}, errDamagedHeader
 	}
-	if v := le.Uint32(b[8:]); v != formatVersion {
-		return header{}, fmt.Errorf("%w: its format is version %d, known is %d", errNewerVersion, v, formatVersion)
+	if v := le.Uint32(b[8:]); v == 0 || v > formatVersion {
+		return header{}, fmt.Errorf("%w: its format is version %d, known is %d; install that version again, or a later one, since without "+
+			"the journal what waits in it is lost", errNewerVersion, v, formatVersion)
 	}
 	return header{
 		kind:    le.Uint32(b[12:]),
