@@ -139,7 +139,7 @@ func TestRecovery(t *testing.T) {
 	}
 	pending := 0
 	for n, m := range all {
-		a := journal.Accepted{Device: m.device, Timestamp: m.timestamp, MessageID: [16]byte{byte(n)}, Tag: [16]byte{1}, Client: 7, QoS: uint8(n%2)*2}
+		a := journal.Accepted{Device: m.device, Timestamp: m.timestamp, MessageID: [16]byte{byte(n)}, Tag: [16]byte{1}, Client: 7, QoS: uint8(n%2) * 2}
 		o := journal.Outcome(n % 3)
 		if o == journal.Pending {
 			pending++
