@@ -59,6 +59,8 @@ func (g *Gateway) readFigures() metrics.Figures {
 	}
 	if server := g.server.Load(); server != nil {
 		f.HTTPAnswers = server.Answers()
+		f.HTTPRefused, f.HTTPLimited = server.Unauthorized()
+		f.HTTPConnectionsClosed = server.ConnectionsClosed()
 	}
 	return f
 }

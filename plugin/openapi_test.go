@@ -197,6 +197,11 @@ func TestOpenAPI(t *testing.T) {
 	}
 	read(list, list+"?order=slowest", 401, "Authorization", "")
 	do(list, "GET", "DELETE", list, "", 405)
+	const unknown = "tll=10m"
+	read(device, "/v1/devices/sensor_001?"+unknown, 400)
+	read("/metrics", "/metrics?"+unknown, 400)
+	read("/healthz", "/healthz?"+unknown, 400)
+	read(device, "/v1/devices/sensor%5F001", 200)
 	read("/metrics", "/metrics", 200)
 	read("/metrics", "/metrics", 401, "Authorization", "token")
 	do("/metrics", "GET", "POST", "/metrics", "", 405)
@@ -205,6 +210,19 @@ func TestOpenAPI(t *testing.T) {
 	g.checks = append(g.checks, func() error { return fmt.Errorf("as the test wants it") })
 	read("/healthz", "/healthz", 503)
 	read("/healthz", "/healthz", 503, "Authorization", "")
+	for deadline := time.Now().Add(10 * time.Second); ; {
+		if r, limited := g.server.Load().Unauthorized(); limited > 0 || r > 1000 || time.Now().After(deadline) {
+			break
+		}
+		a, err := http.Get("http://" + address + "/metrics")
+		if err != nil {
+			t.Fatal(err)
+		}
+		a.Body.Close()
+	}
+	for _, path := range []string{device, list, get, "/metrics", "/healthz"} {
+		read(path, strings.ReplaceAll(strings.ReplaceAll(path, "{device_id}", "sensor_001"), "{id}", "x"), 429, "Authorization", "Bearer wrong")
+	}
 	// Without the broker's thread nobody tells.
 	cancel()
 	<-loop

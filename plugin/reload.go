@@ -138,6 +138,7 @@ func (g *Gateway) takeReload() {
 	g.reloader.failed.Store(nil)
 	later := needRestart(g.config, r.config)
 	g.adopt(r.config, r.key)
+	warnOfToken(g.log, r.config)
 	said := audit.Record{Event: audit.Reload, Result: "ok"}
 	if len(later) > 0 {
 		said.Detail = "need a restart: " + strings.Join(later, ", ")

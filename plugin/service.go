@@ -29,11 +29,13 @@ func (g *Gateway) serve(c *config.Config) error {
 		MaxTTL:  command.MaxTTL,
 		Version: Version,
 		Log:     g.log,
+		Refused: auditRefusals(g.audit),
 	}, service{g})
 	if err != nil {
 		return fmt.Errorf("%s: %w", c.Where("http.listen"), err)
 	}
 	g.server.Store(server)
+	warnOfToken(g.log, c)
 	g.log.Info("serving HTTP", "listen", server.Addr().String(), "tls", c.HTTP.TLS != nil)
 	return nil
 }

@@ -189,6 +189,7 @@ func (k *checker) checkTOML(path string) {
 		k.writable(k.set("audit.file"), filepath.Dir(c.Audit.File))
 	}
 	k.checkRegistry()
+	k.checkHTTP()
 }
 
 // checkRegistry finds a database that the plugin cannot take the devices from.

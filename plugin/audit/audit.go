@@ -50,6 +50,9 @@ const (
 	Denied   = "denied"   // a publish, will or subscription was refused
 	Registry = "registry" // a device was changed
 	Command  = "command"  // the backend sent one, or something has become of one
+	// Unauthorized is a request to the HTTP listener without the valid token. Its count is of those that were left out since
+	// the record of this event before.
+	Unauthorized = "unauthorized"
 	// Of the log itself: denials left out of it, with their number by reason, and records of any kind that were lost.
 	Suppressed = "denials_suppressed"
 	Lost       = "records_lost"
@@ -65,7 +68,7 @@ type Record struct {
 	MessageID string         `json:"message_id,omitempty"`
 	Reason    string         `json:"reason,omitempty"` // of a denial, or of a command that was refused
 	Change    string         `json:"change,omitempty"` // of a device: see registry.ChangeKind; of a command: "created", "refused" or see command.State
-	Actor     string         `json:"actor,omitempty"`  // of a command that was created or refused: the client's address
+	Actor     string         `json:"actor,omitempty"`  // of a command that was created or refused, or of a request without the token: the client's address
 	Result    string         `json:"result,omitempty"` // "ok" or "failed"
 	Detail    string         `json:"detail,omitempty"`
 	Version   string         `json:"version,omitempty"`

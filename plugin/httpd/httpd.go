@@ -27,7 +27,8 @@ const (
 	MaxBody = 64 << 10
 	// maxHeader bounds the request line and the headers, in bytes.
 	maxHeader = 8 << 10
-	// maxConns is how many connections are served at once, maxConnsPerIP how many of one address; one more is closed.
+	// maxConns is how many connections are served at once, maxConnsPerIP how many of one address (IPv6: /64). For one more,
+	// one without a valid token is closed: see limitListener.
 	maxConns      = 512
 	maxConnsPerIP = 384
 	// readTimeout bounds the reading of one request, from its first byte, or from the connection's beginning, to its last.
@@ -104,6 +105,8 @@ type Options struct {
 	MinTTL, MaxTTL time.Duration
 	Version        string
 	Log            *slog.Logger
+	// Refused is told of requests without the valid token, at a bounded rate, by many goroutines; nil: nobody is.
+	Refused func(Refusal)
 }
 
 // A Server is a running listener.
@@ -111,6 +114,8 @@ type Server struct {
 	options Options
 	service Service
 	token   [sha256.Size]byte
+	guard   *guard
+	conns   *limitListener
 	server  *fasthttp.Server
 	served  chan struct{}
 	ln      net.Listener
@@ -125,17 +130,20 @@ func Start(o Options, service Service) (*Server, error) {
 	if len(o.Token) == 0 {
 		return nil, errors.New("http: there is no token, and without one everybody could command the devices")
 	}
-	listener, err := listen(o)
+	listener, conns, err := listen(o)
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{options: o, service: service, token: sha256.Sum256(o.Token), served: make(chan struct{}), ln: listener}
+	s := &Server{options: o, service: service, token: sha256.Sum256(o.Token), served: make(chan struct{}), ln: listener, conns: conns}
+	s.guard = newGuard(o.Refused, func(r Refusal, count uint64) {
+		o.Log.Warn("HTTP requests without the valid token refused", "count", count, "last_client", r.Client)
+	})
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.server = &fasthttp.Server{
 		Handler:                       s.handle,
 		ErrorHandler:                  s.unreadable,
 		Name:                          "mosquitto-bouncer/" + o.Version,
-		Concurrency:                   2 * maxConns, // never reached: see limitListener
+		Concurrency:                   4 * maxConns, // never reached: see limitListener
 		MaxRequestsPerConn:            maxRequestsPerConn,
 		ReadTimeout:                   readTimeout,
 		WriteTimeout:                  writeTimeout,
@@ -165,21 +173,22 @@ func Start(o Options, service Service) (*Server, error) {
 }
 
 // listen opens the listener. Without TLS it must be the loopback interface's, whatever the name in o.Listen resolved to.
-func listen(o Options) (net.Listener, error) {
+func listen(o Options) (net.Listener, *limitListener, error) {
 	l, err := net.Listen("tcp", o.Listen)
 	if err != nil {
-		return nil, fmt.Errorf("http: cannot listen on %s: %w; free the port, or name another one", o.Listen, err)
+		return nil, nil, fmt.Errorf("http: cannot listen on %s: %w; free the port, or name another one", o.Listen, err)
 	}
+	limited := newLimitListener(l, maxConns, maxConnsPerIP)
 	if o.TLS == nil {
 		if addr, ok := l.Addr().(*net.TCPAddr); !ok || !addr.IP.IsLoopback() {
-			return nil, errors.Join(fmt.Errorf("http: %s is no loopback address and would take the token in the clear; give it a certificate, or listen on 127.0.0.1", l.Addr()), l.Close())
+			return nil, nil, errors.Join(fmt.Errorf("http: %s is no loopback address and would take the token in the clear; give it a certificate, or listen on 127.0.0.1", l.Addr()), l.Close())
 		}
-		return newLimitListener(l, maxConns, maxConnsPerIP), nil
+		return limited, limited, nil
 	}
 	config := o.TLS.Clone()
 	config.MinVersion = max(config.MinVersion, tls.VersionTLS12)
 	config.NextProtos = []string{"http/1.1"}
-	return tls.NewListener(newLimitListener(l, maxConns, maxConnsPerIP), config), nil
+	return tls.NewListener(limited, config), limited, nil
 }
 
 // Addr is where the server listens.
@@ -192,6 +201,15 @@ func (s *Server) Answers() (n [5]uint64) {
 	}
 	return n
 }
+
+// Unauthorized returns how many requests without the valid token were answered with 401, and with 429 because their address
+// had sent too many.
+func (s *Server) Unauthorized() (refused, limited uint64) {
+	return s.guard.refused.Load(), s.guard.limited.Load()
+}
+
+// ConnectionsClosed returns how many connections were closed because there were too many.
+func (s *Server) ConnectionsClosed() uint64 { return s.conns.evicted.Load() }
 
 // Stop takes no more connections, ends what waits, and gives what is being answered a second. It may be called more than
 // once.

@@ -12,8 +12,6 @@ import (
 	"net/http"
 	"strings"
 	"sync"
-	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 
@@ -37,9 +35,11 @@ func (aService) Slowest(_ context.Context, n int) ([]Device, error) {
 func (aService) Health() []string                  { return nil }
 func (aService) Metrics(io.Writer) (string, error) { return "", errors.New("a secret of the inside") }
 
+const testToken = "token"
+
 func start(t *testing.T, s Service, change func(*Options)) *Server {
 	t.Helper()
-	o := Options{Listen: "127.0.0.1:0", Token: []byte("token"), MinTTL: time.Second, MaxTTL: time.Hour, Version: "1", Log: slog.New(slog.DiscardHandler)}
+	o := Options{Listen: "127.0.0.1:0", Token: []byte(testToken), MinTTL: time.Second, MaxTTL: time.Hour, Version: "1", Log: slog.New(slog.DiscardHandler)}
 	if change != nil {
 		change(&o)
 	}
@@ -58,7 +58,7 @@ func start(t *testing.T, s Service, change func(*Options)) *Server {
 // TestPlainHTTP: without TLS nothing but a loopback address is served, whatever the name for it.
 func TestPlainHTTP(t *testing.T) {
 	for _, listen := range []string{"0.0.0.0:0", "[::]:0", ":0"} {
-		s, err := Start(Options{Listen: listen, Token: []byte("token"), Log: slog.Default()}, aService{})
+		s, err := Start(Options{Listen: listen, Token: []byte(testToken), Log: slog.Default()}, aService{})
 		if err == nil || !strings.Contains(err.Error(), "in the clear") {
 			t.Errorf("%s: %v %v", listen, s, err)
 		}
@@ -67,7 +67,7 @@ func TestPlainHTTP(t *testing.T) {
 		t.Error("served without a token")
 	}
 	taken := start(t, aService{}, nil)
-	if _, err := Start(Options{Listen: taken.Addr().String(), Token: []byte("token"), Log: slog.Default()}, aService{}); err == nil || !strings.Contains(err.Error(), "address already in use") {
+	if _, err := Start(Options{Listen: taken.Addr().String(), Token: []byte(testToken), Log: slog.Default()}, aService{}); err == nil || !strings.Contains(err.Error(), "address already in use") {
 		t.Errorf("a port that is taken: %v", err)
 	}
 }
@@ -139,12 +139,12 @@ func TestUnreadable(t *testing.T) {
 func TestErrorsOfTheInside(t *testing.T) {
 	s := start(t, aService{send: func(NewCommand) (Command, error) { panic("a secret of the inside") }}, nil)
 	for path, want := range map[string]int{"/metrics": 503, "/v1/devices/x/commands": 500} {
-		method := http.MethodGet
+		method, sent := http.MethodGet, ""
 		if want == 500 {
-			method = http.MethodPost
+			method, sent = http.MethodPost, "1"
 		}
-		r, _ := http.NewRequestWithContext(t.Context(), method, "http://"+s.Addr().String()+path, strings.NewReader("1"))
-		r.Header.Set("Authorization", "bearer token") // the scheme's letter case does not matter
+		r, _ := http.NewRequestWithContext(t.Context(), method, "http://"+s.Addr().String()+path, strings.NewReader(sent))
+		r.Header.Set("Authorization", "bearer "+testToken) // the scheme's letter case does not matter
 		r.Header.Set("Content-Type", "application/json; charset=utf-8")
 		a, err := http.DefaultClient.Do(r)
 		if err != nil {
@@ -175,7 +175,7 @@ func TestStop(t *testing.T) {
 	var done sync.WaitGroup
 	done.Go(func() {
 		r, _ := http.NewRequest(http.MethodPost, "http://"+s.Addr().String()+"/v1/devices/x/commands?wait=1m", strings.NewReader("1"))
-		r.Header.Set("Authorization", "Bearer token")
+		r.Header.Set("Authorization", "Bearer "+testToken)
 		r.Header.Set("Content-Type", "application/json")
 		a, err := http.DefaultClient.Do(r)
 		if err != nil || a.StatusCode != 202 {
@@ -201,7 +201,7 @@ func TestStop(t *testing.T) {
 func TestBearer(t *testing.T) {
 	s := start(t, aService{command: func(context.Context) (Command, error) { return Command{Body: []byte("1")}, nil }}, nil)
 	for header, want := range map[string]int{
-		"Bearer token": 200, "bearer token": 200, "": 401, "Bearer": 401, "Bearer ": 401, "token": 401, "Basic token": 401,
+		"Bearer " + testToken: 200, "bearer " + testToken: 200, "": 401, "Bearer": 401, "Bearer ": 401, "token": 401, "Basic token": 401,
 		"Bearer token ": 200, "Bearer  token": 401, "Bearer tokentoken": 401, "Bearer toke": 401, "Bearer TOKEN": 401,
 	} {
 		r, _ := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+s.Addr().String()+"/v1/commands/x", nil)
@@ -256,88 +256,6 @@ func TestAmbiguous(t *testing.T) {
 	}
 }
 
-// TestConnectionsOfOneAddress: one too many is closed, and there is room again when another has gone.
-func TestConnectionsOfOneAddress(t *testing.T) {
-	inner, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	l := newLimitListener(inner, 3, 2)
-	defer l.Close()
-	accepted := make(chan net.Conn)
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			accepted <- c
-		}
-	}()
-	dial := func() net.Conn {
-		c, err := net.Dial("tcp", inner.Addr().String())
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { c.Close() })
-		_ = c.SetDeadline(time.Now().Add(10 * time.Second))
-		return c
-	}
-	dial()
-	first := <-accepted
-	dial()
-	<-accepted
-	if _, err := dial().Read(make([]byte, 1)); err == nil || errors.Is(err, context.DeadlineExceeded) {
-		t.Errorf("the third: %v", err)
-	}
-	first.Close() // which counts once
-	first.Close()
-	dial()
-	<-accepted
-	if len(l.open) != 1 || l.total != 2 {
-		t.Errorf("%d: %v", l.total, l.open)
-	}
-}
-
-// A starved listener has no descriptor for its first connections.
-type starved struct {
-	net.Listener
-	failures atomic.Int32
-}
-
-func (l *starved) Accept() (net.Conn, error) {
-	if l.failures.Add(-1) >= 0 {
-		return nil, &net.OpError{Op: "accept", Net: "tcp", Err: syscall.EMFILE}
-	}
-	return l.Listener.Accept()
-}
-
-// TestOutOfDescriptors: the broker's clients can use up the descriptors, and what cannot be accepted then is served later.
-func TestOutOfDescriptors(t *testing.T) {
-	inner, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	poor := &starved{Listener: inner}
-	poor.failures.Store(2)
-	l := newLimitListener(poor, 3, 3)
-	client, err := net.Dial("tcp", inner.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer client.Close()
-	conn, err := l.Accept()
-	if err != nil {
-		t.Fatalf("the listener has ended: %v", err)
-	}
-	conn.Close()
-	poor.failures.Store(1 << 20)
-	time.AfterFunc(10*time.Millisecond, func() { l.Close() })
-	if _, err := l.Accept(); err == nil {
-		t.Error("accepted after the close")
-	}
-}
-
 // TestTooLargeIsAnswered: a client that is still sending when it is refused gets the answer, not a broken connection.
 func TestTooLargeIsAnswered(t *testing.T) {
 	s := start(t, aService{}, nil)
@@ -347,7 +265,7 @@ func TestTooLargeIsAnswered(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		r.Header.Set("Authorization", "Bearer token")
+		r.Header.Set("Authorization", "Bearer "+testToken)
 		r.Header.Set("Content-Type", "application/json")
 		a, err := http.DefaultClient.Do(r)
 		if err != nil {

@@ -6,6 +6,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"mime"
+	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -15,93 +17,143 @@ import (
 // maxKey is the longest idempotency key, in bytes.
 const maxKey = 255
 
-// route finds what a request is for. Whoever has no token learns nothing but whether the gateway is well.
-func (s *Server) route(ctx *fasthttp.RequestCtx) error {
-	path, method := string(ctx.Path()), string(ctx.Method())
-	only := func(allowed ...string) error {
-		for _, m := range allowed {
-			if m == method {
-				return nil
-			}
-		}
-		return &Error{Status: 405, Reason: "method_not_allowed", Detail: method + " is not for this path", Allow: strings.Join(allowed, ", ")}
-	}
-	// Whoever is before this one may have found another end of the body, and so another request behind it.
-	if times(ctx, "Transfer-Encoding") > 0 && times(ctx, "Content-Length") > 0 {
-		ctx.SetConnectionClose()
-		return &Error{Status: 400, Reason: "bad_request", Detail: "the request has both Transfer-Encoding and Content-Length; send one of them"}
-	}
-	trusted := s.authorized(ctx)
-	if !trusted {
-		ctx.SetConnectionClose() // the connections are for those who have the token
-	}
-	if path == "/healthz" {
-		if err := only("GET", "HEAD"); err != nil {
-			return err
-		}
-		return s.health(ctx)
-	}
-	if !trusted {
-		return unauthorized
-	}
-	if path == "/metrics" {
-		if err := only("GET", "HEAD"); err != nil {
-			return err
-		}
-		return s.metrics(ctx)
-	}
-	// Of the path as it was sent: what is escaped in it is part of no id.
-	path = string(ctx.Request.URI().PathOriginal())
-	if path == "/v1/devices" {
-		if err := only("GET", "HEAD"); err != nil {
-			return err
-		}
-		return s.devices(ctx)
-	}
-	if rest, ok := strings.CutPrefix(path, "/v1/devices/"); ok {
-		if rest != "" && !strings.ContainsAny(rest, "/%") {
-			if err := only("GET", "HEAD"); err != nil {
-				return err
-			}
-			return s.device(ctx, rest)
-		}
-		if device, ok := strings.CutSuffix(rest, "/commands"); ok && device != "" && !strings.ContainsAny(device, "/%") {
-			if err := only("POST"); err != nil {
-				return err
-			}
-			return s.send(ctx, device)
-		}
-	}
-	if id, ok := strings.CutPrefix(path, "/v1/commands/"); ok && id != "" && !strings.ContainsAny(id, "/%") {
-		if err := only("GET", "HEAD"); err != nil {
-			return err
-		}
-		return s.command(ctx, id)
-	}
-	return notFound
+// A route is one path of docs/openapi.yaml.
+type route struct {
+	path       []string // its segments; anyID stands for the one that is an id
+	methods    []string
+	parameters []string // of the query
+	open       bool     // served without the token
+	serve      func(s *Server, r *request) error
 }
 
-func (s *Server) send(ctx *fasthttp.RequestCtx, device string) error {
+const anyID = "{id}"
+
+var reads = []string{"GET", "HEAD"}
+
+// routes are all that the server serves.
+var routes = []route{
+	{path: []string{"healthz"}, methods: reads, open: true, serve: (*Server).health},
+	{path: []string{"metrics"}, methods: reads, serve: (*Server).metrics},
+	{path: []string{"v1", "devices"}, methods: reads, parameters: []string{"order", "limit"}, serve: (*Server).devices},
+	{path: []string{"v1", "devices", anyID}, methods: reads, serve: (*Server).device},
+	{path: []string{"v1", "devices", anyID, "commands"}, methods: []string{"POST"}, parameters: []string{"ttl", "wait"}, serve: (*Server).send},
+	{path: []string{"v1", "commands", anyID}, methods: reads, parameters: []string{"wait"}, serve: (*Server).command},
+}
+
+// match returns the id in a path, and whether the path is the route's.
+func (r *route) match(segments []string) (id string, ok bool) {
+	if len(segments) != len(r.path) {
+		return "", false
+	}
+	for i, want := range r.path {
+		switch {
+		case want == anyID && segments[i] != "":
+			id = segments[i]
+		case want != segments[i]:
+			return "", false
+		}
+	}
+	return id, true
+}
+
+func find(segments []string) (r *route, id string) {
+	for i := range routes {
+		if id, ok := routes[i].match(segments); ok {
+			return &routes[i], id
+		}
+	}
+	return nil, ""
+}
+
+// A request is one that a route serves.
+type request struct {
+	*fasthttp.RequestCtx
+	id      string            // in the path; "": the route has none
+	query   map[string]string // the parameters that are there, each of them known
+	trusted bool              // it has the token
+}
+
+// route finds what a request is for. Whoever has no token learns nothing but whether the gateway is well.
+func (s *Server) route(ctx *fasthttp.RequestCtx) error {
+	if e := framing(&ctx.Request.Header); e != nil {
+		ctx.SetConnectionClose()
+		lingerAtClose(ctx.Conn())
+		return e
+	}
+	at, err := parseTarget(ctx.Request.Header.RequestURI())
+	if err != nil {
+		ctx.SetConnectionClose()
+		return &Error{Status: 400, Reason: "bad_request", Detail: err.Error()}
+	}
+	found, id := find(at.segments)
+	r := request{RequestCtx: ctx, id: id}
+	if r.trusted, err = s.admit(ctx, found != nil && found.open); err != nil {
+		return err
+	}
+	if found == nil {
+		return notFound
+	}
+	if method := string(ctx.Method()); !slices.Contains(found.methods, method) {
+		return &Error{Status: 405, Reason: "method_not_allowed", Detail: "method " + method + " not allowed for this path", Allow: strings.Join(found.methods, ", ")}
+	}
+	if r.query, err = parseQuery(at.query, found.parameters); err != nil {
+		return err
+	}
+	if !ctx.IsPost() && len(ctx.Request.Body()) > 0 {
+		return &Error{Status: 400, Reason: "bad_request", Detail: "this request takes no body; parameters go into the query"}
+	}
+	return found.serve(s, &r)
+}
+
+// admit reports whether a request has the token. The error answers one that must have it and has not. Connections without
+// it are closed: they are for those who have it.
+func (s *Server) admit(ctx *fasthttp.RequestCtx, open bool) (trusted bool, err error) {
+	if s.authorized(ctx) {
+		protect(ctx.Conn())
+		return true, nil
+	}
+	ctx.SetConnectionClose()
+	if open && times(ctx, "Authorization") == 0 {
+		return false, nil
+	}
+	// What is open says more to whoever has the token, so that a wrong one is a guess there too.
+	if wait := s.guard.guess(ctx.RemoteAddr(), time.Now()); wait > 0 {
+		return false, &Error{Status: 429, Reason: "too_many_guesses", RetryAfter: wait,
+			Detail: "too many requests without the token came from this address; correct the token, and try again later"}
+	}
+	if open {
+		return false, nil
+	}
+	return false, unauthorized
+}
+
+func (s *Server) send(ctx *request) error {
+	if times(ctx.RequestCtx, "Content-Type") > 1 {
+		return &Error{Status: 415, Reason: "unsupported_media_type", Detail: "Content-Type is there more than once"}
+	}
 	if kind, _, err := mime.ParseMediaType(string(ctx.Request.Header.ContentType())); err != nil || kind != "application/json" {
 		return &Error{Status: 415, Reason: "unsupported_media_type", Detail: "the body must be JSON, and the header Content-Type: application/json say so"}
 	}
 	if len(ctx.Request.Header.Peek("Content-Encoding")) > 0 {
 		return &Error{Status: 415, Reason: "unsupported_media_type", Detail: "the body must come without Content-Encoding"}
 	}
-	key := string(ctx.Request.Header.Peek("Idempotency-Key"))
-	if times(ctx, "Idempotency-Key") > 1 || len(key) > maxKey || strings.ContainsFunc(key, func(r rune) bool { return r < ' ' || r > '~' }) {
+	key, keys := string(ctx.Request.Header.Peek("Idempotency-Key")), times(ctx.RequestCtx, "Idempotency-Key")
+	if keys == 0 {
+		key = "" // that of a trailer is none
+	}
+	if keys > 1 || len(key) > maxKey || strings.ContainsFunc(key, func(r rune) bool { return r < ' ' || r > '~' }) {
 		return &Error{Status: 400, Reason: "bad_idempotency_key", Detail: fmt.Sprintf("Idempotency-Key must be there once, and be at most %d characters of printable ASCII", maxKey)}
 	}
-	ttl, err := duration(ctx, "ttl", DefaultTTL, s.options.MinTTL, s.options.MaxTTL)
+	ttl, err := duration(ctx.query, "ttl", DefaultTTL, s.options.MinTTL, s.options.MaxTTL)
 	if err != nil {
 		return err
 	}
-	wait, err := duration(ctx, "wait", 0, 0, MaxWait)
+	wait, err := duration(ctx.query, "wait", 0, 0, MaxWait)
 	if err != nil {
 		return err
 	}
 	body := bytes.Clone(bytes.Trim(ctx.PostBody(), " \t\r\n"))
-	c, err := s.service.Send(s.ctx, NewCommand{Device: device, Client: ctx.RemoteAddr().String(), Key: key, Body: body, TTL: ttl})
+	c, err := s.service.Send(s.ctx, NewCommand{Device: ctx.id, Client: ctx.RemoteAddr().String(), Key: key, Body: body, TTL: ttl})
 	if err != nil {
 		return err
 	}
@@ -116,45 +168,45 @@ func (s *Server) send(ctx *fasthttp.RequestCtx, device string) error {
 	if !c.Final {
 		ctx.SetStatusCode(202)
 	}
-	return write(ctx, c)
+	return write(ctx.RequestCtx, c)
 }
 
-func (s *Server) command(ctx *fasthttp.RequestCtx, id string) error {
-	wait, err := duration(ctx, "wait", 0, 0, MaxWait)
+func (s *Server) command(ctx *request) error {
+	wait, err := duration(ctx.query, "wait", 0, 0, MaxWait)
 	if err != nil {
 		return err
 	}
 	waiting, cancel := context.WithTimeout(s.ctx, wait)
 	defer cancel()
-	c, err := s.service.Command(waiting, id, wait > 0)
+	c, err := s.service.Command(waiting, ctx.id, wait > 0)
 	if err != nil {
 		return err
 	}
-	return write(ctx, c)
+	return write(ctx.RequestCtx, c)
 }
 
-func (s *Server) device(ctx *fasthttp.RequestCtx, id string) error {
-	d, err := s.service.Device(s.ctx, id)
+func (s *Server) device(ctx *request) error {
+	d, err := s.service.Device(s.ctx, ctx.id)
 	if err != nil {
 		return err
 	}
-	return writeJSON(ctx, shown(&d, time.Now()))
+	return writeJSON(ctx.RequestCtx, shown(&d, time.Now()))
 }
 
 // defaultDevices is how many devices are listed without ?limit.
 const defaultDevices = 10
 
-func (s *Server) devices(ctx *fasthttp.RequestCtx) error {
-	query := ctx.QueryArgs()
-	if string(query.Peek("order")) != "slowest" {
+func (s *Server) devices(ctx *request) error {
+	if ctx.query["order"] != "slowest" {
 		return &Error{Status: 400, Reason: "bad_order", Detail: "order must be slowest; to list all devices is for bouncerctl device list"}
 	}
 	limit := defaultDevices
-	if query.Has("limit") {
-		var err error
-		if limit, err = query.GetUint("limit"); err != nil || limit < 1 || limit > MaxDevices {
+	if text, given := ctx.query["limit"]; given {
+		n, err := strconv.ParseUint(text, 10, 31)
+		if err != nil || n < 1 || n > MaxDevices {
 			return &Error{Status: 400, Reason: "bad_limit", Detail: fmt.Sprintf("limit must be a number from 1 to %d", MaxDevices)}
 		}
+		limit = int(n)
 	}
 	slowest, err := s.service.Slowest(s.ctx, limit)
 	if err != nil {
@@ -167,7 +219,7 @@ func (s *Server) devices(ctx *fasthttp.RequestCtx) error {
 	for i := range slowest {
 		list.Devices[i] = shown(&slowest[i], now)
 	}
-	return writeJSON(ctx, list)
+	return writeJSON(ctx.RequestCtx, list)
 }
 
 type deviceJSON struct {
@@ -216,9 +268,9 @@ func writeJSON(ctx *fasthttp.RequestCtx, v any) error {
 }
 
 // duration reads a parameter of the query.
-func duration(ctx *fasthttp.RequestCtx, name string, byDefault, least, most time.Duration) (time.Duration, error) {
-	text := string(ctx.QueryArgs().Peek(name))
-	if text == "" && !ctx.QueryArgs().Has(name) {
+func duration(query map[string]string, name string, byDefault, least, most time.Duration) (time.Duration, error) {
+	text, given := query[name]
+	if !given {
 		return byDefault, nil
 	}
 	d, err := time.ParseDuration(text)
@@ -246,7 +298,7 @@ func write(ctx *fasthttp.RequestCtx, c Command) error {
 }
 
 // health says whether the gateway is well; what is wrong with it only who has the token is told.
-func (s *Server) health(ctx *fasthttp.RequestCtx) error {
+func (s *Server) health(ctx *request) error {
 	wrong := s.service.Health()
 	if len(wrong) == 0 {
 		ctx.SetContentType("application/json")
@@ -254,13 +306,13 @@ func (s *Server) health(ctx *fasthttp.RequestCtx) error {
 		return nil
 	}
 	e := &Error{Status: 503, Reason: "unhealthy", Detail: "the gateway does not work as it should; whoever has the token is told why"}
-	if s.authorized(ctx) {
+	if ctx.trusted {
 		e.Detail = strings.Join(wrong, "; ")
 	}
 	return e
 }
 
-func (s *Server) metrics(ctx *fasthttp.RequestCtx) error {
+func (s *Server) metrics(ctx *request) error {
 	var out bytes.Buffer
 	kind, err := s.service.Metrics(&out)
 	if err != nil {

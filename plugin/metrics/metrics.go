@@ -24,8 +24,11 @@ type Figures struct {
 	Commands             *Commands // nil: there are none
 	Responses            Responses
 	HTTPAnswers          [5]uint64 // by the first digit of the status, from 1 on
-	Ticks                uint64
-	BadReload            bool // bouncer.toml could not be read again at the last SIGHUP
+	// Requests without the valid token, answered with 401 and with 429.
+	HTTPRefused, HTTPLimited uint64
+	HTTPConnectionsClosed    uint64 // because there were too many
+	Ticks                    uint64
+	BadReload                bool // bouncer.toml could not be read again at the last SIGHUP
 }
 
 // A Count is a number with a name.
@@ -139,11 +142,19 @@ func (read collector) Collect(to chan<- prometheus.Metric) {
 	if f.Commands != nil {
 		s.commands(f.Commands)
 	}
+	s.http(&f)
+}
+
+func (s sender) http(f *Figures) {
 	for i, n := range f.HTTPAnswers {
 		if i > 0 { // 1xx is none that is counted
 			s.counter("http_answers_total", "Answers of the HTTP listener by class of status.", n, "status", string(rune('1'+i))+"xx")
 		}
 	}
+	const help = "Requests to the HTTP listener without the valid token, by the answer's status."
+	s.counter("http_unauthorized_total", help, f.HTTPRefused, "status", "401")
+	s.counter("http_unauthorized_total", help, f.HTTPLimited, "status", "429")
+	s.counter("http_connections_closed_total", "Connections to the HTTP listener closed because there were too many.", f.HTTPConnectionsClosed)
 }
 
 func (s sender) delivery(d *Delivery) {
