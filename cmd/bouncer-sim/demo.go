@@ -190,8 +190,9 @@ func (d *demo) explain() {
 	d.screen.line(`  cd %s
   id=sensor_001 payload='{"temperature":21.5}'
   timestamp=$(date +%%s) message_id=$(cat /proc/sys/kernel/random/uuid)
-  signature=$(printf %%s "$id$timestamp$message_id$payload" |
-    openssl dgst -sha256 -hmac "$(cat secret)" -r | cut -d ' ' -f 1)
+  signature=$(printf %%s "$id$timestamp$message_id$payload" | python3 -c \
+    'import hashlib, hmac, sys; print(hmac.new(open("secret", "rb").read(),
+    sys.stdin.buffer.read(), hashlib.sha256).hexdigest())')
   printf '{"device_id":"%%s","timestamp":%%s,"message_id":"%%s",
     "payload":%%s,"signature":"%%s"}' \
     "$id" "$timestamp" "$message_id" "$payload" "$signature" |
@@ -200,10 +201,11 @@ func (d *demo) explain() {
 `, shellQuote(absolute(d.bundle("sensor_001"))), d.port)
 	d.screen.line("The last command alone, once more, is a replay. Change $payload before it and\nit is a replay still: take a new $message_id as well, and the signature is wrong.\nWhat becomes of it shows here.")
 	d.screen.line("\nA command, from that shell:\n")
-	d.screen.line(`  curl -H "Authorization: Bearer $(cat ../../http-token)" -H 'Content-Type: application/json' \
+	d.screen.line(`  printf 'header = "Authorization: Bearer %%s"\n' "$(cat ../../http-token)" |
+    curl -K - -H 'Content-Type: application/json' \
     -d '{"blink":3}' 'http://127.0.0.1:%d/v1/devices/sensor_001/commands?wait=5s'
 `, d.httpPort)
-	for _, tool := range []string{"mosquitto_pub", "openssl"} {
+	for _, tool := range []string{"mosquitto_pub", "python3"} {
 		if _, err := exec.LookPath(tool); err != nil {
 			d.screen.line("(%s is not installed here.)", tool)
 		}

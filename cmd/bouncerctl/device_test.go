@@ -233,7 +233,7 @@ func TestDeviceConfig(t *testing.T) {
 // TestReadmeSnippet: what the README says to paste into a shell publishes an
 // envelope whose signature is right.
 func TestReadmeSnippet(t *testing.T) {
-	requireTools(t, "openssl")
+	requireTools(t, "python3")
 	dir := newDir(t, "--port", "18883", "--host", "broker.example")
 	for id, secret := range map[string]string{
 		"sensor_001": "",
@@ -290,7 +290,7 @@ func checkEnvelope(t *testing.T, message, id, secret string) {
 // TestWithMosquitto: the real broker takes the configuration, the certificates
 // and the README's commands, all but the plugin.
 func TestWithMosquitto(t *testing.T) {
-	requireTools(t, "mosquitto", "mosquitto_pub", "mosquitto_sub", "openssl")
+	requireTools(t, "mosquitto", "mosquitto_pub", "mosquitto_sub", "python3")
 	port := freePort(t)
 	dir := newDir(t, "--port", strconv.Itoa(port))
 	device(t, dir, "add", "sensor_001")

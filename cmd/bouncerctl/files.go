@@ -107,8 +107,20 @@ type creation struct {
 	made []string
 }
 
+// trusted is trustedDirectory for the directory of what is about to be made.
+func (c *creation) trusted(path string, owner *account) error {
+	dir := filepath.Dir(path)
+	if slices.Contains(c.made, dir) {
+		return nil
+	}
+	return trustedDirectory(dir, owner)
+}
+
 // directory makes a directory. It must not exist.
 func (c *creation) directory(path string, mode fs.FileMode, owner *account) error {
+	if err := c.trusted(path, owner); err != nil {
+		return err
+	}
 	if err := os.Mkdir(path, 0o700); err != nil {
 		return err
 	}
@@ -116,14 +128,11 @@ func (c *creation) directory(path string, mode fs.FileMode, owner *account) erro
 	return errors.Join(os.Chmod(path, mode), owner.own(path)) // whatever the umask
 }
 
-// existingDirectory is directory, unless there is one, in which not every user may replace files.
+// existingDirectory is directory, unless there is one, in which no other user may replace files.
 func (c *creation) existingDirectory(path string, mode fs.FileMode, owner *account) error {
 	err := c.directory(path, mode, owner)
 	if info, statErr := os.Stat(path); errors.Is(err, fs.ErrExist) && statErr == nil && info.IsDir() {
-		if info.Mode()&0o002 != 0 && info.Mode()&fs.ModeSticky == 0 {
-			return fmt.Errorf("every user may replace what is in %s (mode %04o); run: chmod o-w %s", path, info.Mode().Perm(), shellQuote(path))
-		}
-		return nil
+		return trustedDirectory(path, owner)
 	}
 	return err
 }
@@ -142,6 +151,9 @@ func (c *creation) parents(path string, mode fs.FileMode) error {
 
 // file makes a file. It must not exist.
 func (c *creation) file(path string, content []byte, mode fs.FileMode, owner *account) error {
+	if err := c.trusted(path, owner); err != nil {
+		return err
+	}
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return err

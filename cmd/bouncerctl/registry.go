@@ -181,6 +181,9 @@ broker and other programs use it. Secrets in it are as they are stored: see
 		Args:    oneFile,
 		RunE: func(c *cobra.Command, args []string) error {
 			return withStore(*configFile, func(s *registry.Store) error {
+				if err := trustedDirectory(filepath.Dir(args[0]), nil); err != nil {
+					return err
+				}
 				if err := s.Backup(c.Context(), args[0]); err != nil {
 					if errors.Is(err, fs.ErrExist) {
 						return fmt.Errorf("%s already exists; a backup is never overwritten, name another file", args[0])
