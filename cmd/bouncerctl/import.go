@@ -88,6 +88,9 @@ func (o *importOptions) run(name, configFile string, stdin io.Reader, stdout, st
 	}
 	p := newProgress(stderr, len(devices))
 	if o.out != "" {
+		if err := trustedDirectory(filepath.Dir(o.out), nil); err != nil {
+			return err
+		}
 		if err := os.Mkdir(o.out, 0o700); err != nil {
 			if errors.Is(err, fs.ErrExist) {
 				err = fmt.Errorf("%s already exists; move it away, or name another directory with --out", o.out)

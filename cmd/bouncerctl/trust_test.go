@@ -86,6 +86,9 @@ func TestPlacesOfOthers(t *testing.T) {
 			"key":        {"registry", "key", filepath.Join(place, "key"), "--config", config},
 			"backup":     {"registry", "backup", filepath.Join(place, "backup"), "--config", config},
 		} {
+			if name != "init" && !strings.Contains(cure, "theirs") && !strings.Contains(cure, "chmod g-w") {
+				continue // the way to look at a place is the same
+			}
 			got := bouncerctl(t, "", args...)
 			if got.code != 1 || !strings.Contains(got.stderr, cure) {
 				t.Errorf("%s in %s: exit code %d, %q, want %q", name, place, got.code, got.stderr, cure)
