@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"slices"
 	"strconv"
@@ -121,7 +122,7 @@ func TestBatchKey(t *testing.T) {
 				m := message(id[:len(id)-1], n)
 				courier.pack(&m)
 			}
-			if r := courier.send(); r.outcome() != delivered {
+			if r := courier.send(); meaningOf(r.status, r.err == nil, nil) != meansTaken {
 				t.Fatalf("%+v", r)
 			}
 			if other, ok := seen[key]; ok && other != ids {
@@ -251,36 +252,75 @@ func TestBatchIsolatesPoison(t *testing.T) {
 	})
 }
 
-// A batch that failed is sent again as it was, also when more of its devices' messages wait.
-func TestBatchIsRetriedWhole(t *testing.T) {
+// A batch that failed is sent again as it was, once, also when more of its devices' messages wait. Then it is halved, down to
+// the message at fault, which waits alone: its neighbours are delivered, and each device's messages keep their order.
+func TestBatchIsolatesFailure(t *testing.T) {
+	for name, r := range map[string]reply{
+		"500": {status: 500}, "502": {status: 502}, "503": {status: 503}, "504": {status: 504}, "408": {status: 408}, "no answer": {err: errDown},
+	} {
+		t.Run(name, func(t *testing.T) { isolatesFailure(t, r) })
+	}
+}
+
+func isolatesFailure(t *testing.T, failure reply) {
 	synctest.Test(t, func(t *testing.T) {
+		var mu sync.Mutex
 		var sent []string
-		cfg := batches(Config{Batch: 4, Linger: time.Millisecond}, func(ms []Message) reply {
-			if sent = append(sent, list(ms)); len(sent) < 6 && ms[0].DeviceID == "a" {
-				return reply{status: 500}
+		cfg := batches(Config{Batch: 8, Linger: time.Millisecond, MaxAge: 10 * time.Minute}, func(ms []Message) reply {
+			mu.Lock()
+			defer mu.Unlock()
+			if sent = append(sent, list(ms)); strings.Contains(list(ms), "a2") {
+				return failure
 			}
 			return reply{status: 200}
 		})
 		x := start(t, cfg)
-		for n := range 2 {
-			x.enqueue(message("a", n+1))
-			x.enqueue(message("b", n+1))
+		for n := range 3 {
+			m := message("a", n+1)
+			m.AcceptedAt = m.AcceptedAt.Add(time.Duration(n) * time.Minute)
+			x.enqueue(m)
 		}
-		synctest.Wait()
-		x.enqueue(message("a", 3))
-		x.enqueue(message("b", 3))
-		x.enqueue(message("c", 1))
-		time.Sleep(time.Minute)
-		synctest.Wait()
-		s := x.drain()
-		retries := without(sent, "c1")
-		if fmt.Sprint(retries) != "[a1 a2 b1 b2 a1 a2 b1 b2 a1 a2 b1 b2 a1 a2 b1 b2 a1 a2 b1 b2 a3 b3]" || s.Delivered != 7 {
-			t.Errorf("%q %+v", sent, s)
+		for _, device := range []string{"b", "c", "d", "e"} {
+			x.enqueue(message(device, 1))
 		}
-		if s.Retries < 4 || len(sent) != len(retries)+1 {
-			t.Errorf("%q %+v", sent, s)
+		time.Sleep(100 * time.Millisecond)
+		x.enqueue(message("b", 2))
+		x.enqueue(message("f", 1))
+		time.Sleep(5 * time.Second)
+		if s := x.Stats(); s.Delivered != 7 || s.Pending != 2 || s.Down || s.Dead != 0 {
+			t.Errorf("after 5 s %+v: %q", s, sent)
+		}
+		if all := "a1 a2 a3 b1 c1 d1 e1"; sent[0] != all || !slices.Contains(sent[1:3], all) {
+			t.Errorf("the first two are not the same: %q", sent)
+		}
+		if s := x.drain(); s.Delivered != 8 || x.store.count("dead") != 1 || !strings.HasPrefix(x.store.graves(), "a/2 expired 0 ") {
+			t.Errorf("%+v %s", s, x.store.graves())
 		}
 	})
+}
+
+// What was never sent, and what the backend has no time for, is not the message's fault: the batch stays whole.
+func TestBatchIsRetriedWhole(t *testing.T) {
+	for name, r := range map[string]reply{"429": {status: 429}, "no connection": {err: &net.OpError{Op: "dial", Err: errDown}}} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var sent []string
+				x := start(t, batches(Config{Batch: 4, Linger: time.Millisecond}, func(ms []Message) reply {
+					if sent = append(sent, list(ms)); len(sent) < 6 {
+						return r
+					}
+					return reply{status: 200}
+				}))
+				for n := range 2 {
+					x.enqueue(message("a", n+1))
+					x.enqueue(message("b", n+1))
+				}
+				if s := x.drain(); s.Delivered != 4 || s.Retries != 5 || strings.Join(sent, ";") != strings.Repeat("a1 a2 b1 b2;", 5)+"a1 a2 b1 b2" {
+					t.Errorf("%q %+v", sent, s)
+				}
+			})
+		})
+	}
 }
 
 func TestBatchMaxAge(t *testing.T) {
@@ -385,6 +425,8 @@ func TestBatchProperty(t *testing.T) {
 						return reply{status: 429, retryAfter: 3 * time.Second}
 					case what == 2:
 						panic("now and then")
+					case what == 3:
+						return reply{status: 500}
 					}
 					for _, m := range ms {
 						if n, _ := strconv.Atoi(number(&m)); poison(n) {

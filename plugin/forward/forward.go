@@ -28,6 +28,9 @@ var (
 	// ErrUnreadable is what Store.Load returns, wrapped or not, for a message that is damaged or gone for good.
 	ErrUnreadable = errors.New("the message cannot be read any more")
 
+	// ErrNoRoom is what Store.Dead returns, wrapped or not, where there is no room for the device's dead letter.
+	ErrNoRoom = errors.New("no room for a dead letter")
+
 	errSuspended = errors.New("the backend answered 410 Gone; resume its delivery")
 )
 
@@ -67,6 +70,14 @@ type Config struct {
 	// could be sent waits up to Linger for others to fill the batch.
 	Batch  int
 	Linger time.Duration
+	// Unordered lets a device's messages overtake each other: they use as many connections as are free. Else each waits
+	// for the one before.
+	Unordered bool
+	// FatalStatuses are statuses, MinFatalStatus to MaxFatalStatus, that refuse the message for good, whatever they would
+	// mean else.
+	FatalStatuses []int
+	// Standing is what Forwarder.Standing returned in the process before, for the same URL.
+	Standing Standing
 	// BearerToken, if not empty, is sent as "Authorization: Bearer TOKEN".
 	BearerToken []byte
 	// SigningSecret, if not empty, makes every request carry a signature by Standard Webhooks 1.0: "whsec_" and the
@@ -121,8 +132,8 @@ type Store interface {
 	Load(pos uint64, m *Message) error
 	// Delivered notes that the backend has taken a message, before the device's next one is sent.
 	Delivered(pos uint64)
-	// Dead keeps a message of the device that is not to be delivered. An error leaves it first in its lane and makes Dead alone be
-	// repeated, after a back-off.
+	// Dead keeps a message of the device that is not to be delivered. An error leaves it first in its lane and makes Dead
+	// alone be repeated, after a back-off, or if it is ErrNoRoom after Unblock.
 	Dead(device string, pos uint64, d DeadLetter) error
 }
 
@@ -172,6 +183,13 @@ type Stats struct {
 	// Suspended says that nothing is sent before Resume(""), SuspendedDevices for how many devices that is so.
 	Suspended        bool
 	SuspendedDevices int
+	// Refusing says that the backend refuses whatever it is sent, with RefusingStatus, since RefusingSince. Down is false
+	// then.
+	Refusing       bool
+	RefusingStatus int
+	RefusingSince  time.Time
+	// BlockedDevices have a dead letter that the Store has no room for: nothing of theirs is sent.
+	BlockedDevices int
 	// Latency is the time from a message's acceptance to its delivery.
 	Latency Histogram
 }
@@ -213,6 +231,7 @@ type Forwarder struct {
 	storeErrors    uint64
 	answersDropped uint64
 	outage         outage
+	responses      responses
 	latency        Histogram
 }
 
@@ -267,6 +286,11 @@ func New(cfg Config, store Store, answer func(Answer), log *slog.Logger) (*Forwa
 			f.cfg.courier = func() courier { return c.batchCourier() }
 		}
 		f.hangUp = c.hangUp
+	}
+	for _, status := range cfg.FatalStatuses {
+		if status < MinFatalStatus || status > MaxFatalStatus {
+			return nil, fmt.Errorf("backend: fatal status %d is not %d to %d", status, MinFatalStatus, MaxFatalStatus)
+		}
 	}
 	f.schedule.init(&f.mu, &cfg, f.arrive, func() bool { return f.intake.n.Load() > 0 })
 	return f, nil
@@ -348,6 +372,10 @@ func (f *Forwarder) Stats() Stats {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.arriveNow()
+	status := 0
+	if f.standing.refusing {
+		status = f.standing.status
+	}
 	return Stats{
 		Accepted:         f.accepted,
 		Delivered:        f.delivered,
@@ -358,7 +386,11 @@ func (f *Forwarder) Stats() Stats {
 		Retries:          f.retries,
 		StoreErrors:      f.storeErrors,
 		AnswersDropped:   f.answersDropped,
-		Down:             f.breaker.open,
+		Down:             f.breaker.open && !f.standing.refusing,
+		Refusing:         f.standing.refusing,
+		RefusingStatus:   status,
+		RefusingSince:    f.standing.since,
+		BlockedDevices:   len(f.blocked),
 		Suspended:        f.halted,
 		SuspendedDevices: len(f.suspended),
 		Latency:          f.latency,

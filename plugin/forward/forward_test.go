@@ -68,6 +68,7 @@ type fixture struct {
 func start(t testing.TB, cfg Config) *fixture {
 	t.Helper()
 	x := &fixture{t: t, store: newMemory(t), log: &logBuffer{}, patience: 20 * time.Second}
+	x.store.anyOrder = cfg.Unordered
 	if cfg.courier != nil {
 		x.patience = time.Hour // on synthetic time
 	}

@@ -248,40 +248,43 @@ func TestOutcomes(t *testing.T) {
 	for _, test := range []struct {
 		status   int
 		response string // of the first request
-		outcome  outcome
+		means    meaning
 		retry    time.Duration
 	}{
-		{status: 200, outcome: delivered},
-		{status: 201, outcome: delivered},
-		{status: 299, outcome: delivered},
-		{status: 300, outcome: dead},
-		{status: 301, outcome: dead},
-		{status: 302, outcome: dead},
-		{status: 304, outcome: dead},
-		{status: 307, outcome: dead},
-		{status: 308, outcome: dead},
-		{status: 400, outcome: dead},
-		{status: 401, outcome: dead},
-		{status: 404, outcome: dead},
-		{status: 409, outcome: dead},
-		{status: 410, outcome: gone},
-		{status: 413, outcome: dead},
-		{status: 422, outcome: dead},
-		{status: 499, outcome: dead},
-		{status: 408, outcome: retry},
-		{status: 425, outcome: retry},
-		{status: 429, outcome: retry, retry: 7 * time.Second},
-		{status: 500, outcome: retry},
-		{status: 502, outcome: retry},
-		{status: 503, outcome: retry, retry: 7 * time.Second},
-		{status: 504, outcome: retry},
-		{status: 600, outcome: retry},
-		{status: 200, response: "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n{", outcome: retry},
-		{status: 202, response: "HTTP/1.1 202 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nab", outcome: retry},
-		{status: 400, response: "HTTP/1.1 400 No\r\nContent-Length: 10\r\n\r\n{", outcome: dead},
-		{response: "HTTP/1.1 20", outcome: retry},
-		{response: "garbage\r\n", outcome: retry},
-		{response: "HTTP/1.1 200 OK\r\nX: " + strings.Repeat("x", readBufferSize) + "\r\n\r\n ", outcome: retry},
+		{status: 200, means: meansTaken},
+		{status: 201, means: meansTaken},
+		{status: 299, means: meansTaken},
+		{status: 300, means: meansDoubtful},
+		{status: 301, means: meansDoubtful},
+		{status: 302, means: meansDoubtful},
+		{status: 304, means: meansDoubtful},
+		{status: 307, means: meansDoubtful},
+		{status: 308, means: meansDoubtful},
+		{status: 400, means: meansRefused},
+		{status: 401, means: meansShut},
+		{status: 403, means: meansDoubtful},
+		{status: 405, means: meansShut},
+		{status: 407, means: meansShut},
+		{status: 404, means: meansDoubtful},
+		{status: 409, means: meansRefused},
+		{status: 410, means: meansGone},
+		{status: 413, means: meansRefused},
+		{status: 422, means: meansRefused},
+		{status: 499, means: meansRefused},
+		{status: 408, means: meansFailed},
+		{status: 425, means: meansFailed},
+		{status: 429, means: meansFailed, retry: 7 * time.Second},
+		{status: 500, means: meansFailed},
+		{status: 502, means: meansFailed},
+		{status: 503, means: meansFailed, retry: 7 * time.Second},
+		{status: 504, means: meansFailed},
+		{status: 600, means: meansFailed},
+		{status: 200, response: "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n{", means: meansFailed},
+		{status: 202, response: "HTTP/1.1 202 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nab", means: meansFailed},
+		{status: 400, response: "HTTP/1.1 400 No\r\nContent-Length: 10\r\n\r\n{", means: meansRefused},
+		{response: "HTTP/1.1 20", means: meansFailed},
+		{response: "garbage\r\n", means: meansFailed},
+		{response: "HTTP/1.1 200 OK\r\nX: " + strings.Repeat("x", readBufferSize) + "\r\n\r\n ", means: meansFailed},
 	} {
 		response := test.response
 		if response == "" {
@@ -305,8 +308,8 @@ func TestOutcomes(t *testing.T) {
 			courier := c.courier()
 			courier.pack(&m)
 			r := courier.send()
-			if r.outcome() != test.outcome || r.retryAfter != test.retry {
-				t.Errorf("%+v: outcome %d, want %d, retry after %v", r, r.outcome(), test.outcome, test.retry)
+			if meaningOf(r.status, r.err == nil, nil) != test.means || r.retryAfter != test.retry {
+				t.Errorf("%+v: want %d, retry after %v", r, test.means, test.retry)
 			}
 			if test.status != 0 && test.response == "" && (r.status != test.status || r.err != nil) {
 				t.Errorf("%+v", r)
@@ -319,7 +322,7 @@ func TestOutcomes(t *testing.T) {
 			}
 			c.hangUp()
 			courier.pack(&m)
-			if r := courier.send(); r.outcome() != retry || r.err == nil {
+			if r := courier.send(); meaningOf(r.status, r.err == nil, nil) != meansFailed || r.err == nil {
 				t.Errorf("after hanging up: %+v", r)
 			}
 			if len(c.conns) != 0 || c.http.ConnsCount() != 0 {
@@ -397,7 +400,7 @@ func TestRedirectNotFollowed(t *testing.T) {
 	s := backend(t, func(w http.ResponseWriter, r *http.Request) {
 		http.Redirect(w, r, other.URL, http.StatusTemporaryRedirect)
 	})
-	x := start(t, Config{URL: s.URL, BearerToken: []byte("s3cret")})
+	x := start(t, Config{URL: s.URL, BearerToken: []byte("s3cret"), FatalStatuses: []int{307}})
 	x.enqueue(message("a", 1))
 	if s := x.drain(); s.Dead != 1 || elsewhere.Load() != 0 {
 		t.Errorf("%+v, %d requests elsewhere", s, elsewhere.Load())
@@ -516,7 +519,7 @@ func TestAnswerLimits(t *testing.T) {
 			w.Header()["Content-Type"] = nil
 			w.Write([]byte("ok"))
 		case '6':
-			w.WriteHeader(http.StatusNotFound)
+			w.WriteHeader(http.StatusUnprocessableEntity)
 			w.Write(append(body, 'x'))
 		}
 	})

@@ -34,24 +34,10 @@ const (
 	gone              // the URL is, and an operator is to say whether it is back
 	split             // the backend refused a batch: half of it may do better
 	hold              // the Store failed
+	noRoom            // the Store has no room for the dead letter
+	kept              // the backend refuses everything: nothing is given up
+	doubted           // the backend refuses this message, and may take it yet
 )
-
-// outcome sorts a reply: 2xx to its end is a delivery. The backend may yet take a message on which it, or the way to
-// it, failed: no or a broken response, 408, 425, 429, 5xx. The same request would be refused again: 3xx and every
-// other 4xx, whatever becomes of their body; and 410 says that so would every other request.
-func (r *reply) outcome() outcome {
-	switch s := r.status; {
-	case s == 408, s == 425, s == 429:
-		return retry
-	case s == 410:
-		return gone
-	case s >= 300 && s < 500:
-		return dead
-	case s >= 200 && s < 300 && r.err == nil:
-		return delivered
-	}
-	return retry
-}
 
 // backoff returns a random time below a ceiling that doubles with each failure, from 100 ms at the first to limit:
 // exponential back-off with full jitter.

@@ -2,6 +2,7 @@ package forward
 
 import (
 	"cmp"
+	"maps"
 	"slices"
 )
 
@@ -13,6 +14,8 @@ type Queue struct {
 	Oldest uint64
 	// Failures counts the requests with messages of the device that failed since the backend last took or refused one.
 	Failures int
+	// Blocked says that nothing of the device is sent because there is no room for a dead letter of it.
+	Blocked bool
 	// Suspended says that nothing is sent before Resume, of the device or of everything.
 	Suspended bool
 }
@@ -31,11 +34,14 @@ func (f *Forwarder) Queues(devices ...string) []Queue {
 		case l == nil:
 			_, suspended := f.suspended[device]
 			queues[i] = Queue{Device: device, Suspended: suspended || f.halted}
-		case l.state == taken:
+		case l.state == taken || f.unordered:
 			if underway == nil {
 				underway = make(map[*lane]int)
 			}
 			underway[l] = i
+			if l.n > 0 {
+				queues[i] = f.queue(l, l.head, 0)
+			}
 		default:
 			queues[i] = f.queue(l, l.head, 0)
 		}
@@ -45,7 +51,7 @@ func (f *Forwarder) Queues(devices ...string) []Queue {
 	}
 	for first, part := range f.underway {
 		if i, asked := underway[part.lane]; asked {
-			queues[i] = f.queue(part.lane, first, part.n)
+			queues[i] = f.add(queues[i], part.lane, first, part.n)
 		}
 	}
 	return queues
@@ -65,6 +71,9 @@ func (f *Forwarder) Slowest(n int) (slowest []Queue) {
 		slowest = slices.Insert(slowest, i, f.queue(l, first, underway))
 		slowest = slowest[:min(n, len(slowest))]
 	}
+	if f.unordered {
+		return f.slowestUnordered(n)
+	}
 	for _, l := range f.lanes {
 		if l.state != taken {
 			consider(l, l.head, 0)
@@ -76,14 +85,41 @@ func (f *Forwarder) Slowest(n int) (slowest []Queue) {
 	return slowest
 }
 
+// slowestUnordered is Slowest where several parcels of one lane may be under way. f.mu is held.
+func (f *Forwarder) slowestUnordered(n int) []Queue {
+	queues := make(map[*lane]Queue, len(f.lanes))
+	for _, l := range f.lanes {
+		if l.n > 0 {
+			queues[l] = f.queue(l, l.head, 0)
+		}
+	}
+	for first, part := range f.underway {
+		queues[part.lane] = f.add(queues[part.lane], part.lane, first, part.n)
+	}
+	all := slices.SortedFunc(maps.Values(queues), func(a, b Queue) int { return cmp.Compare(a.Oldest, b.Oldest) })
+	return all[:min(n, len(all))]
+}
+
+// add counts messages of a lane that are under way with what is known of it, which may be nothing. f.mu is held.
+func (f *Forwarder) add(q Queue, l *lane, first uint64, underway int) Queue {
+	if q.Device == "" || q.Messages == 0 {
+		return f.queue(l, first, underway)
+	}
+	q.Messages += underway
+	q.Oldest = min(q.Oldest, first)
+	return q
+}
+
 // queue describes a lane, of which so many messages are in a parcel. f.mu is held.
 func (f *Forwarder) queue(l *lane, first uint64, underway int) Queue {
 	_, suspended := f.suspended[l.device]
+	_, blocked := f.blocked[l.device]
 	return Queue{
 		Device:    l.device,
 		Messages:  int(l.n) + underway,
 		Oldest:    first,
 		Failures:  int(l.failures),
+		Blocked:   blocked,
 		Suspended: suspended || f.halted,
 	}
 }

@@ -226,10 +226,8 @@ func (x *exchange) do(body []byte) (r reply) {
 	if r.err != nil && r.status == fasthttp.StatusOK {
 		r.status = 0
 	}
-	switch r.outcome() {
-	case retry:
+	if r.status >= 300 {
 		r.retryAfter = parseRetryAfter(string(x.resp.Header.Peek(fasthttp.HeaderRetryAfter)), time.Now())
-	case dead:
 		r.excerpt = x.excerpt()
 	}
 	return r
@@ -316,7 +314,7 @@ func (h *httpCourier) pack(m *Message) bool {
 func (h *httpCourier) send() reply {
 	r := h.do(h.payload)
 	h.payload = nil
-	if r.outcome() == delivered {
+	if meaningOf(r.status, r.err == nil, nil) == meansTaken {
 		h.answer(&r)
 	}
 	h.resp.Reset()

@@ -32,6 +32,15 @@ type schedule struct {
 	// parcel that met the 410, if it was in this process.
 	halted    bool
 	suspended map[string]*parcel
+	blocked   map[string]*parcel // by device, the parcels whose dead letter the Store has no room for
+
+	// unordered says that a device's messages need not wait for each other; flights then holds what is under way of
+	// each lane.
+	unordered     bool
+	workersAtMost int
+	flights       map[*lane]*flight
+
+	standing standing
 
 	// Parcels that failed before get at most retryLimit workers, and every other turn: when some devices' requests
 	// hang until they time out, the others' go on.
@@ -71,7 +80,13 @@ func (s *schedule) init(mu *sync.Mutex, cfg *Config, arrive func(), more func() 
 	}
 	s.lanes = make(map[string]*lane)
 	s.batch, s.linger, s.begun = max(1, cfg.Batch), cfg.Linger, time.Now()
-	s.suspended = make(map[string]*parcel)
+	s.suspended, s.blocked = make(map[string]*parcel), make(map[string]*parcel)
+	s.workersAtMost = cfg.Concurrency
+	if s.unordered = cfg.Unordered; s.unordered {
+		s.flights = make(map[*lane]*flight)
+	}
+	s.standing.init(cfg.Standing)
+	s.breaker.open = s.standing.refusing
 	for _, device := range cfg.Suspended {
 		if device == "" {
 			s.halted = true
@@ -115,9 +130,9 @@ func (s *schedule) add(device string, pos uint64, bytes uint32) {
 	switch l.state {
 	case ready:
 		s.readyN++
-	case parked:
-		if _, off := s.suspended[device]; !off {
-			s.enlist(l)
+	case parked, taken:
+		if l.state == parked || s.unordered {
+			s.advance(l)
 		}
 	}
 }
@@ -159,10 +174,26 @@ func (s *schedule) enlist(l *lane) {
 	s.readyN += int(l.n)
 }
 
-// release takes back a lane none of whose messages is in a parcel any more, and forgets an empty one.
+// release takes back a lane of which one parcel is settled, with order the only one there was, and forgets an empty one.
 func (s *schedule) release(l *lane) (forgotten bool) {
-	if l.n > 0 {
-		s.enlist(l)
+	underway := false
+	if s.unordered {
+		f := s.flights[l]
+		f.inFlight--
+		if f.parcels--; f.parcels == 0 {
+			delete(s.flights, l)
+		}
+		underway = f.parcels > 0
+	}
+	switch {
+	case l.state == ready:
+		return false
+	case l.n > 0 && !underway:
+		l.state = parked
+		s.advance(l)
+		return false
+	case l.n > 0 || underway:
+		s.advance(l)
 		return false
 	}
 	delete(s.lanes, l.device)
@@ -236,6 +267,7 @@ func (s *schedule) pick(now time.Time) (p *parcel) {
 		return nil
 	}
 	s.inFlight++
+	s.launched(p)
 	if p.retrying = p.failing(); p.retrying {
 		s.retrying++
 	}
@@ -248,6 +280,11 @@ func (s *schedule) pick(now time.Time) (p *parcel) {
 // gather makes a parcel of what the lanes that have been ready longest begin with.
 func (s *schedule) gather() *parcel {
 	p := s.newParcel()
+	defer func() {
+		for _, part := range p.parts {
+			s.advance(part.lane)
+		}
+	}()
 	for !s.ready.empty() && len(p.positions) < s.batch {
 		l := s.ready.pop()
 		s.readyN -= int(l.n)
@@ -258,6 +295,12 @@ func (s *schedule) gather() *parcel {
 		}
 		s.weigh(l)
 		p.parts = append(p.parts, part{lane: l, n: n})
+		if s.unordered {
+			if s.flights[l] == nil {
+				s.flights[l] = new(flight)
+			}
+			s.flights[l].parcels++
+		}
 	}
 	p.spans = append(p.spans, span{n: len(p.positions)})
 	s.list(p)
@@ -318,6 +361,12 @@ func (s *schedule) answered(p *parcel) {
 func (s *schedule) landed(p *parcel) {
 	s.answered(p)
 	s.inFlight--
+	s.landedOf(p)
+	if s.unordered {
+		for _, part := range p.parts {
+			s.advance(part.lane)
+		}
+	}
 }
 
 // wait puts a parcel aside for d.
@@ -330,8 +379,11 @@ func (s *schedule) wait(p *parcel, now time.Time, d time.Duration) {
 // reports whether this is news.
 func (s *schedule) suspend(p *parcel, device string, now time.Time) bool {
 	if device != "" {
+		first, already := s.suspended[device]
+		p.also = first
 		s.suspended[device] = p
-		return true
+		s.hold(p.parts[0].lane)
+		return !already
 	}
 	s.wait(p, now, 0)
 	news := !s.halted
@@ -343,10 +395,9 @@ func (s *schedule) suspend(p *parcel, device string, now time.Time) bool {
 func (s *schedule) resume(device string, now time.Time) bool {
 	p, off := s.suspended[device]
 	delete(s.suspended, device)
-	if p != nil {
-		s.wait(p, now, 0)
-	} else if l := s.lanes[device]; off && l != nil {
-		s.enlist(l)
+	s.free(p, now)
+	if l := s.lanes[device]; off && l != nil {
+		s.advance(l)
 	}
 	return off
 }
@@ -410,6 +461,18 @@ func (b *breaker) answered() (closed bool) {
 	b.open, b.failed, b.probes = false, 0, 0
 	return closed
 }
+
+// refused notes that the backend refuses whatever it is sent: from then on one message at a time is tried.
+func (b *breaker) refused(probe bool, now time.Time) {
+	if probe || !b.open {
+		b.probes++
+		b.probeAt = now.Add(backoff(b.probes, maxProbeInterval))
+	}
+	b.open = true
+}
+
+// tryNext lets the next probe go at once: the backend has spoken, though it has taken nothing.
+func (b *breaker) tryNext(now time.Time) { b.probes, b.probeAt = 0, now }
 
 // failure notes a failed attempt, a probe or not, of p; it reports whether that opened the breaker.
 func (b *breaker) failure(p *parcel, probe bool, now time.Time) (opened bool) {

@@ -192,7 +192,7 @@ func TestCounts(t *testing.T) {
 		store := newMemory(t)
 		f, err := New(with(func(m *Message) reply {
 			if number(m) == "2" {
-				return reply{status: 404}
+				return reply{status: 422}
 			}
 			return reply{status: 200}
 		}), store, nil, (&logBuffer{}).logger())

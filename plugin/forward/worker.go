@@ -89,6 +89,7 @@ func (f *Forwarder) nextParcel() *parcel {
 type attempt struct {
 	reply
 	outcome  outcome
+	sent     bool       // a request was made
 	letter   DeadLetter // of a dead one
 	panicked bool
 
@@ -119,13 +120,11 @@ func (f *Forwarder) try(w *worker, p *parcel) (a attempt) {
 	if a.outcome, a.letter.Reason, a.err = f.load(w, p); a.outcome == retry {
 		p.spans[0].attempts++
 		a.reply = w.courier.send()
-		a.outcome = a.reply.outcome()
+		a.sent = true
+		a.outcome = f.judge(p, &a.reply)
 		a.accepted = w.accepted
 		if a.outcome == dead {
 			a.letter = DeadLetter{Reason: ReasonRefused, Status: a.status, Excerpt: a.excerpt}
-			if p.spans[0].n > 1 {
-				a.outcome = split
-			}
 		}
 	}
 	a.letter.Attempts = p.spans[0].attempts
@@ -188,7 +187,9 @@ func (f *Forwarder) settle(w *worker, p *parcel, a attempt) (more bool) {
 		}
 		if err := f.bury(p.positions[0], &a); err != nil {
 			p.letter, p.letterOf = &a.letter, a.messageID
-			a.outcome, a.err = hold, err
+			if a.outcome, a.err = hold, err; errors.Is(err, ErrNoRoom) {
+				a.outcome = noRoom
+			}
 		}
 	case split:
 		p.cut(p.spans[0].n / 2)
@@ -285,38 +286,31 @@ func (f *Forwarder) account(p *parcel, a *attempt, answerDropped bool) (e events
 	}()
 	probe := p.probe
 
-	if a.status != 0 && a.outcome != retry { // what is dead without a status says nothing about the backend
-		e.resumed = f.breaker.answered()
-		f.schedule.answered(p)
-		e.since = f.outage.since
-		for _, part := range p.parts {
-			e.recovered = f.recovered(part.lane, true) || e.recovered
-		}
+	if a.sent {
+		f.responses.count(a.status)
+	}
+	if a.status != 0 && a.outcome != retry && a.outcome != kept && a.outcome != doubted {
+		f.noteAnswer(p, a, now, &e) // what is dead without a status says nothing about the backend
 	}
 	switch n := p.spans[0].n; a.outcome {
-	case retry:
+	case retry, kept, doubted:
 		f.landed(p)
 		if f.ended {
 			return e // cut off by Close: nobody's failure
 		}
 		f.retries++
-		for _, part := range p.parts {
-			if l := part.lane; l.failures == 0 {
-				f.outage.begin(now)
-				l.failures = 1
-			} else if l.failures < math.MaxUint16 {
-				l.failures++
-			}
-		}
-		if !a.panicked {
-			e.down = f.breaker.failure(p, probe, now)
-			e.failing = f.outage.warn(now)
-		}
-		f.wait(p, now, max(backoff(int(p.parts[0].lane.failures), maxBackoff), a.retryAfter))
+		f.noteFailure(p, now)
+		f.isolate(p, now)
+		f.wait(p, now, max(f.noteTrouble(p, a, probe, now, &e), a.retryAfter))
 		return e
-	case hold:
+	case hold, noRoom:
 		f.landed(p)
 		if f.ended {
+			return e
+		}
+		f.isolate(p, now)
+		if a.outcome == noRoom {
+			e.blocked = f.block(p)
 			return e
 		}
 		f.storeErrors++
@@ -356,11 +350,84 @@ func (f *Forwarder) account(p *parcel, a *attempt, answerDropped bool) (e events
 	return e
 }
 
+// noteAnswer books that the backend has spoken to p: taken its messages, or refused them for good.
+func (f *Forwarder) noteAnswer(p *parcel, a *attempt, now time.Time, e *events) {
+	e.since = f.outage.since
+	if a.outcome == delivered {
+		f.noteTaken(p, now, e)
+	} else if f.standing.refusing {
+		f.breaker.tryNext(now) // it speaks, and yet may refuse whatever comes next
+		f.schedule.answered(p)
+		f.forgive(p, e, false)
+		return
+	}
+	e.resumed = f.breaker.answered()
+	f.schedule.answered(p)
+	f.forgive(p, e, a.outcome == delivered)
+}
+
+// forgive notes that the lanes of a request do not fail any more.
+func (f *Forwarder) forgive(p *parcel, e *events, accepted bool) {
+	for _, part := range p.parts[:p.covered()] {
+		f.recovered(part.lane)
+	}
+	if accepted && f.outage.over() {
+		e.recovered = true
+	}
+}
+
+// noteTaken books that the backend has taken the messages of a request.
+func (f *Forwarder) noteTaken(p *parcel, now time.Time, e *events) {
+	since := f.standing.since
+	for _, part := range p.parts[:p.covered()] {
+		if f.standing.took(part.lane.device, now) && f.standing.told {
+			e.recovered, e.since = true, since
+			f.standing.told, f.outage.said = false, false
+		}
+	}
+}
+
+// noteFailure books a failed request with each of its lanes.
+func (f *Forwarder) noteFailure(p *parcel, now time.Time) {
+	for _, part := range p.parts[:p.covered()] {
+		if l := part.lane; l.failures == 0 {
+			f.outage.begin(now)
+			l.failures = 1
+		} else if l.failures < math.MaxUint16 {
+			l.failures++
+		}
+	}
+}
+
+// noteTrouble books why a request is to be repeated, and says after which time.
+func (f *Forwarder) noteTrouble(p *parcel, a *attempt, probe bool, now time.Time, e *events) time.Duration {
+	failures := int(p.parts[0].lane.failures)
+	switch a.outcome {
+	case kept:
+		f.standing.conclude(a.status, now)
+		e.refusing = f.standing.tell(now)
+		f.breaker.refused(probe, now)
+		return backoff(failures, maxProbeInterval)
+	case doubted:
+		e.doubted = true
+		return doubtBackoff(p.doubts)
+	}
+	if a.panicked {
+		return backoff(failures, maxBackoff)
+	}
+	e.down = f.breaker.failure(p, probe, now)
+	e.failing = f.outage.warn(now)
+	if p.spans[0].attempts >= splitAfter && mayBeTheMessage(&a.reply) && f.halve(p, now, max(backoff(1, maxBackoff), a.retryAfter)) {
+		return backoff(1, maxBackoff)
+	}
+	return backoff(failures, maxBackoff)
+}
+
 // consume takes the first request, of n messages, off a parcel, and gives back the lanes that have no more in it.
 func (f *Forwarder) consume(p *parcel, n int) {
 	f.pending -= n
 	f.open.Add(-int64(n))
-	p.letter, p.holds = nil, 0
+	p.letter, p.holds, p.doubts = nil, 0, 0
 	p.positions = slices.Delete(p.positions, 0, n)
 	p.spans = slices.Delete(p.spans, 0, 1)
 	done := 0
@@ -373,21 +440,19 @@ func (f *Forwarder) consume(p *parcel, n int) {
 		}
 		done++
 		if l := part.lane; l.n == 0 {
-			f.recovered(l, false)
+			f.recovered(l)
 		}
 		f.release(part.lane)
 	}
 	p.parts = slices.Delete(p.parts, 0, done)
 }
 
-// recovered notes that a lane no longer fails, if it did: the backend has answered, or there is nothing left to send. It
-// reports whether that is to be logged.
-func (f *Forwarder) recovered(l *lane, answered bool) bool {
-	if l.failures == 0 {
-		return false
+// recovered notes that a lane no longer fails, if it did: the backend has answered, or there is nothing left to send.
+func (f *Forwarder) recovered(l *lane) {
+	if l.failures != 0 {
+		l.failures = 0
+		f.outage.lanes--
 	}
-	l.failures = 0
-	return f.outage.end(answered)
 }
 
 // outage tells the log when deliveries begin to fail and when they succeed again, and not each time.
@@ -395,11 +460,12 @@ type outage struct {
 	lanes  int       // that failed and have not recovered
 	since  time.Time // the first of them failed
 	warned time.Time // of the last warning; zero: none yet
+	said   bool      // a warning was written, and not yet that it is over
 }
 
 // begin notes that a lane fails that did not before.
 func (o *outage) begin(now time.Time) {
-	if o.lanes++; o.lanes == 1 {
+	if o.lanes++; o.lanes == 1 && !o.said {
 		o.since = now
 	}
 }
@@ -409,15 +475,17 @@ func (o *outage) warn(now time.Time) bool {
 	if !o.warned.IsZero() && now.Sub(o.warned) < warnEvery {
 		return false
 	}
-	o.warned = now
+	o.warned, o.said = now, true
 	return true
 }
 
-// end notes that a lane no longer fails and reports whether that is to be logged: none fails any more, and the failing
-// had been logged.
-func (o *outage) end(answered bool) bool {
-	o.lanes--
-	return o.lanes == 0 && answered && !o.warned.Before(o.since)
+// over reports, once the backend has taken a message, whether it is to be logged that none fails any more.
+func (o *outage) over() bool {
+	if o.lanes != 0 || !o.said {
+		return false
+	}
+	o.said = false
+	return true
 }
 
 // events are what account found to be done or worth telling once the lock is released.
@@ -426,6 +494,7 @@ type events struct {
 	gone bool // delivery was suspended
 
 	failing, held, recovered, down, resumed bool
+	refusing, doubted, blocked              bool
 
 	pending, lanes int
 	since          time.Time
@@ -448,6 +517,18 @@ func (f *Forwarder) tell(e *events, a *attempt) {
 	if e.held {
 		f.sampler.warn(f.log, "a message is held up, trying again", "device", a.device, "message_id", a.messageID,
 			"error", a.err)
+	}
+	if e.refusing {
+		f.log.Error("backend is refusing every message; nothing is given up, and one message at a time is tried", "status", a.status,
+			"url", WithoutQuery(f.cfg.URL), "device", a.device, "pending", e.pending, "advice", advice(a.status))
+	}
+	if e.doubted {
+		f.sampler.warn(f.log, "backend refuses a message, and is asked some more times before it becomes a dead letter",
+			"device", a.device, "message_id", a.messageID, "status", a.status)
+	}
+	if e.blocked {
+		f.sampler.warn(f.log, "the device's messages wait, there is no room for its dead letter", "device", a.device,
+			"message_id", a.messageID, "error", a.err)
 	}
 	if e.down {
 		f.log.Warn("backend seems down, asking with one message at a time", "pending", e.pending)

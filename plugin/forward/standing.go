@@ -1,0 +1,222 @@
+package forward
+
+import (
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"time"
+)
+
+const (
+	// standingDevices is how many devices must be refused, with nothing taken in between, for that to be the backend's
+	// own state. Where there are fewer devices, all of them must be.
+	standingDevices = 8
+	// heardWithin is how long a device counts as one of those that there are.
+	heardWithin = 24 * time.Hour
+	// A message that alone is refused with a doubtful status is given up after so many tries, or so much time.
+	maxDoubts    = 10
+	maxDoubtTime = 5 * time.Minute
+	// maxDoubtBackoff bounds the time between two of them: ten tries take two to four minutes.
+	maxDoubtBackoff = time.Minute
+)
+
+// Standing is what is known about the backend's refusals, to be kept over restarts.
+type Standing struct {
+	// Refusing says that the backend refuses whatever it is sent. Nothing is given up, and one message at a time is tried.
+	Refusing bool
+	Status   int       // the last with which it did
+	Since    time.Time // it began
+	// Heard are some of the devices that the backend has answered in the last day, at most 8, and when.
+	Heard map[string]time.Time
+	// Refused are devices that were refused since the backend last took a message, at most 8.
+	Refused []string
+}
+
+// standing judges refusals over all devices of one URL template. Forwarder.mu protects it.
+type standing struct {
+	refusing bool
+	status   int
+	since    time.Time
+	heard    map[string]time.Time
+	refused  map[string]struct{}
+	aged     time.Time // when heard was last looked through
+	said     time.Time // when the log was last told that the backend refuses
+	told     bool      // it was, of this time
+	changes  uint64    // of what is worth keeping
+}
+
+func (s *standing) init(kept Standing) {
+	s.refusing, s.status, s.since = kept.Refusing, kept.Status, kept.Since
+	s.heard, s.refused = make(map[string]time.Time), make(map[string]struct{})
+	s.told = kept.Refusing
+	for device, at := range kept.Heard {
+		if len(s.heard) < standingDevices {
+			s.heard[device] = at
+		}
+	}
+	for _, device := range kept.Refused {
+		if len(s.refused) < standingDevices {
+			s.refused[device] = struct{}{}
+		}
+	}
+}
+
+func (s *standing) snapshot() Standing {
+	return Standing{
+		Refusing: s.refusing, Status: s.status, Since: s.since,
+		Heard: maps.Clone(s.heard), Refused: slices.Sorted(maps.Keys(s.refused)),
+	}
+}
+
+// hear notes that the backend has answered a device. It costs a look-up.
+func (s *standing) hear(device string, now time.Time) {
+	if _, known := s.heard[device]; known {
+		s.heard[device] = now
+		return
+	}
+	if len(s.heard) >= standingDevices {
+		if now.Sub(s.aged) < time.Minute {
+			return
+		}
+		s.age(now)
+		if len(s.heard) >= standingDevices {
+			return
+		}
+	}
+	s.heard[device] = now
+	s.changes++
+}
+
+// age forgets devices that have been silent for a day.
+func (s *standing) age(now time.Time) {
+	s.aged = now
+	for device, at := range s.heard {
+		if now.Sub(at) > heardWithin {
+			delete(s.heard, device)
+			delete(s.refused, device)
+			s.changes++
+		}
+	}
+}
+
+// took notes that the backend has taken a message of the device. It reports whether that ended a refusal of everything.
+func (s *standing) took(device string, now time.Time) (ended bool) {
+	s.hear(device, now)
+	if len(s.refused) > 0 {
+		clear(s.refused)
+	}
+	if !s.refusing {
+		return false
+	}
+	s.refusing, s.since = false, time.Time{}
+	s.changes++
+	return true
+}
+
+// refuse notes that the backend has refused a message of the device with a status that may be its own state.
+func (s *standing) refuse(device string, now time.Time) {
+	s.age(now)
+	s.hear(device, now)
+	if len(s.refused) < standingDevices {
+		s.refused[device] = struct{}{}
+	}
+}
+
+// tell reports whether it is to be logged that the backend refuses everything: at most once a minute.
+func (s *standing) tell(now time.Time) bool {
+	if !s.said.IsZero() && now.Sub(s.said) < warnEvery {
+		return false
+	}
+	s.said, s.told = now, true
+	return true
+}
+
+// conclude notes that the backend refuses everything.
+func (s *standing) conclude(status int, now time.Time) {
+	news := !s.refusing
+	if news {
+		s.refusing, s.since = true, now
+	}
+	if news || s.status != status {
+		s.status = status
+		s.changes++
+	}
+}
+
+// evidence is everything that decides what becomes of a request once it is answered.
+type evidence struct {
+	means    meaning
+	together bool // more than one message was in the request
+	refusing bool // the backend is known to refuse everything
+	refused  int  // devices refused since the backend last took a message, those of this request included
+	devices  int  // that there are, as far as is known
+	tries    int  // refusals of this message, this one included, that were not the backend's own state
+	since    time.Duration
+}
+
+// judge decides. It is a pure function.
+func (e evidence) judge() outcome {
+	switch e.means {
+	case meansTaken:
+		return delivered
+	case meansGone:
+		return gone
+	case meansShut:
+		return kept
+	case meansDoubtful:
+		switch {
+		case e.refusing || e.refused >= min(standingDevices, max(1, e.devices)):
+			return kept
+		case e.together:
+			return split
+		case e.tries >= maxDoubts || e.since >= maxDoubtTime:
+			return dead
+		}
+		return doubted
+	case meansRefused:
+		if e.together {
+			return split
+		}
+		return dead
+	}
+	return retry
+}
+
+// judge decides on a response to the first request of a parcel, and notes what it says about the backend.
+func (f *Forwarder) judge(p *parcel, r *reply) outcome {
+	first := &p.spans[0]
+	e := evidence{means: meaningOf(r.status, r.err == nil, f.cfg.FatalStatuses), together: first.n > 1}
+	if e.means != meansDoubtful && e.means != meansShut {
+		return e.judge()
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	now := time.Now()
+	for _, part := range p.parts[:p.covered()] {
+		f.standing.refuse(part.lane.device, now)
+	}
+	e.refusing, e.refused = f.standing.refusing, len(f.standing.refused)
+	e.devices = max(len(f.standing.heard), len(f.lanes))
+	if p.doubts++; p.doubts == 1 {
+		p.doubted = now
+	}
+	e.tries, e.since = p.doubts, now.Sub(p.doubted)
+	o := e.judge()
+	if o != doubted {
+		p.doubts = 0
+	}
+	return o
+}
+
+// doubtBackoff returns the time until the next try of a message that was refused so many times.
+func doubtBackoff(doubts int) time.Duration {
+	ceiling := min(maxDoubtBackoff, time.Second<<min(doubts-1, 6))
+	return ceiling/2 + rand.N(ceiling/2)
+}
+
+// Standing returns what is to be kept over restarts, and a number that changes with it.
+func (f *Forwarder) Standing() (s Standing, version uint64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.standing.snapshot(), f.standing.changes
+}
