@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"path/filepath"
 	"time"
 
@@ -12,6 +13,7 @@ import (
 	"mosquitto-bouncer/plugin/deadletter"
 	"mosquitto-bouncer/plugin/forward"
 	"mosquitto-bouncer/plugin/journal"
+	"mosquitto-bouncer/plugin/standing"
 	"mosquitto-bouncer/plugin/suspension"
 )
 
@@ -22,6 +24,7 @@ func (g *Gateway) startDelivery(c *config.Config) (err error) {
 	if err != nil {
 		return stateError(c, err)
 	}
+	kept := standingOf(c, g.log)
 	g.store = newStore()
 	g.forwarder, err = forward.New(forward.Config{
 		URL:           c.Backend.URL,
@@ -37,6 +40,9 @@ func (g *Gateway) startDelivery(c *config.Config) (err error) {
 		Version:       Version,
 		Gone:          g.suspensions.Gone,
 		Suspended:     suspended,
+		Unordered:     c.Backend.Order == config.OrderNone,
+		FatalStatuses: c.Backend.FatalStatuses,
+		Standing:      forward.Standing(kept),
 	}, g.store, g.answered, g.log)
 	if err != nil {
 		return err
@@ -56,6 +62,20 @@ func (g *Gateway) startDelivery(c *config.Config) (err error) {
 	g.forwarder.Start(forward.Counts{Delivered: g.recovered.Delivered, Dead: g.recovered.Dead})
 	g.startHousekeeping()
 	return nil
+}
+
+// standingOf reads what the process before knew of the backend's refusals. Without it they are found out anew.
+func standingOf(c *config.Config, log *slog.Logger) standing.State {
+	kept, err := standing.Load(c.StateDir, c.Backend.URL)
+	if err != nil {
+		log.Warn("what was known of the backend cannot be read; it is asked anew", "error", err)
+		return standing.State{}
+	}
+	if kept.Refusing {
+		log.Warn("the backend was refusing every message before the start; one message asks whether it still does",
+			"status", kept.Status, "since", kept.Since.UTC().Format(time.RFC3339))
+	}
+	return kept
 }
 
 // stateError says where the directory that err is about was set, and what to do.

@@ -17,6 +17,7 @@ type figures struct {
 	downPublished atomic.Uint64
 	downRefused   atomic.Uint64
 	downDropped   atomic.Uint64 // by any goroutine
+	downExpired   atomic.Uint64 // answers to old messages; by any goroutine
 
 	access, message metrics.Timer
 }
@@ -44,6 +45,7 @@ func (g *Gateway) readFigures() metrics.Figures {
 			Published: g.figures.downPublished.Load(),
 			Dropped:   g.figures.downDropped.Load(),
 			Refused:   g.figures.downRefused.Load(),
+			Expired:   g.figures.downExpired.Load(),
 		},
 	}
 	f.Responses.ContextsLost, f.Responses.ForeignTopics = g.contexts.counts()
@@ -87,8 +89,15 @@ func (g *Gateway) deliveryFigures() metrics.Delivery {
 		Accepted: accounts.Accepted, Delivered: accounts.Delivered, Dead: accounts.Dead, Pending: accounts.Pending,
 		Retries: s.Retries, InFlight: s.InFlight, Lanes: s.Lanes, AnswersDropped: s.AnswersDropped,
 		StoreErrors: s.StoreErrors, Down: s.Down, Suspended: s.Suspended, SuspendedDevices: s.SuspendedDevices,
-		Latency: latency,
+		Latency: latency, Refusing: s.Refusing, BlockedDevices: s.BlockedDevices, Responses: responseFigures(g.forwarder),
 	}
+}
+
+func responseFigures(f *forward.Forwarder) (counts []metrics.Count) {
+	for _, c := range f.Responses() {
+		counts = append(counts, metrics.Count{Name: c.Status, N: c.N})
+	}
+	return counts
 }
 
 func (g *Gateway) journalFigures() metrics.Journal {

@@ -119,8 +119,11 @@ type Gateway struct {
 	housekeeper *housekeeper
 	requeued    atomic.Pointer[requeued]
 	complaints  rate.Sometimes // of the housekeeper's
-	forgotten   atomic.Pointer[forgotten]
-	forgottenAt int64 // when that was set, in seconds since 1970
+	answerRules answerRules
+	// staleAnswers is how often an answer that is too old is worth a line.
+	staleAnswers rate.Sometimes
+	forgotten    atomic.Pointer[forgotten]
+	forgottenAt  int64 // when that was set, in seconds since 1970
 
 	answers  *downlink.Queue
 	waker    *downlink.Waker
@@ -179,7 +182,9 @@ func Start(configFile string, host Host) (_ *Gateway, err error) {
 		copies:   make(map[messageKey]copies),
 		panics:   rate.Sometimes{First: 3, Interval: 10 * time.Second},
 
-		complaints: rate.Sometimes{Interval: 10 * time.Minute},
+		complaints:   rate.Sometimes{Interval: 10 * time.Minute},
+		staleAnswers: rate.Sometimes{Interval: time.Minute},
+		answerRules:  answerRules{c.Response.MaxAge, c.Response.Wrap, c.Publish.Tolerance},
 	}
 	defer func() {
 		if err != nil {

@@ -11,6 +11,7 @@ import (
 
 	"mosquitto-bouncer/plugin/deadletter"
 	"mosquitto-bouncer/plugin/journal"
+	"mosquitto-bouncer/plugin/standing"
 )
 
 const (
@@ -36,11 +37,17 @@ type housekeeper struct {
 	refused uint64              // by the journal, until then
 	handed  *requeued           // to the broker's thread; nil: none
 	taken   []deadletter.Letter // in the journal, and not removed yet
+
+	stateDir, backendURL string
+	standing             uint64 // the version of the backend's standing that is written down
 }
 
 func (g *Gateway) startHousekeeping() {
 	ctx, cancel := context.WithCancel(context.Background())
-	h := &housekeeper{g: g, cancel: cancel, ended: make(chan struct{})}
+	h := &housekeeper{
+		g: g, cancel: cancel, ended: make(chan struct{}),
+		stateDir: g.config.StateDir, backendURL: g.config.Backend.URL,
+	}
 	g.housekeeper = h
 	go h.run(ctx)
 }
@@ -56,6 +63,7 @@ func (h *housekeeper) stop() {
 	if r := h.g.requeued.Swap(nil); r != nil {
 		h.taken = append(h.taken, r.letters[:r.next]...)
 	}
+	h.keepStanding()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
 	h.remove(ctx)
@@ -82,9 +90,25 @@ func (h *housekeeper) round(ctx context.Context) {
 		}
 	}()
 	h.reportFull(time.Now())
+	h.keepStanding()
 	h.g.suspensions.Follow(h.g.forwarder.Resume)
 	for ctx.Err() == nil && h.requeue(ctx) {
 	}
+}
+
+// keepStanding writes down what is known of the backend's refusals, where it has changed.
+func (h *housekeeper) keepStanding() {
+	s, version := h.g.forwarder.Standing()
+	if version == h.standing {
+		return
+	}
+	if err := standing.Save(h.stateDir, h.backendURL, standing.State(s)); err != nil {
+		h.g.complaints.Do(func() {
+			h.g.log.Warn("what is known of the backend cannot be written down, and is found out anew after a restart", "error", err)
+		})
+		return
+	}
+	h.standing = version
 }
 
 // requeue takes back what an operator has requeued, and reports whether there may be more.

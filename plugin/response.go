@@ -20,11 +20,28 @@ func (g *Gateway) answered(a forward.Answer) {
 		return
 	}
 	c := g.contexts.take(contextKey{a.Message.DeviceID, a.Message.MessageID})
+	accepted := g.answerRules.acceptedAt(a.Message.AcceptedAt, a.Message.Timestamp)
+	if g.answerRules.tooOld(accepted, time.Now()) {
+		g.figures.downExpired.Add(1)
+		g.staleAnswers.Do(func() {
+			g.log.Warn("the answer to an old message was dropped ([response] max_age); further ones are counted",
+				"device", a.Message.DeviceID, "message_id", a.Message.MessageID, "accepted", accepted.UTC().Format(time.RFC3339))
+		})
+		return
+	}
 	if len(a.Body) > maxAnswerLength {
 		g.figures.downDropped.Add(1)
 		g.log.Warn("the backend's answer is too long for a response and was dropped",
 			"device", a.Message.DeviceID, "message_id", a.Message.MessageID, "bytes", len(a.Body))
 		return
+	}
+	if g.answerRules.wrap {
+		if a.Body = wrapAnswer(a.Message.MessageID, accepted, a.Status, a.Body); len(a.Body) > maxWrappedLength {
+			g.figures.downDropped.Add(1)
+			g.log.Warn("the backend's answer is too long for a response and was dropped",
+				"device", a.Message.DeviceID, "message_id", a.Message.MessageID, "bytes", len(a.Body))
+			return
+		}
 	}
 	p := downlink.Publish{
 		Topic:       c.topic,

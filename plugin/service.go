@@ -139,6 +139,10 @@ func (s service) Health() (wrong []string) {
 	if why := g.ReloadError(); why != "" {
 		wrong = append(wrong, "bouncer.toml was not reloaded: "+why)
 	}
+	if f := g.forwarder.Stats(); f.Refusing {
+		wrong = append(wrong, fmt.Sprintf("the backend is refusing every message since %s, with status %d; nothing is given up",
+			f.RefusingSince.UTC().Format(time.RFC3339), f.RefusingStatus))
+	}
 	for _, check := range g.checks {
 		if err := check(); err != nil {
 			wrong = append(wrong, err.Error())

@@ -42,8 +42,9 @@ backend last took or refused a message of the device. On a terminal the screen i
 redrawn every second until Ctrl-C; elsewhere a line is printed. To see all
 devices that have messages waiting: "bouncerctl queue".
 
-The backend is "failing" where requests of the slowest devices fail, and "down"
-where those of eight devices have. "Dead" counts the messages that were given up
+The backend is "failing" where requests of the slowest devices fail, "down" where
+those of eight devices have, and "refusing" where it refuses every message, for a
+wrong token or path: nothing is given up then, and one message at a time is tried. "Dead" counts the messages that were given up
 since the journal was made, those requeued or dropped since included.`,
 		Example: `  bouncerctl top
   bouncerctl top --count 1 | tee -a gateway.log`,
@@ -246,6 +247,8 @@ func (c change) backend() string {
 	switch {
 	case c.gauge("deliveries_suspended") != 0:
 		return "suspended"
+	case c.gauge("backend_refusing") != 0:
+		return "refusing"
 	case c.gauge("backend_down") != 0:
 		return "down"
 	case slices.ContainsFunc(c.now.slowest, func(d liveDevice) bool { return d.Failures > 0 }):

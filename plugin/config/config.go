@@ -48,6 +48,8 @@ type Config struct {
 	Registry Registry
 	Audit    Audit
 
+	DeadLetters DeadLetters
+
 	file  string
 	lines map[string]int // of the keys that are set
 	files []File
@@ -119,6 +121,12 @@ type Backend struct {
 	// Linger is how long a message waits for others to fill a batch: 1ms to
 	// 10s. Default "20ms".
 	Linger time.Duration
+	// Order is "device", the default (a device's messages go one at a time, in
+	// their order), or "none" (one device may use all connections).
+	Order string
+	// FatalStatuses are statuses, 300 to 599, with which a message is a dead
+	// letter at once, whatever they would mean else. Default none.
+	FatalStatuses []int
 	// BearerToken is sent in Authorization; from bearer_token_file. Default
 	// none.
 	BearerToken Secret
@@ -130,14 +138,6 @@ type Backend struct {
 	// and key_file (PEM; both or neither). Default: the system's CAs and no
 	// client certificate.
 	TLS *tls.Config
-}
-
-// Response is [response]: the backend's answers.
-type Response struct {
-	// Topic is where a device gets the body of a 2xx answer: a topic in which
-	// one level is {device_id}, and which is not gated. "": answers are
-	// dropped. Default "device/{device_id}/response".
-	Topic string
 }
 
 // Command is [command]: the backend's commands.
@@ -239,6 +239,9 @@ func parse(file, dir string, source []byte) (*Config, error) {
 	if least := int64(c.Publish.MaxBytes) + journalRoom; c.Journal.MaxBytes < least {
 		d.problem("journal.max_bytes", "%d bytes is too little for messages of publish.max_bytes (%d); use at least %d", c.Journal.MaxBytes, c.Publish.MaxBytes, least)
 	}
+	if least := int64(c.Publish.MaxBytes) + journalRoom; c.DeadLetters.MaxBytes < least {
+		d.problem("dead_letters.max_bytes", "%d bytes is too little for messages of publish.max_bytes (%d); use at least %d", c.DeadLetters.MaxBytes, c.Publish.MaxBytes, least)
+	}
 	d.refuseUnknown()
 	if err := d.err(); err != nil {
 		return nil, err
@@ -259,7 +262,7 @@ func (d *document) settings() *Config {
 		Database: d.path("database", "/var/lib/mosquitto-bouncer/devices.db"),
 		Publish:  d.publish(),
 		Backend:  d.backend(),
-		Response: Response{Topic: d.deviceTopic("response.topic", "device/{device_id}/response", true)},
+		Response: d.response(),
 		Command:  Command{Topic: d.deviceTopic("command.topic", "device/{device_id}/command", false)},
 		Rejected: Rejected{Topic: d.deviceTopic("rejected.topic", "", true)},
 		ACL:      ACL{Others: d.choice("acl.others", OthersAuto, OthersDefer, OthersAllow)},
@@ -267,6 +270,8 @@ func (d *document) settings() *Config {
 		HTTP:     d.http(),
 		Registry: d.registry(),
 		Audit:    d.audit(),
+
+		DeadLetters: d.deadLetters(),
 	}
 }
 
@@ -300,6 +305,8 @@ func (d *document) backend() Backend {
 		Concurrency:   int(d.integer("backend.concurrency", 64, 1, 4096)),
 		MaxAge:        d.duration("backend.max_age", 72*time.Hour, time.Minute, 8760*time.Hour),
 		Batch:         int(d.integer("backend.batch", 1, 1, 1000)),
+		Order:         d.choice("backend.order", OrderDevice, OrderNone),
+		FatalStatuses: d.statuses("backend.fatal_statuses"),
 		Linger:        d.duration("backend.linger", 20*time.Millisecond, time.Millisecond, 10*time.Second),
 		BearerToken:   d.secret("backend.bearer_token_file"),
 		SigningSecret: d.secret("backend.signing_secret_file"),

@@ -47,12 +47,15 @@ func TestDefaults(t *testing.T) {
 				Linger:      20 * time.Millisecond,
 				Concurrency: 64,
 				MaxAge:      72 * time.Hour,
+				Order:       OrderDevice,
 			},
-			Response: Response{Topic: "device/{device_id}/response"},
+			Response: Response{Topic: "device/{device_id}/response", MaxAge: time.Hour},
 			Command:  Command{Topic: "device/{device_id}/command"},
 			ACL:      ACL{Others: OthersAuto},
 			Journal:  Journal{MaxBytes: 1 << 30, Sync: 100 * time.Millisecond},
 			Audit:    Audit{MaxBytes: 64 << 20, Keep: 8},
+
+			DeadLetters: DeadLetters{MaxBytes: 1 << 30, DeviceShare: 0.1, AtLimit: AtLimitStop},
 		}
 		got.file, got.lines = "", nil // TestWhere's business
 		got.file, got.lines = "", nil // TestWhere's business
@@ -89,12 +92,21 @@ concurrency  = 8
 max_age      = "24h"
 bearer_token_file   = "token"
 signing_secret_file = "signing"
+order          = "none"
+fatal_statuses = [501, 404]
 ca_file   = "cert.pem"
 cert_file = "cert.pem"
 key_file  = "key.pem"
 
 [response]
-topic = ""
+topic   = ""
+max_age = "10m"
+wrap    = true
+
+[dead_letters]
+max_bytes    = "2GiB"
+device_share = 0.25
+at_limit     = "drop-oldest"
 
 [command]
 topic = "to/{device_id}"
@@ -150,8 +162,11 @@ keep      = 3
 			MaxAge:        24 * time.Hour,
 			BearerToken:   Secret("backend-token"),
 			SigningSecret: Secret("whsec_x"),
+			Order:         OrderNone,
+			FatalStatuses: []int{404, 501},
 			TLS:           got.Backend.TLS,
 		},
+		Response: Response{MaxAge: 10 * time.Minute, Wrap: true},
 		Command:  Command{Topic: "to/{device_id}"},
 		Rejected: Rejected{Topic: "device/{device_id}/rejected"},
 		ACL:      ACL{Others: OthersDefer},
@@ -159,6 +174,8 @@ keep      = 3
 		HTTP:     HTTP{Listen: "[::]:8080", Token: Secret("http-token"), TLS: got.HTTP.TLS},
 		Registry: Registry{Key: Secret(registryKey)},
 		Audit:    Audit{File: filepath.Join(dir, "audit.jsonl"), MaxBytes: 1 << 20, Keep: 3},
+
+		DeadLetters: DeadLetters{MaxBytes: 2 << 30, DeviceShare: 0.25, AtLimit: AtLimitDropOldest},
 	}
 	if files := got.Files(); len(files) != 9 || !slices.Contains(files, File{"http.token_file", filepath.Join(dir, "http-token")}) {
 		t.Errorf("files: %v", files)
@@ -206,6 +223,18 @@ func TestProblems(t *testing.T) {
 		{"state_dir = \"\"\n", `1: state_dir: is empty; give a path, or remove the line for "/var/lib/mosquitto-bouncer"`},
 		{"database = 1\n", `1: database: is an integer; write text in quotes, for example "/var/lib/mosquitto-bouncer/devices.db"`},
 		{"database = \"a\\nb\"\n", `1: database: "a\nb" has a control character; write one line of text, for example "/var/lib/mosquitto-bouncer/devices.db"`},
+
+		// Delivery.
+		{"[backend]\norder = \"random\"\n", `2: backend.order: is "random"; use one of "device", "none"`},
+		{"[backend]\nfatal_statuses = 404\n", `2: backend.fatal_statuses: is an integer; write a list of statuses, for example [404, 501]`},
+		{"[backend]\nfatal_statuses = [\"404\"]\n", `2: backend.fatal_statuses: has text in the list; write statuses as integers, for example [404, 501]`},
+		{"[backend]\nfatal_statuses = [200]\n", `2: backend.fatal_statuses: 200 is out of range; use 300 to 599`},
+		{"[backend]\nfatal_statuses = [404, 404]\n", `2: backend.fatal_statuses: 404 is given twice; remove one`},
+		{"[response]\nwrap = \"yes\"\n", `2: response.wrap: is text; write true or false`},
+		{"[response]\nmax_age = \"0s\"\n", `2: response.max_age: "0s" is out of range; use 1s to 8760h, for example "1h"`},
+		{"[dead_letters]\nmax_bytes = 1000\n", `2: dead_letters.max_bytes: 1000 bytes is out of range; use 1048576 to 1099511627776`},
+		{"[dead_letters]\ndevice_share = 0\n", `2: dead_letters.device_share: 0 is out of range; use 0.001 to 1`},
+		{"[dead_letters]\nat_limit = \"drop\"\n", `2: dead_letters.at_limit: is "drop"; use one of "stop", "drop-oldest"`},
 
 		// Durations.
 		{"[publish]\ntolerance = \"-3m\"\n", `2: publish.tolerance: "-3m" is out of range; use 1s to 24h, for example "5m"`},

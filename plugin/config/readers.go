@@ -123,15 +123,18 @@ func (d *document) number(key string, byDefault, least, most float64) float64 {
 	case float64:
 		n = v
 	default:
-		d.problem(key, "is %s; write a number from %.0f to %.0f", kindOf(v), least, most)
+		d.problem(key, "is %s; write a number from %s to %s", kindOf(v), plain(least), plain(most))
 		return byDefault
 	}
 	if !(n >= least && n <= most) { // so that nan is out of range too
-		d.problem(key, "%v is out of range; use %.0f to %.0f", n, least, most)
+		d.problem(key, "%v is out of range; use %s to %s", n, plain(least), plain(most))
 		return byDefault
 	}
 	return n
 }
+
+// plain writes a number without an exponent.
+func plain(n float64) string { return strconv.FormatFloat(n, 'f', -1, 64) }
 
 // oneSecond is how many whole events a rate allows in a second, at least one.
 func oneSecond(rate float64) int {

@@ -44,6 +44,9 @@ type Delivery struct {
 	InFlight, Lanes                    int
 	AnswersDropped, StoreErrors        uint64
 	Down                               bool // the backend as a whole does not answer
+	Refusing                           bool // the backend refuses whatever it is sent
+	BlockedDevices                     int  // that wait for room for a dead letter
+	Responses                          []Count
 	Suspended                          bool // for all devices, until an operator resumes
 	SuspendedDevices                   int
 	Latency                            *Histogram // from acceptance to delivery; nil: not measured
@@ -82,6 +85,7 @@ type Commands struct {
 type Responses struct {
 	Waiting                     int
 	Published, Dropped, Refused uint64
+	Expired                     uint64 // answers to messages that were too old
 	ForeignTopics, ContextsLost uint64 // response topics outside a device's own, correlation data that was not kept
 }
 
@@ -166,6 +170,11 @@ func (s sender) delivery(d *Delivery) {
 	s.gauge("requests_in_flight", "Requests to the backend that are under way.", float64(d.InFlight))
 	s.counter("request_retries_total", "Requests to the backend that failed and are repeated.", d.Retries)
 	s.gauge("backend_down", "Whether the backend as a whole seems down.", oneIf(d.Down))
+	s.gauge("backend_refusing", "Whether the backend refuses every message; nothing is given up meanwhile.", oneIf(d.Refusing))
+	for _, r := range d.Responses {
+		s.counter("backend_responses_total", "Requests to the backend by the status of the response.", r.N, "status", r.Name)
+	}
+	s.gauge("blocked_devices", "Devices of which nothing is sent for want of room for a dead letter.", float64(d.BlockedDevices))
 	s.gauge("deliveries_suspended", "Whether nothing is sent to the backend until an operator resumes.", oneIf(d.Suspended))
 	s.gauge("suspended_devices", "Devices for which nothing is sent to the backend until an operator resumes.", float64(d.SuspendedDevices))
 	s.counter("store_errors_total", "Times that a message could not be read, or a dead letter not be kept.", d.StoreErrors)
@@ -179,6 +188,7 @@ func (s sender) responses(r *Responses) {
 	s.gauge("downlink_waiting", "Responses and commands that wait for the broker's thread.", float64(r.Waiting))
 	s.counter("downlink_published_total", "Responses and commands given to the broker.", r.Published)
 	s.counter("downlink_dropped_total", "Responses for which there was no room.", r.Dropped)
+	s.counter("responses_expired_total", "Answers to messages older than [response] max_age, which were dropped.", r.Expired)
 	s.counter("downlink_refused_total", "Responses and commands that the broker did not take.", r.Refused)
 	s.counter("response_topics_ignored_total", "Response topics outside a device's own.", r.ForeignTopics)
 	s.counter("response_contexts_lost_total", "Correlation data or response topics for which there was no room.", r.ContextsLost)
