@@ -44,8 +44,9 @@ devices that have messages waiting: "bouncerctl queue".
 
 The backend is "failing" where requests of the slowest devices fail, "down" where
 those of eight devices have, and "refusing" where it refuses every message, for a
-wrong token or path: nothing is given up then, and one message at a time is tried. "Dead" counts the messages that were given up
-since the journal was made, those requeued or dropped since included.`,
+wrong token or path: nothing is given up then, and one message at a time is
+tried. "Dead" counts the messages that were given up since the journal was made,
+those requeued or dropped since included.`,
 		Example: `  bouncerctl top
   bouncerctl top --count 1 | tee -a gateway.log`,
 		Args: noArguments,
