@@ -19,6 +19,7 @@ import (
 	"mosquitto-bouncer/plugin/envelope"
 	"mosquitto-bouncer/plugin/journal"
 	"mosquitto-bouncer/plugin/registry"
+	"mosquitto-bouncer/plugin/rotation"
 )
 
 // Bounds of the commands on their way to the broker. They have a queue of their own, so that no number of commands keeps
@@ -37,11 +38,13 @@ var errCommandID = errors.New("a message_id of version 8 is a command's")
 
 // commands brings commands from their store to the devices, and the devices' answers back into it.
 type commands struct {
-	g      *Gateway
-	store  *command.Store
-	topic  string     // with config.DeviceID in it
-	result gatedTopic // where devices answer
-	down   *downlink.Queue
+	g     *Gateway
+	store *command.Store
+	topic string // with config.DeviceID in it
+	// rotation knows which of its secrets a device has.
+	rotation *rotation.Memory
+	result   gatedTopic // where devices answer
+	down     *downlink.Queue
 
 	stop chan struct{}
 	done sync.WaitGroup
@@ -72,8 +75,12 @@ func (g *Gateway) startCommands(c *config.Config) (err error) {
 		underway:   make(map[string]struct{}),
 		subscribed: make(map[string]time.Time),
 	}
+	if err := cs.startRotation(c); err != nil {
+		return errors.Join(err, store.Close())
+	}
 	cs.done.Go(cs.run)
 	g.commands = cs
+	g.rotated.Store(cs)
 	g.gated = append(g.gated, cs.result)
 	return nil
 }
@@ -91,7 +98,7 @@ func resultTopic(c *config.Config) gatedTopic {
 func (cs *commands) close() error {
 	close(cs.stop)
 	cs.done.Wait()
-	return cs.store.Close()
+	return errors.Join(cs.rotation.Close(), cs.store.Close())
 }
 
 // isAnswer reports whether a gated topic is that of the answers to commands.
@@ -146,6 +153,11 @@ func (cs *commands) wanted(identity, topic []byte) {
 		cs.subscribed[string(identity)] = time.Now()
 	}
 	cs.mu.Unlock()
+	cs.wake()
+}
+
+// wake has run look at who has subscribed.
+func (cs *commands) wake() {
 	select {
 	case cs.kick <- struct{}{}:
 	default:
@@ -228,7 +240,7 @@ func (cs *commands) trySend(c command.Command) (done bool) {
 	return cs.send(c)
 }
 
-// send signs a command with the device's newest secret and leaves it to the broker's thread. Where that cannot be done now
+// send signs a command with the secret that the device has and leaves it to the broker's thread. Where that cannot be done now
 // the command stays as it is; done is false where only room was wanting. Any goroutine.
 func (cs *commands) send(c command.Command) (done bool) {
 	now := time.Now()
@@ -236,7 +248,8 @@ func (cs *commands) send(c command.Command) (done bool) {
 	if device == nil || device.Disabled || remaining(c.Expires, now) <= 0 {
 		return true
 	}
-	signed, err := signCommand(device, &c)
+	secret := cs.signingSecret(device)
+	signed, err := signCommand(secret, &c)
 	if err != nil {
 		cs.g.log.Error("a command could not be signed", "device", c.Device, "command", c.ID, "error", err)
 		return true
@@ -253,6 +266,13 @@ func (cs *commands) send(c command.Command) (done bool) {
 		Payload: signed,
 		QoS:     1,
 		Expires: c.Expires,
+		Good: func() bool {
+			good := cs.signs(c.Device, secret)
+			if !good {
+				cs.again(c.Device)
+			}
+			return good
+		},
 		Done: func(given bool) {
 			cs.forget(c.ID)
 			if given {
@@ -282,11 +302,11 @@ func (cs *commands) forget(id string) {
 //
 // The envelope's message_id is the command's id, and its timestamp when the command was made, so that the same command
 // always is the same bytes, as long as the secret is the same: a device knows a repetition by the id alone.
-func signCommand(d *registry.Device, c *command.Command) ([]byte, error) {
+func signCommand(secret registry.Secret, c *command.Command) ([]byte, error) {
 	payload := make([]byte, 0, len(c.Body)+40)
 	payload = append(append(payload, `{"command":`...), c.Body...)
 	payload = append(strconv.AppendInt(append(payload, `,"expires":`...), c.Expires.Unix(), 10), '}')
-	return envelope.Sign(d.Secrets[0], c.Device, c.Created.Unix(), c.ID, payload)
+	return envelope.Sign(secret, c.Device, c.Created.Unix(), c.ID, payload)
 }
 
 // remaining is for how many seconds the broker may keep a message so that it delivers it before expires, which is in whole
@@ -317,6 +337,9 @@ func (g *Gateway) give(p *downlink.Publish) bool {
 			return false
 		}
 		p.Expiry = uint32(left)
+	}
+	if p.Good != nil && !p.Good() {
+		return false
 	}
 	if err := g.host.Publish(*p); err != nil {
 		g.figures.downRefused.Add(1)

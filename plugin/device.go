@@ -16,6 +16,11 @@ import (
 type device struct {
 	registered *registry.Device // what keys were made from
 	keys       []*envelope.Key
+	signedWith int // which of keys the message that was verified last is signed with
+
+	noted       *registry.Device // when its use of a new secret was noted last; nil: it was not
+	notedSecret int              // which of noted's secrets that was
+
 	limiter    *rate.Limiter // of its publishes; nil: no limit
 	limits     uint32        // devices.limits when limiter was set
 	lines      *rate.Limiter // of its refusals in the log; nil: none yet
@@ -28,8 +33,9 @@ type device struct {
 
 // signed reports whether the envelope is signed with any of the device's current secrets.
 func (d *device) signed(e *envelope.Envelope) bool {
-	for _, key := range d.keys {
+	for i, key := range d.keys {
 		if e.SignedBy(key) {
+			d.signedWith = i
 			return true
 		}
 	}

@@ -141,7 +141,8 @@ type Gateway struct {
 
 	contexts responseContexts
 	notices  notices
-	commands *commands // nil: without an HTTP listener there are none
+	commands *commands                // nil: without an HTTP listener there are none
+	rotated  atomic.Pointer[commands] // the same, for the registry's goroutine
 	// recoveredAnswers are those that the journal had at the start.
 	recoveredAnswers []journaledAnswer
 	server           atomic.Pointer[httpd.Server] // nil: none; it serves before it is set here

@@ -155,6 +155,7 @@ func (g *Gateway) accept(p *Publish, d *device, e *envelope.Envelope) (Reason, e
 	}
 	stored = true
 	d.published(p.ClientID)
+	g.noteSecret(d)
 	if isAnswer {
 		// There is room, as seen above: nobody else fills it.
 		g.commands.take(journaledAnswer{pos, a.Device, bytes.Clone(a.Payload), a.AcceptedAt})

@@ -62,6 +62,7 @@ func (g *Gateway) devicesChanged(changes []registry.Change) {
 		g.revoked.add(ids)
 		g.waker.Wake()
 	}
+	g.rotated.Load().secretsChanged(changes)
 	if g.audit == nil {
 		return
 	}

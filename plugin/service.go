@@ -71,7 +71,7 @@ func (s service) send(ctx context.Context, n httpd.NewCommand) (httpd.Command, e
 		return httpd.Command{}, &httpd.Error{Status: 400, Reason: "bad_json", Detail: "the body: " + err.Error()}
 	}
 	now := time.Now()
-	if _, err := signCommand(device, &command.Command{ID: command.NewID(now), Device: device.ID, Body: n.Body, Created: now, Expires: now}); err != nil {
+	if _, err := signCommand(device.Secrets[0], &command.Command{ID: command.NewID(now), Device: device.ID, Body: n.Body, Created: now, Expires: now}); err != nil {
 		return httpd.Command{}, &httpd.Error{Status: 400, Reason: "bad_json", Detail: "the body does not fit into an envelope: " + err.Error()}
 	}
 	c, created, err := cs.store.Create(ctx, command.Request{Device: device.ID, Key: n.Key, Body: n.Body, TTL: n.TTL})

@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -17,6 +16,7 @@ import (
 	"mosquitto-bouncer/plugin/config"
 	"mosquitto-bouncer/plugin/pki"
 	"mosquitto-bouncer/plugin/registry"
+	"mosquitto-bouncer/plugin/textfile"
 )
 
 // bundle is the files that a device needs.
@@ -174,8 +174,8 @@ func (b bundle) names() []string {
 // loadCA reads the CA that init made.
 func loadCA(configDir string) (*pki.CA, error) {
 	certFile, keyFile := filepath.Join(configDir, caCert), filepath.Join(configDir, caKey)
-	cert, certErr := os.ReadFile(certFile)
-	key, keyErr := os.ReadFile(keyFile)
+	cert, certErr := textfile.ReadFile(certFile)
+	key, keyErr := textfile.ReadFile(keyFile)
 	if err := errors.Join(certErr, keyErr); errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("there is no CA in %s; use --no-cert if the device has a certificate of another CA",
 			filepath.Join(configDir, pkiDir))
@@ -197,7 +197,7 @@ func loadCA(configDir string) (*pki.CA, error) {
 // port. Only the README shows it.
 func brokerAddress(configDir string) (host string, port int) {
 	host, port = "localhost", defaultListen
-	if content, err := os.ReadFile(filepath.Join(configDir, serverCert)); err == nil {
+	if content, err := textfile.ReadFile(filepath.Join(configDir, serverCert)); err == nil {
 		if block, _ := pem.Decode(content); block != nil {
 			if cert, err := x509.ParseCertificate(block.Bytes); err == nil {
 				switch {
@@ -209,7 +209,7 @@ func brokerAddress(configDir string) (host string, port int) {
 			}
 		}
 	}
-	conf, err := os.ReadFile(filepath.Join(configDir, mosquittoConf))
+	conf, err := textfile.ReadFile(filepath.Join(configDir, mosquittoConf))
 	if err != nil {
 		return host, port
 	}

@@ -20,6 +20,7 @@ import (
 
 	"mosquitto-bouncer/plugin/config"
 	"mosquitto-bouncer/plugin/registry"
+	"mosquitto-bouncer/plugin/textfile"
 )
 
 const defaultConfig = "/etc/mosquitto-bouncer/bouncer.toml"
@@ -85,7 +86,9 @@ certificate, the CA's certificate, and a README that shows how to publish.
 
 ID is 1 to 64 of A-Z a-z 0-9 . _ : - and becomes the certificate's common name.
 The secret is 64 random hexadecimal digits unless one is given; the text itself
-is the key. The CA is the one in pki/ beside the bouncer.toml. With --csr the
+is the key. Of the file of --secret-file, a byte order mark at its beginning and one
+line end, LF or CRLF, at its end are not part of the secret; UTF-16 is read too.
+The CA is the one in pki/ beside the bouncer.toml. With --csr the
 device has made its private key, which never leaves it.`,
 		Example: `  bouncerctl device add sensor_001
   bouncerctl device add sensor_002 --out /media/usb/sensor_002
@@ -111,7 +114,7 @@ device has made its private key, which never leaves it.`,
 			return o.run(id, *configFile, c.InOrStdin(), c.OutOrStdout())
 		},
 	}
-	c.Flags().StringVar(&o.secretFile, "secret-file", "", "read the secret from `file`, - for standard input; one newline at its end is not part of it")
+	c.Flags().StringVar(&o.secretFile, "secret-file", "", "read the secret from `file`, - for standard input; one line end at its end is not part of it")
 	c.Flags().StringVar(&o.out, "out", "", "the `directory` to make (default devices/ID beside the database)")
 	c.Flags().StringVar(&o.csr, "csr", "", "certify the key of the certificate signing request in `file`, - for standard input, instead of making one")
 	c.Flags().BoolVar(&o.pin, "pin", false, "accept the device with this certificate alone")
@@ -189,11 +192,7 @@ func (o *addOptions) secret(stdin io.Reader) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	name := o.secretFile
-	if name == "-" {
-		name = "standard input"
-	}
-	return parseSecret(content, name)
+	return parseSecret(content, inputName(o.secretFile))
 }
 
 // newSecret makes a secret: 32 random bytes as hexadecimal digits.
@@ -203,8 +202,27 @@ func newSecret() []byte {
 	return hex.AppendEncode(nil, key)
 }
 
-// readFrom reads the file that a flag names, - for standard input.
+// readFrom reads the text in the file that a flag names, - for standard input, without a byte order mark.
 func readFrom(flag, name string, stdin io.Reader) ([]byte, error) {
+	content, err := readBytes(flag, name, stdin)
+	if err != nil {
+		return nil, err
+	}
+	if content, err = textfile.Decode(content); err != nil {
+		return nil, fmt.Errorf("%s: what is in %s %w", flag, inputName(name), err)
+	}
+	return content, nil
+}
+
+func inputName(name string) string {
+	if name == "-" {
+		return "standard input"
+	}
+	return name
+}
+
+// readBytes is readFrom for what need not be text.
+func readBytes(flag, name string, stdin io.Reader) ([]byte, error) {
 	source := stdin
 	if name != "-" {
 		f, err := os.Open(name)
@@ -224,18 +242,37 @@ func readFrom(flag, name string, stdin io.Reader) ([]byte, error) {
 	return content, nil
 }
 
-// parseSecret returns the secret in a file, without the line end behind it.
+// parseSecret returns the secret in a file, without the line end, LF or CRLF, behind it. All else is part of the secret, so
+// what an editor does not show is refused: with it the secret would be one that no device has.
 func parseSecret(content []byte, name string) ([]byte, error) {
 	secret := strings.TrimSuffix(strings.TrimSuffix(string(content), "\n"), "\r")
 	switch {
 	case secret == "":
 		return nil, fmt.Errorf("the secret in %s is empty; put the secret there", name)
+	case strings.TrimSpace(secret) == "":
+		return nil, fmt.Errorf("the secret in %s is of blanks alone, which is no secret; put the secret there", name)
+	case strings.ContainsFunc(secret, invisible):
+		return nil, fmt.Errorf("the secret in %s has a character that is not shown (%s); write it again, by hand if need be", name, invisibleName(secret))
 	case len(secret) > maxSecretBytes:
 		return nil, fmt.Errorf("the secret in %s is longer than %d bytes; use a shorter one", name, maxSecretBytes)
 	case !utf8.ValidString(secret) || strings.ContainsFunc(secret, unicode.IsControl):
 		return nil, fmt.Errorf("the secret in %s is not one line of text; write its bytes as hexadecimal digits, and sign with those", name)
 	}
 	return []byte(secret), nil
+}
+
+// invisible tells whether c is a character that nothing shows, such as a byte order mark or a zero-width space, or the one
+// that stands for what could not be read.
+func invisible(c rune) bool { return unicode.Is(unicode.Cf, c) || c == unicode.ReplacementChar }
+
+// invisibleName names the first invisible character.
+func invisibleName(text string) string {
+	for _, c := range text {
+		if invisible(c) {
+			return fmt.Sprintf("%U", c)
+		}
+	}
+	return ""
 }
 
 // newDeviceChange makes a command that changes one registered device.

@@ -23,6 +23,7 @@ import (
 
 	"mosquitto-bouncer/plugin/config"
 	"mosquitto-bouncer/plugin/registry"
+	"mosquitto-bouncer/plugin/textfile"
 )
 
 type importOptions struct {
@@ -38,7 +39,7 @@ func newDeviceImport(configFile *string) *cobra.Command {
 		Long: `Register the devices in a file of comma-separated values, - for standard input:
 all of them, or none if anything is wrong with one. The first line names the
 columns: id, or device_id; and secret, or shared_secret, which may be left out or
-empty for a secret to be made.
+empty for a secret to be made. A byte order mark is left out; UTF-16 is read too.
 
 With --out, a bundle as of "device add" is made for each device, in a directory
 of its name. Without, each line must have a secret: one that is made and told
@@ -161,7 +162,7 @@ func readCSV(name string, stdin io.Reader, makeSecrets bool) (devices []registry
 		defer f.Close()
 		source = f
 	}
-	r := csv.NewReader(source)
+	r := csv.NewReader(textfile.NewReader(source))
 	r.ReuseRecord = true
 	header, err := r.Read()
 	if errors.Is(err, io.EOF) {
@@ -212,7 +213,7 @@ func columns(header []string) (id, secret int, err error) {
 	id, secret = -1, -1
 	for i, column := range header {
 		var at *int
-		switch strings.TrimPrefix(strings.TrimSpace(column), "\ufeff") {
+		switch strings.TrimSpace(column) {
 		case "id", "device_id":
 			at = &id
 		case "secret", "shared_secret":

@@ -10,12 +10,12 @@ import (
 	"io"
 	"net/http"
 	"net/url"
-	"os"
 	"strings"
 	"syscall"
 	"time"
 
 	"mosquitto-bouncer/plugin/config"
+	"mosquitto-bouncer/plugin/textfile"
 )
 
 // maxAnswerBytes bounds an answer of the listener.
@@ -53,7 +53,7 @@ func (o *topOptions) source(configFile string, stdin io.Reader) (*listener, erro
 		l.token = strings.TrimSpace(string(content))
 	}
 	if o.caFile != "" {
-		content, err := os.ReadFile(o.caFile)
+		content, err := textfile.ReadFile(o.caFile)
 		if err != nil {
 			return nil, err
 		}

@@ -18,6 +18,7 @@ import (
 	"mosquitto-bouncer/plugin/config"
 	"mosquitto-bouncer/plugin/pki"
 	"mosquitto-bouncer/plugin/registry"
+	"mosquitto-bouncer/plugin/textfile"
 )
 
 // maxGrace bounds how long a replaced secret is accepted.
@@ -26,6 +27,7 @@ const maxGrace = 365 * 24 * time.Hour
 type rotateOptions struct {
 	add   addOptions // for the secret and where it goes
 	grace time.Duration
+	now   bool // as with a grace of 0
 }
 
 func newDeviceRotate(configFile *string) *cobra.Command {
@@ -35,12 +37,23 @@ func newDeviceRotate(configFile *string) *cobra.Command {
 		Short: "Give a device a new secret, beside the old one for a while",
 		Long: `Give a device a new secret and make a directory with it. The old secret stays
 valid for the time of --grace and then ends by itself, so that the device can be
-given the new one meanwhile; what is sent to the device is signed with the new
-one from now on. With --grace 0 every old secret ends at once.`,
+given the new one meanwhile. Commands to the device are signed with the old one
+until a message that it has signed with the new one is accepted, or the time is
+over. With --now, for a secret that was stolen, every old secret ends at once, and
+nothing is signed with one any more; --grace 0 is the same.
+
+Of the file of --secret-file, a byte order mark at its beginning and one line end,
+LF or CRLF, at its end are not part of the secret. UTF-16 is read too.`,
 		Example: `  bouncerctl device rotate sensor_001
-  bouncerctl device rotate sensor_001 --grace 0 --out /media/usb/sensor_001`,
+  bouncerctl device rotate sensor_001 --now --out /media/usb/sensor_001`,
 		Args: oneID,
 		RunE: func(c *cobra.Command, args []string) error {
+			if o.now && c.Flags().Changed("grace") {
+				return usage(c, "--now and --grace exclude each other")
+			}
+			if o.now {
+				o.grace = 0
+			}
 			if o.grace < 0 || o.grace > maxGrace {
 				return usage(c, "--grace %s is not 0 to 365 days", o.grace)
 			}
@@ -49,7 +62,8 @@ one from now on. With --grace 0 every old secret ends at once.`,
 	}
 	o.grace = 24 * time.Hour
 	c.Flags().Var((*span)(&o.grace), "grace", "how long the old secret is accepted as well, such as 90m, 24h or 7d")
-	c.Flags().StringVar(&o.add.secretFile, "secret-file", "", "read the new secret from `file`, - for standard input; one newline at its end is not part of it")
+	c.Flags().BoolVar(&o.now, "now", false, "end every old secret at once: for one that was stolen")
+	c.Flags().StringVar(&o.add.secretFile, "secret-file", "", "read the new secret from `file`, - for standard input; one line end at its end is not part of it")
 	c.Flags().StringVar(&o.add.out, "out", "", "the `directory` to make (default devices/ID and the time, beside the database)")
 	return c
 }
@@ -60,10 +74,11 @@ func (o *rotateOptions) run(id, configFile string, stdin io.Reader, stdout io.Wr
 		return err
 	}
 	var ends time.Time
-	said := "The old ones are no longer accepted."
+	said := "The old ones are no longer accepted, and nothing is signed with them."
 	if o.grace > 0 {
 		ends = time.Now().Add(o.grace + time.Second - time.Nanosecond).Truncate(time.Second)
-		said = fmt.Sprintf("The old one is accepted as well until %s.", ends.UTC().Format(time.RFC3339))
+		said = fmt.Sprintf("The old one is accepted as well until %s. Commands are signed with it until then, or until a message signed with the new one is accepted.",
+			ends.UTC().Format(time.RFC3339))
 	}
 	out, err := hand(id, configFile, o.add.out, false, nil, secret, ends, func(ctx context.Context, s *registry.Store, _ certificate) error {
 		return s.Rotate(ctx, id, secret, ends)
@@ -189,7 +204,7 @@ no_tls_identity.`,
 			for _, arg := range args[1:] {
 				f, err := registry.ParseFingerprint(arg)
 				if err != nil {
-					content, err := os.ReadFile(arg)
+					content, err := textfile.ReadFile(arg)
 					if err != nil {
 						return fmt.Errorf("%w; name a certificate, or its SHA-256 fingerprint (64 hexadecimal digits)", err)
 					}

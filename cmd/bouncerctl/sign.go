@@ -113,7 +113,7 @@ has signed are compared, and the first difference is shown. The secret never is.
 			if secretFile == "-" || signed == "-" {
 				return usage(c, "standard input is the message; name a file")
 			}
-			message, err := readFrom("the message", "-", c.InOrStdin())
+			message, err := readBytes("the message", "-", c.InOrStdin())
 			if err != nil {
 				return err
 			}
@@ -127,7 +127,7 @@ has signed are compared, and the first difference is shown. The secret never is.
 			}
 			v := verification{e: e, secrets: secrets, w: c.OutOrStdout()}
 			if signed != "" {
-				if v.signed, err = readFrom("--signed", signed, nil); err != nil {
+				if v.signed, err = readBytes("--signed", signed, nil); err != nil {
 					return err
 				}
 			}

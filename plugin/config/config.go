@@ -13,6 +13,8 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	"mosquitto-bouncer/plugin/textfile"
 )
 
 // MaxFileBytes is the largest bouncer.toml, and the largest file named in it,
@@ -219,6 +221,9 @@ func Load(path string) (*Config, error) {
 		case errors.Is(err, fs.ErrNotExist):
 			advice = "name an existing file, or create one with bouncerctl init"
 		}
+		if textfile.Is(err) {
+			return nil, fmt.Errorf("%s: %w", path, err)
+		}
 		return nil, fmt.Errorf("%s: cannot be read: %w; %s", path, err, advice)
 	}
 	return parse(path, filepath.Dir(absolute), source)
@@ -358,7 +363,7 @@ func (d *document) http() HTTP {
 	return h
 }
 
-// readFile returns the content of a regular file of at most MaxFileBytes.
+// readFile returns the text of a regular file of at most MaxFileBytes, without a byte order mark.
 // forbidden are the permission bits that the file must not have. The path is
 // left out of the errors: the caller names it.
 func readFile(path string, forbidden fs.FileMode) ([]byte, error) {
@@ -366,5 +371,8 @@ func readFile(path string, forbidden fs.FileMode) ([]byte, error) {
 	if pathErr, ok := errors.AsType[*fs.PathError](err); ok {
 		err = pathErr.Err
 	}
-	return content, err
+	if err != nil {
+		return nil, err
+	}
+	return textfile.Decode(content)
 }

@@ -18,6 +18,8 @@ import (
 	"syscall"
 	"time"
 	"unicode"
+
+	"mosquitto-bouncer/plugin/textfile"
 )
 
 // text reads a string. ok is false if it is absent or not a string.
@@ -304,7 +306,7 @@ func isLoopback(hostPort string) bool {
 }
 
 // secret reads the secret in the file that key names: 1 to 4096 bytes of UTF-8
-// without control characters; one newline at its end is not part of it.
+// without control characters; one line end, LF or CRLF, at its end is not part of it.
 func (d *document) secret(key string) Secret {
 	const most = 4096
 	path, content, ok := d.content(key, 0o007)
@@ -375,6 +377,10 @@ func (d *document) content(key string, forbidden fs.FileMode) (path string, cont
 	content, err := readFile(path, forbidden)
 	if openErr, tooOpen := errors.AsType[*openToOthersError](err); tooOpen {
 		d.problem(key, "%q can be read or changed by every user (mode %04o); run: chmod o= %q", path, openErr.mode, path)
+		return "", nil, false
+	}
+	if textfile.Is(err) {
+		d.problem(key, "%q %v", path, err)
 		return "", nil, false
 	}
 	if err != nil {

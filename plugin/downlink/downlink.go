@@ -24,6 +24,8 @@ type Publish struct {
 
 	// Expires is when it may not be given to the broker any more; zero: always.
 	Expires time.Time
+	// Good, if not nil, is asked on the broker's thread right before it is given: false, and it is not.
+	Good func() bool
 	// Done, if not nil, is called on the broker's thread, once, with whether it was given to the broker.
 	Done func(given bool)
 }

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"slices"
 	"strings"
+	"time"
 )
 
 // A Device is one registered device. It is immutable: a device that changes is a new Device with the same Serial, one
@@ -62,6 +63,9 @@ func (d *Device) nextEnd() int64 {
 	}
 	return slices.Min(d.rare.ends)
 }
+
+// At returns the device with the secrets that are in force at a time; the newest always is.
+func (d *Device) At(now time.Time) *Device { return d.at(now.Unix()) }
 
 // at returns the device with the secrets that are in force at a time, itself where all are. It keeps the serial.
 func (d *Device) at(now int64) *Device {

@@ -26,7 +26,7 @@ func (s *Store) Rotate(ctx context.Context, id string, secret Secret, ends time.
 		grace := ends.Unix() > now.Unix()
 		var replaced string
 		var since sql.NullInt64
-		err := tx.QueryRowContext(ctx, `SELECT d.shared_secret, coalesce(e.secret_since, d.created_at)
+		err := tx.QueryRowContext(ctx, `SELECT d.shared_secret, coalesce(`+seconds("e.secret_since")+", "+seconds("d.created_at")+`)
 			FROM devices AS d LEFT JOIN device_details AS e ON e.device_id = d.device_id WHERE d.device_id = ?`, id).Scan(&replaced, &since)
 		if errors.Is(err, sql.ErrNoRows) {
 			return ErrNotFound
@@ -116,9 +116,9 @@ func exists(ctx context.Context, tx *sql.Tx, id string) error {
 // such device.
 func (s *Store) Secrets(ctx context.Context, id string) ([]Secret, error) {
 	rows, err := s.db.QueryContext(ctx, `SELECT shared_secret FROM (
-		SELECT shared_secret, 1 AS newest, 0 AS since, 0 AS row FROM devices WHERE device_id = ?1
-		UNION ALL SELECT shared_secret, 0, since, rowid FROM old_secrets WHERE device_id = ?1 AND expires_at > ?2)
-		ORDER BY newest DESC, since DESC, row DESC`, id, time.Now().Unix())
+		SELECT shared_secret, 1 AS newest, 0 AS row FROM devices WHERE device_id = ?1
+		UNION ALL SELECT shared_secret, 0, rowid FROM old_secrets WHERE device_id = ?1 AND expires_at > ?2)
+		ORDER BY newest DESC, row DESC`, id, time.Now().Unix())
 	if err != nil {
 		return nil, s.failed(err)
 	}

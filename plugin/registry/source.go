@@ -2,7 +2,6 @@ package registry
 
 import (
 	"bytes"
-	"cmp"
 	"context"
 	"database/sql"
 	"encoding/hex"
@@ -308,9 +307,9 @@ const odd = `CASE WHEN typeof(d.device_id) = 'text' AND typeof(d.shared_secret) 
 	ELSE typeof(d.device_id) || ' ' || typeof(d.shared_secret) || ' ' || quote(substr(d.device_id, 1, 64)) END`
 
 // What few devices have, as one text each, NULL where there is none: "since:expires:SECRET IN HEXADECIMAL" of each old
-// secret, and the fingerprints of pinned certificates.
+// secret, the one that was replaced last first, and the fingerprints of pinned certificates.
 const (
-	oldSecrets = `(SELECT group_concat(o.since || ':' || o.expires_at || ':' || hex(o.shared_secret), ' ')
+	oldSecrets = `(SELECT group_concat(o.since || ':' || o.expires_at || ':' || hex(o.shared_secret), ' ' ORDER BY o.rowid DESC)
 		FROM old_secrets AS o WHERE o.device_id = d.device_id)`
 	pins = `(SELECT group_concat(p.fingerprint, ' ') FROM pinned_certificates AS p WHERE p.device_id = d.device_id)`
 )
@@ -470,32 +469,21 @@ func (s *source) take(d *delta, known *Device, r *row) {
 // out; a fingerprint that is none would leave the device without its pin, so it is an error.
 func (s *source) takeRare(device *Device, r *row) error {
 	now := time.Now().Unix()
-	type oldSecret struct {
-		since, end int64
-		secret     []byte
-	}
-	var old []oldSecret
+	var extra rare
 	for field := range strings.FieldsSeq(string(r.old)) {
-		var o oldSecret
 		parts := strings.SplitN(field, ":", 3)
 		stored, err := hex.DecodeString(parts[len(parts)-1])
 		if len(parts) != 3 || err != nil {
 			continue
 		}
-		o.since, _ = strconv.ParseInt(parts[0], 10, 64)
-		if o.end, err = strconv.ParseInt(parts[1], 10, 64); err != nil || o.end <= now {
+		end, err := strconv.ParseInt(parts[1], 10, 64)
+		if err != nil || end <= now {
 			continue
 		}
-		if o.secret, err = s.key.open(r.id, stored); err == nil && noSecret(o.secret) == "" {
-			old = append(old, o)
+		if secret, err := s.key.open(r.id, stored); err == nil && noSecret(secret) == "" {
+			device.Secrets = append(device.Secrets, secret)
+			extra.ends = append(extra.ends, end)
 		}
-	}
-	slices.Reverse(old) // of the same second, the one that came later first
-	slices.SortStableFunc(old, func(a, b oldSecret) int { return cmp.Compare(b.since, a.since) })
-	var extra rare
-	for _, o := range old {
-		device.Secrets = append(device.Secrets, o.secret)
-		extra.ends = append(extra.ends, o.end)
 	}
 	for text := range strings.FieldsSeq(string(r.pins)) {
 		f, err := ParseFingerprint(text)

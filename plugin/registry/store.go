@@ -277,10 +277,18 @@ func (s *Store) failed(err error) error {
 	return fmt.Errorf("device database: %s: %w", s.path, err)
 }
 
-const entryColumns = `d.device_id,
-	CASE WHEN typeof(d.created_at) IN ('integer', 'real') THEN CAST(d.created_at AS INTEGER) END,
-	x.device_id IS NOT NULL, e.secret_since, e.certificate_expires,
-	(SELECT group_concat(o.since || ':' || o.expires_at, ' ') FROM old_secrets AS o WHERE o.device_id = d.device_id),
+// maxTime is the last second that has a year of four digits, which JSON's times need (RFC 3339).
+const maxTime = "253402300799"
+
+// seconds is a column as a time in seconds since 1970; NULL where it is none, in milliseconds for example.
+func seconds(column string) string {
+	return "CASE WHEN typeof(" + column + ") IN ('integer', 'real') AND " + column + " >= 0 AND " + column + " <= " + maxTime +
+		" THEN CAST(" + column + " AS INTEGER) END"
+}
+
+var entryColumns = `d.device_id, ` + seconds("d.created_at") + `,
+	x.device_id IS NOT NULL, ` + seconds("e.secret_since") + ", " + seconds("e.certificate_expires") + `,
+	(SELECT group_concat(coalesce(` + seconds("o.since") + `, 0) || ':' || ` + seconds("o.expires_at") + `, ' ') FROM old_secrets AS o WHERE o.device_id = d.device_id),
 	(SELECT group_concat(p.fingerprint, ' ') FROM pinned_certificates AS p WHERE p.device_id = d.device_id),
 	typeof(d.shared_secret) = 'text' AND substr(d.shared_secret, 1, 10) = '` + envelopeMark + `'
 	FROM devices AS d
