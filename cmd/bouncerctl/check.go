@@ -158,6 +158,7 @@ func (k *checker) check(toml, conf string) {
 		k.checkBroker()
 		k.checkListeners()
 		k.checkTogether()
+		k.checkMarks()
 	}
 }
 
@@ -201,6 +202,9 @@ func (k *checker) checkRegistry() {
 	}
 	before := len(k.findings)
 	if k.readable(where, k.toml.Database); len(k.findings) > before {
+		return
+	}
+	if k.checkWAL(where, k.toml.Database) {
 		return
 	}
 	key, err := registryKey(k.toml)
