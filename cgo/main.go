@@ -118,9 +118,17 @@ func bouncer_message(p *C.struct_bouncer_publish) (outcome C.int) {
 		return C.BOUNCER_ROUTE
 	case plugin.Swallow:
 		return C.BOUNCER_SWALLOW
+	case plugin.Relay:
+		return C.BOUNCER_RELAY
 	default:
 		return C.BOUNCER_REFUSE
 	}
+}
+
+//export bouncer_relay_failed
+func bouncer_relay_failed(code C.int) {
+	defer deny("relay", new(C.int))
+	gateway.RelayFailed(int(code))
 }
 
 //export bouncer_disconnected

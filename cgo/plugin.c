@@ -23,7 +23,8 @@
 /* Error code of 2.1: as if this plugin had not been asked. The 2.0 headers do not have it. */
 #define PLUGIN_IGNORE 32
 
-/* Where swallowed messages go. Nobody can subscribe to it by a wildcard, and access to it is denied by name. */
+/* Where swallowed messages go, or to as much of it as the topic that it replaces has bytes. Nobody can subscribe to it by
+ * a wildcard, and access to it is denied by name. */
 static const char sink[] = "$bouncer/redelivered";
 
 /* The broker's only thread, the one that loads the plugin. */
@@ -153,15 +154,48 @@ static void fill(struct bouncer_publish *publish, struct mosquitto *client, cons
 	};
 }
 
-/* Has a redelivered message acknowledged and routed to nobody. Before 2.0.15 the broker forgets to free the topic that
- * is replaced; later it frees it itself. */
+static bool is_sink(const char *topic)
+{
+	size_t len = length(topic);
+	return len > 0 && len < sizeof(sink) && memcmp(topic, sink, len) == 0;
+}
+
+/* Has a message acknowledged and routed to nobody. Every copy of a message is changed alike, so that the broker knows two
+ * at QoS 2 for the same. The topic is overwritten where it lies: before 2.0.15 the broker does not free one that is
+ * replaced, later it frees it itself. */
 static int swallow(struct mosquitto_evt_message *message)
 {
-	char *topic = mosquitto_strdup(sink);
-	if(!topic) return MOSQ_ERR_ACL_DENIED;
-	message->topic = topic;
+	size_t len = length(message->topic);
+
+	if(len >= sizeof(sink)) len = sizeof(sink) - 1;
+	memcpy(message->topic, sink, len);
+	message->topic[len] = '\0';
 	message->retain = false;
 	return MOSQ_ERR_SUCCESS;
+}
+
+/* Has the broker publish a copy of a message in its next round, with the message's properties, and the message itself
+ * acknowledged. The message has been accepted: that its subscribers miss it does not change that. */
+static int relay(struct mosquitto_evt_message *message)
+{
+	mosquitto_property *list = NULL;
+
+	must_be_on(broker_thread, "relay");
+	int rc = MOSQ_ERR_NOMEM;
+	void *copy = mosquitto_malloc((size_t)message->payloadlen + 1);
+	if(copy){
+		if(message->payloadlen > 0) memcpy(copy, message->payload, message->payloadlen);
+		rc = bouncer_copy_properties(&list, message->properties);
+	}
+	if(rc == MOSQ_ERR_SUCCESS){
+		rc = mosquitto_broker_publish(NULL, message->topic, (int)message->payloadlen, copy, message->qos, message->retain, list);
+	}
+	if(rc != MOSQ_ERR_SUCCESS){
+		mosquitto_free(copy);
+		if(list) mosquitto_property_free_all(&list);
+		bouncer_relay_failed(rc);
+	}
+	return swallow(message);
 }
 
 static int on_message(int event, void *event_data, void *userdata)
@@ -192,6 +226,7 @@ static int on_message(int event, void *event_data, void *userdata)
 	switch(outcome){
 		case BOUNCER_ROUTE: return MOSQ_ERR_SUCCESS;
 		case BOUNCER_SWALLOW: return swallow(message);
+		case BOUNCER_RELAY: return relay(message);
 		default: return MOSQ_ERR_ACL_DENIED;
 	}
 }
@@ -213,8 +248,8 @@ static bool is_bystander(const struct mosquitto_evt_acl_check *check)
 	if(!check->topic) return false;
 	switch(check->access){
 		case MOSQ_ACL_READ:
-			/* Of a gated topic Go has to see last wills, releases (QoS 2) and what is empty. */
-			return (!bouncer_may_be_gated(check->topic) || (!unsettled && check->qos != 2 && check->payloadlen > 0))
+			/* Of a gated topic Go has to see last wills and what is empty. */
+			return (!bouncer_may_be_gated(check->topic) || (!unsettled && check->payloadlen > 0))
 					&& bouncer_is_bystander(mosquitto_client_username(check->client));
 		case MOSQ_ACL_WRITE:
 			/* Go settles what is unsettled, and where the broker never ticks, gives it what waits for it. */
@@ -234,7 +269,7 @@ static int on_access(int event, void *event_data, void *userdata)
 	if(!pthread_equal(pthread_self(), broker_thread)) return not_concerned;
 	on_any_event();
 	looked_at.client = NULL;
-	if(check->topic && strcmp(check->topic, sink) == 0) return MOSQ_ERR_ACL_DENIED;
+	if(is_sink(check->topic)) return MOSQ_ERR_ACL_DENIED;
 	if(is_bystander(check)) return not_concerned;
 	uint64_t changes = __atomic_load_n(&bouncer_device_changes, __ATOMIC_ACQUIRE);
 	fill(&publish, check->client, check->topic, check->payload, check->payloadlen, check->qos, check->retain);

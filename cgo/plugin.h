@@ -34,6 +34,7 @@ enum bouncer_outcome {
 	BOUNCER_REFUSE = 0,
 	BOUNCER_ROUTE = 1,
 	BOUNCER_SWALLOW = 2,
+	BOUNCER_RELAY = 3,
 };
 
 /* What bouncer_access and bouncer_retained return. */

@@ -14,6 +14,7 @@
 /* The functions that read properties. Debian's 2.0.21 does not export them from the broker; the client library of the
  * same version, on which the broker's package depends, has the same ones. Without either nothing is read, which costs a
  * client the correlation data on its response. */
+static const mosquitto_property *(*read_byte)(const mosquitto_property *, int, uint8_t *, bool);
 static const mosquitto_property *(*read_binary)(const mosquitto_property *, int, void **, uint16_t *, bool);
 static const mosquitto_property *(*read_string)(const mosquitto_property *, int, char **, bool);
 static const mosquitto_property *(*read_string_pair)(const mosquitto_property *, int, char **, char **, bool);
@@ -35,6 +36,7 @@ static void find_all(void)
 		library = dlopen("libmosquitto.so.1", RTLD_NOW | RTLD_LOCAL);
 		if(!library) return;
 	}
+	find(&read_byte, library, "mosquitto_property_read_byte");
 	find(&read_binary, library, "mosquitto_property_read_binary");
 	find(&read_string, library, "mosquitto_property_read_string");
 	find(&read_string_pair, library, "mosquitto_property_read_string_pair");
@@ -76,6 +78,59 @@ size_t bouncer_traceparent(const mosquitto_property *properties, char value[BOUN
 		free(text);
 	}
 	return len;
+}
+
+static int copy_string(mosquitto_property **list, const mosquitto_property *properties, int identifier)
+{
+	char *text = NULL;
+	int rc = MOSQ_ERR_SUCCESS;
+
+	if(read_string && read_string(properties, identifier, &text, false) && text){
+		rc = mosquitto_property_add_string(list, identifier, text);
+	}
+	free(text);
+	return rc;
+}
+
+static int copy_user_properties(mosquitto_property **list, const mosquitto_property *properties)
+{
+	int rc = MOSQ_ERR_SUCCESS;
+	bool skip_first = false;
+
+	while(rc == MOSQ_ERR_SUCCESS && read_string_pair && properties){
+		char *name = NULL, *text = NULL;
+		properties = read_string_pair(properties, MQTT_PROP_USER_PROPERTY, &name, &text, skip_first);
+		if(properties && name && text) rc = mosquitto_property_add_string_pair(list, MQTT_PROP_USER_PROPERTY, name, text);
+		free(name);
+		free(text);
+		skip_first = true;
+	}
+	return rc;
+}
+
+int bouncer_copy_properties(mosquitto_property **list, const mosquitto_property *properties)
+{
+	uint8_t is_text = 0;
+	void *correlation = NULL;
+	uint16_t correlation_len = 0;
+	int rc = MOSQ_ERR_SUCCESS;
+
+	*list = NULL;
+	if(!properties) return rc;
+	find_all();
+	if(read_byte && read_byte(properties, MQTT_PROP_PAYLOAD_FORMAT_INDICATOR, &is_text, false)){
+		rc = mosquitto_property_add_byte(list, MQTT_PROP_PAYLOAD_FORMAT_INDICATOR, is_text);
+	}
+	if(rc == MOSQ_ERR_SUCCESS) rc = copy_string(list, properties, MQTT_PROP_CONTENT_TYPE);
+	if(rc == MOSQ_ERR_SUCCESS) rc = copy_string(list, properties, MQTT_PROP_RESPONSE_TOPIC);
+	if(rc == MOSQ_ERR_SUCCESS && read_binary
+			&& read_binary(properties, MQTT_PROP_CORRELATION_DATA, &correlation, &correlation_len, false)){
+		rc = mosquitto_property_add_binary(list, MQTT_PROP_CORRELATION_DATA, correlation, correlation_len);
+		free(correlation);
+	}
+	if(rc == MOSQ_ERR_SUCCESS) rc = copy_user_properties(list, properties);
+	if(rc != MOSQ_ERR_SUCCESS) mosquitto_property_free_all(list);
+	return rc;
 }
 
 int bouncer_make_properties(mosquitto_property **list, const struct bouncer_properties *properties)

@@ -24,6 +24,10 @@ enum { BOUNCER_TRACEPARENT = 55 };
  * none, or it is longer than one can be. */
 size_t bouncer_traceparent(const mosquitto_property *properties, char value[BOUNCER_TRACEPARENT]);
 
+/* Copies the properties that a subscriber is to see of a message: those that the broker shows a plugin. Returns MOSQ_ERR_*,
+ * and an empty list with a failure. Without the functions that read them, the list is empty. */
+int bouncer_copy_properties(mosquitto_property **list, const mosquitto_property *properties);
+
 /* What a publish to a device bears. user is pairs of name and value, one after the other. */
 struct bouncer_properties {
 	const void *correlation;

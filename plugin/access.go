@@ -4,9 +4,7 @@ import (
 	"bytes"
 	"strings"
 	"time"
-	"unsafe"
 
-	"mosquitto-bouncer/plugin/command"
 	"mosquitto-bouncer/plugin/config"
 	"mosquitto-bouncer/plugin/envelope"
 )
@@ -162,23 +160,20 @@ func (g *Gateway) decide(p *Publish, level []byte) {
 	v.device = g.devices.of(registered)
 	v.publish.OtherCertificate = g.otherCertificate(p, registered)
 	v.envelope, v.reason, v.detail = judge(&v.publish, level, v.device, &g.decision)
-	if v.reason == Accepted && command.IsID(v.envelope.MessageID) {
-		v.reason, v.detail = Malformed, errCommandID
+	if v.reason == Accepted {
+		v.reason, v.detail = g.commands.admit(&v.publish, v.envelope)
 	}
 }
 
 // read decides on a delivery. It is asked for every subscriber of every message, so it does little.
 func (g *Gateway) read(p *Publish) Decision {
-	if level, gated := deviceLevel(g.gated, p.Topic); gated {
+	if _, gated := deviceLevel(g.gated, p.Topic); gated {
 		if len(p.Payload) == 0 {
 			return Deny // no envelope: the gateway's own, by which a retained will is removed
 		}
 		if g.pending.set && g.pending.sameMessage(p) {
 			// Access was asked to write it and Message was not called, and now it is being delivered: a last will.
 			g.refuseWill()
-			return Deny
-		}
-		if p.QoS == 2 && !g.release(p, level) {
 			return Deny
 		}
 	}
@@ -240,48 +235,6 @@ func (g *Gateway) Retained(p *Publish) (decision Decision) {
 	return Allow
 }
 
-// release decides whether a QoS 2 message may be delivered, and remembers of one that was accepted that its release has
-// reached a subscriber. Of a message that was redelivered the broker may hold several copies: the first that is released
-// goes out to every subscriber, the others to none. Subscribers are served one after the other, so the same copy comes
-// many times in a row.
-func (g *Gateway) release(p *Publish, level []byte) bool {
-	if bytes.Equal(p.Identity, level) {
-		return true // not a subscriber: the broker asks so of messages it holds when their publisher comes back
-	}
-	if len(p.Payload) > g.decision.maxBytes {
-		return true
-	}
-	if bytes.Equal(p.Payload, g.released) && len(g.copies) == 0 {
-		return true
-	}
-	g.released = append(g.released[:0], p.Payload...)
-	registered := g.registry.Lookup(level)
-	if registered == nil {
-		return true
-	}
-	e, err := g.readers.Decode(p.Payload)
-	if err != nil {
-		return true
-	}
-	entry, ok := g.seen.Lookup(registered.Serial, e.MessageID)
-	if !ok || entry.Tag != tag(e) {
-		return true
-	}
-	key := messageKey{registered.Serial, e.MessageID}
-	if c, several := g.copies[key]; several {
-		this := uintptr(unsafe.Pointer(unsafe.SliceData(p.Payload)))
-		if c.first == 0 {
-			c.first = this
-			g.copies[key] = c
-		}
-		if c.first != this {
-			return false
-		}
-	}
-	g.seen.SetSession(registered.Serial, e.MessageID, entry.Session|sessionReleased)
-	return true
-}
-
 // A pendingVerdict is the verdict on the message that the broker asked about last, with the message.
 type pendingVerdict struct {
 	set      bool // no MESSAGE event has come for it yet
@@ -326,5 +279,5 @@ func (v *pendingVerdict) sameMessage(p *Publish) bool {
 // samePublish reports whether p is the very publish that the verdict is on.
 func (v *pendingVerdict) samePublish(p *Publish) bool {
 	return v.sameMessage(p) && bytes.Equal(v.publish.Identity, p.Identity) && bytes.Equal(v.publish.ClientID, p.ClientID) &&
-		v.publish.QoS == p.QoS
+		v.publish.QoS == p.QoS && v.publish.Retain == p.Retain
 }

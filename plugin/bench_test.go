@@ -131,7 +131,7 @@ func (g *benchGateway) remember(b *testing.B) {
 			b.Fatal(err)
 		}
 		d := g.devices.of(g.registry.Lookup(p.Identity))
-		if g.seen.Insert(d.registered.Serial, e.MessageID, e.Timestamp, d.remember(e, p)) != replay.Inserted {
+		if g.seen.Insert(d.registered.Serial, e.MessageID, e.Timestamp, d.remember(p, e)) != replay.Inserted {
 			b.Fatal("not inserted")
 		}
 	}

@@ -110,6 +110,21 @@ func (cs *commands) isAnswer(topic []byte) bool {
 	return is
 }
 
+// admit refuses a good message that is no device's to send: one with the id of a command, and on the topic of the answers
+// to commands, what is none. It would be remembered there and reach nobody, and the device's own copy on the topic that it
+// is meant for would be in vain. Broker's thread.
+func (cs *commands) admit(p *Publish, e *envelope.Envelope) (Reason, error) {
+	if command.IsID(e.MessageID) {
+		return Malformed, errCommandID
+	}
+	if cs.isAnswer(p.Topic) {
+		if err := command.CheckAnswer(e.Payload); err != nil {
+			return Malformed, err
+		}
+	}
+	return Accepted, nil
+}
+
 // take hands a device's answer, which is at pos in the journal until it is stored, to the store. Broker's thread.
 func (cs *commands) take(a journaledAnswer) {
 	stored := func() { cs.g.journal.Done(a.pos, journal.Delivered) }

@@ -6,7 +6,6 @@ package plugin
 import (
 	"fmt"
 	"log/slog"
-	"maps"
 	"runtime/debug"
 	"slices"
 	"strings"
@@ -51,8 +50,6 @@ const (
 	stopWithin = 1500 * time.Millisecond
 	// stopAuditWithin is how long it waits for the audit log.
 	stopAuditWithin = time.Second
-	// maxCopies is how many redelivered QoS 2 messages are watched at a time.
-	maxCopies = 1024
 	// maxOffenders is how many clients are disconnected for bad signatures between two ticks.
 	maxOffenders = 64
 	// maxStackLines is how much of a stack goes to the log after a panic.
@@ -103,9 +100,7 @@ type Gateway struct {
 	decision  circumstances
 	pending   pendingVerdict
 	readers   envelope.Decoder // of messages that are being delivered
-	released  []byte           // the QoS 2 message that release saw last
-	copies    map[messageKey]copies
-	bridged   bool       // the broker has bridges of its own, or may have
+	relay     relay
 	departed  uintptr    // the connection that ended last since the last tick; 0: none
 	offenders []offender // to be disconnected at the next tick
 	maxBad    int        // bad signatures a minute; 0: any number
@@ -180,7 +175,7 @@ func Start(configFile string, host Host) (_ *Gateway, err error) {
 		logs:     logs,
 		log:      slog.New(logs),
 		refusals: newRefusalLog(),
-		copies:   make(map[messageKey]copies),
+		relay:    newRelay(),
 		panics:   rate.Sometimes{First: 3, Interval: 10 * time.Second},
 
 		complaints:   rate.Sometimes{Interval: 10 * time.Minute},
@@ -268,6 +263,7 @@ func (g *Gateway) Tick() {
 	g.endPending()
 	g.departed = 0
 	g.waker.Tick()
+	g.relay.ticked()
 	g.drain()
 	g.forwarder.Dispatch()
 	g.kickRevoked()
@@ -278,9 +274,6 @@ func (g *Gateway) Tick() {
 		g.host.Log(slog.LevelWarn, fmt.Sprintf("disconnected for %d bad signatures in a minute ([publish] max_bad_signatures) device=%s client=%s",
 			g.maxBad, appendValue(nil, []byte(last.device)), appendValue(nil, []byte(last.client))))
 		g.host.Kick(last.client)
-	}
-	if len(g.copies) > 0 && g.ticks%100 == 0 {
-		maps.DeleteFunc(g.copies, func(_ messageKey, c copies) bool { return c.expires < now.Unix() })
 	}
 	g.seen.Expire(now.Unix(), expirePerTick)
 	g.noteForgotten(now.Unix())

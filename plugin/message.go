@@ -17,6 +17,7 @@ type Outcome int
 const (
 	Refuse  Outcome = iota // tell the publisher no, and route it to nobody
 	Route                  // tell the publisher yes, and route it as it is
+	Relay                  // tell the publisher yes, route it to nobody, and publish a copy of it in the gateway's name
 	Swallow                // tell the publisher yes, and route it to nobody
 )
 
@@ -57,50 +58,26 @@ func (g *Gateway) Message(p *Publish) (outcome Outcome) {
 		if v.reason == Accepted {
 			g.figures.verdicts[Accepted].Add(1)
 			v.device.verdicts.accept(g.decision.now)
+			if g.relay.takes(p.Topic, p.QoS) {
+				return Relay
+			}
 			return Route
 		}
 	case Redelivered:
 		g.figures.verdicts[Redelivered].Add(1)
 		v.device.verdicts.add(Redelivered)
-		return g.redelivered(p, v.device, v.envelope)
+		g.redelivered(p, v.device, v.envelope)
+		return Swallow
 	}
 	g.refuse(p, v.device, v.envelope, v.reason, v.detail)
 	return Refuse
 }
 
-// redelivered decides what becomes of a message that was accepted before. What came at QoS 0 or 1 has been routed and is
-// swallowed. What came at QoS 2 may still be held by the broker, which knows the copies for the same by their packet id
-// and keeps one, provided that it gets it unchanged; or it was dropped with the session, and nobody has had it. So it is
-// routed until its release has been seen, and only one of the copies is let out: see release.
-func (g *Gateway) redelivered(p *Publish, d *device, e *envelope.Envelope) Outcome {
-	serial := d.registered.Serial
+// redelivered notes that a message that was accepted before has come again. Subscribers and backend have been given it
+// then, so no copy is routed. Once more on this connection would be a replay.
+func (g *Gateway) redelivered(p *Publish, d *device, e *envelope.Envelope) {
 	d.published(p.ClientID) // after a restart it has not, as far as is known
-	entry, _ := g.seen.Lookup(serial, e.MessageID)
-	// Once more on this connection would be a replay.
-	const kept = sessionQoS2 | sessionReleased
-	g.seen.SetSession(serial, e.MessageID, d.session(p)&^sessionQoS2|entry.Session&kept)
-	// A bridge of the broker's own takes part without being asked to read, so a release to it is not seen.
-	if p.QoS != 2 || entry.Session&kept != sessionQoS2 || g.bridged {
-		return Swallow
-	}
-	copied := messageKey{serial, e.MessageID}
-	if _, already := g.copies[copied]; !already && len(g.copies) == maxCopies {
-		return Swallow
-	}
-	g.copies[copied] = copies{expires: e.Timestamp + g.decision.tolerance, first: g.copies[copied].first}
-	return Route
-}
-
-// A messageKey names an accepted message.
-type messageKey struct {
-	serial uint32
-	id     [16]byte
-}
-
-// copies is what is known of a message of which the broker may hold more than one.
-type copies struct {
-	expires int64   // when its id is forgotten, in seconds since 1970
-	first   uintptr // where the copy lies that was released first; 0: none yet
+	g.seen.Update(d.registered.Serial, e.MessageID, d.remember(p, e))
 }
 
 // accept remembers the id of a message that has passed every check, stores the message in the journal and hands it over.
@@ -115,8 +92,7 @@ func (g *Gateway) accept(p *Publish, d *device, e *envelope.Envelope) (Reason, e
 		return Overloaded, err
 	}
 	serial := d.registered.Serial
-	session := d.remember(e, p)
-	switch g.seen.Insert(serial, e.MessageID, e.Timestamp, session) {
+	switch g.seen.Insert(serial, e.MessageID, e.Timestamp, d.remember(p, e)) {
 	case replay.Inserted:
 	case replay.Full:
 		return Overloaded, errRemembered
@@ -136,15 +112,16 @@ func (g *Gateway) accept(p *Publish, d *device, e *envelope.Envelope) (Reason, e
 	*a = journal.Accepted{
 		Device:     d.registered.ID,
 		MessageID:  e.MessageID,
+		Tag:        d.tag(p, e),
+		TopicHash:  [8]byte(d.topic.hash[:8]),
 		QoS:        p.QoS,
 		Retain:     p.Retain,
 		Timestamp:  e.Timestamp,
 		AcceptedAt: g.decision.now,
 		Topic:      p.Topic,
 		Payload:    e.Payload,
-		Client:     uint32(session.Session >> 32),
+		Client:     hashClient(p.ClientID),
 	}
-	copy(a.Tag[:], session.Tag[:])
 	if p.Properties != nil {
 		a.Traceparent = g.host.Traceparent(p.Properties)
 	}

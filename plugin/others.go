@@ -67,12 +67,10 @@ func (g *Gateway) settleOthers(conf *brokerconf.Config, err error) {
 // checkBroker looks for what in the broker's configuration would go past the gate: an error for what always does, a line
 // in the log for what may be meant so.
 func (g *Gateway) checkBroker() error {
-	g.bridged = true
 	self, err := brokerconf.SelfPath()
 	if err != nil || g.brokerConf == nil {
 		return nil // said in the log already
 	}
-	g.bridged = g.brokerConf.Has("connection")
 	if line, found := g.brokerConf.PluginBefore(self); found && !g.host.Is2_1() {
 		return fmt.Errorf("%s: stands before this plugin, and what it allows would never be checked; put the lines of this plugin first", line)
 	}

@@ -106,8 +106,7 @@ func (r *recovery) remember(a *journal.Accepted) {
 		r.forget(outdated)
 		return
 	}
-	entry := replay.Entry{Tag: [8]byte(a.Tag[:8]), Session: recoveredSession(a)}
-	if r.seen.Insert(r.serial, a.MessageID, a.Timestamp, entry) == replay.Full {
+	if r.seen.Insert(r.serial, a.MessageID, a.Timestamp, recoveredEntry(a)) == replay.Full {
 		// It cannot be remembered, so nothing with its timestamp can be accepted.
 		r.forget(outdated)
 	}
@@ -117,15 +116,6 @@ func (r *recovery) forget(span []replay.Span) {
 	if !r.seen.Forgotten(span[0].First) {
 		r.seen.Restore(span)
 	}
-}
-
-// recoveredSession is the session of a message that an earlier process accepted: all its connections have ended.
-func recoveredSession(a *journal.Accepted) uint64 {
-	s := uint64(a.Client) << 32
-	if a.QoS == 2 {
-		s |= sessionQoS2
-	}
-	return s
 }
 
 // openJournal opens the journal and rebuilds what is in it.

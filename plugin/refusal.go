@@ -42,25 +42,20 @@ func (g *Gateway) endPending() {
 	if !v.reason.good() {
 		return
 	}
-	if v.reason == Redelivered && g.awaitsRelease(v) {
-		return // no will, but a question of Mosquitto after 2.0.11, which asks again when the session's client comes back
+	if v.reason == Redelivered && v.publish.QoS == 2 {
+		// Maybe no will, but a question of Mosquitto after 2.0.11, which asks again when a session's client comes back, of
+		// what it held for it before the plugin relayed such messages.
+		return
 	}
 	g.refuseWill()
 	if v.reason == Accepted {
-		g.seen.Insert(v.device.registered.Serial, v.envelope.MessageID, v.envelope.Timestamp, v.device.remember(v.envelope, &v.publish))
+		g.seen.Insert(v.device.registered.Serial, v.envelope.MessageID, v.envelope.Timestamp, v.device.remember(&v.publish, v.envelope))
 	}
 	if v.publish.Retain {
 		if err := g.host.Publish(downlink.Publish{Topic: string(v.publish.Topic), Retain: true}); err != nil {
 			g.log.Error("a retained last will stays where it is", "topic", string(v.publish.Topic), "error", err)
 		}
 	}
-}
-
-// awaitsRelease reports whether a message was accepted at QoS 2 and no subscriber has been given it yet, so that the broker
-// may still hold it.
-func (g *Gateway) awaitsRelease(v *pendingVerdict) bool {
-	entry, _ := g.seen.Lookup(v.device.registered.Serial, v.envelope.MessageID)
-	return v.publish.QoS == 2 && entry.Session&(sessionQoS2|sessionReleased) == sessionQoS2
 }
 
 // missTicks says in the log, once, that the broker never ticks.

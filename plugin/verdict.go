@@ -122,11 +122,13 @@ type circumstances struct {
 	maxBytes  int   // the greatest size of a message
 	decoder   *envelope.Decoder
 	seen      *replay.Set // the message ids accepted before
+
+	userNameIsClientID bool // the broker gives clients their user name for a client id
 }
 
 // judge reaches the verdict on a publish to a gated topic: the first check that fails gives the reason. level is the
 // topic's device level; d is the registered device of the publish's identity, or nil. It does no I/O and changes nothing
-// but the device's token bucket.
+// but the device's token bucket and the hash that it keeps of its last topic.
 //
 // The envelope is returned as far as it was parsed, for the log; only with Accepted may anything in it be believed. The
 // error says more on a message that is malformed.
@@ -167,7 +169,7 @@ func judge(p *Publish, level []byte, d *device, c *circumstances) (*envelope.Env
 		return e, Stale, nil
 	}
 	if entry, seen := c.seen.Lookup(d.registered.Serial, e.MessageID); seen {
-		if entry.Tag == tag(e) && d.redelivers(p, entry.Session) && d.signed(e) {
+		if d.redelivers(p, e, entry, c.userNameIsClientID) && d.signed(e) {
 			return e, Redelivered, nil
 		}
 		return e, Replay, nil

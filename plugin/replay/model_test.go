@@ -78,8 +78,8 @@ func (w *world) look(k modelKey) (*modelRecord, bool) {
 // insert inserts whatever the clock says, as when memory is rebuilt.
 func (w *world) insert(k modelKey, timestamp int64) {
 	w.serial++
-	entry := Entry{Session: w.serial << 30}
-	binary.BigEndian.PutUint64(entry.Tag[:], w.serial)
+	entry := Entry{Session: uint32(w.serial << 20)}
+	binary.BigEndian.PutUint64(entry.Tag[4:], w.serial)
 	_, found := w.look(k)
 	want, n := Inserted, w.set.Len()
 	switch {

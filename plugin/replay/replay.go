@@ -30,8 +30,8 @@ const maxClock = 1 << 33
 // Entry is what a Set keeps with a remembered id, to tell a redelivery of the
 // same message from a replay.
 type Entry struct {
-	Tag     [8]byte // the first 8 bytes of the message's MAC
-	Session uint64  // the caller's mark for the connection it came on
+	Tag     [12]byte // the caller's hash of the message and of how it was published
+	Session uint32   // the caller's mark for the connection it came on
 }
 
 // Result says what [Set.Insert] did. Its zero value is none of them.
@@ -155,14 +155,14 @@ func (s *Set) Lookup(device uint32, id [16]byte) (Entry, bool) {
 	if r == nil {
 		return Entry{}, false
 	}
-	return Entry{Tag: r.tag, Session: uint64(r.session[1])<<32 | uint64(r.session[0])}, true
+	return Entry{Tag: r.tag, Session: r.session}, true
 }
 
-// SetSession changes the session that is kept with an id, if the id is remembered.
-func (s *Set) SetSession(device uint32, id [16]byte, session uint64) {
+// Update changes what is kept with an id, if the id is remembered.
+func (s *Set) Update(device uint32, id [16]byte, e Entry) {
 	key := makeKey(device, id)
 	if _, r := s.find(&key); r != nil {
-		r.session = [2]uint32{uint32(session), uint32(session >> 32)}
+		r.tag, r.session = e.Tag, e.Session
 	}
 }
 
@@ -182,8 +182,7 @@ func (s *Set) Insert(device uint32, id [16]byte, timestamp int64, e Entry) Resul
 	}
 	i, r := s.add(&key, n)
 	r.timestamp = uint32(timestamp)
-	r.tag = e.Tag
-	r.session = [2]uint32{uint32(e.Session), uint32(e.Session >> 32)}
+	r.tag, r.session = e.Tag, e.Session
 	s.link(i, r)
 	// What is inserted when it is too old already lies before the hand, which goes
 	// back for it: otherwise it would stay for a turn of the wheel.

@@ -62,7 +62,7 @@ func (g gate) expect(t *testing.T, want string, now int64, device uint32, id [16
 
 func TestKey(t *testing.T) {
 	s := New(10, 5*time.Minute)
-	want := Entry{Tag: [8]byte{1, 7: 16}, Session: 0x0123456789abcdef}
+	want := Entry{Tag: [12]byte{1, 7: 16, 11: 255}, Session: 0x89abcdef}
 	id := [16]byte{0: 1, 15: 2}
 	if got := s.Insert(7, id, epoch, want); got != Inserted {
 		t.Fatalf("Insert: %v, want Inserted", got)

@@ -20,8 +20,8 @@ type record struct {
 	chain      uint32 // the next record of the bucket, or of the free list
 	timestamp  uint32 // unix seconds
 	next, prev uint32 // neighbours in the wheel's slot
-	session    [2]uint32
-	tag        [8]byte
+	session    uint32
+	tag        [12]byte
 }
 
 // key is the device's serial, little endian, and the message id.
