@@ -248,8 +248,8 @@ static bool is_bystander(const struct mosquitto_evt_acl_check *check)
 	if(!check->topic) return false;
 	switch(check->access){
 		case MOSQ_ACL_READ:
-			/* Of a gated topic Go has to see last wills and what is empty. */
-			return (!bouncer_may_be_gated(check->topic) || (!unsettled && check->payloadlen > 0))
+			/* Of a gated topic Go has to see last wills, what is retained and what is empty. */
+			return (!bouncer_may_be_gated(check->topic) || (!unsettled && !check->retain && check->payloadlen > 0))
 					&& bouncer_is_bystander(mosquitto_client_username(check->client));
 		case MOSQ_ACL_WRITE:
 			/* Go settles what is unsettled, and where the broker never ticks, gives it what waits for it. */

@@ -167,13 +167,16 @@ func (g *Gateway) decide(p *Publish, level []byte) {
 
 // read decides on a delivery. It is asked for every subscriber of every message, so it does little.
 func (g *Gateway) read(p *Publish) Decision {
-	if _, gated := deviceLevel(g.gated, p.Topic); gated {
+	if level, gated := deviceLevel(g.gated, p.Topic); gated {
 		if len(p.Payload) == 0 {
 			return Deny // no envelope: the gateway's own, by which a retained will is removed
 		}
 		if g.pending.set && g.pending.sameMessage(p) {
 			// Access was asked to write it and Message was not called, and now it is being delivered: a last will.
 			g.refuseWill()
+			return Deny
+		}
+		if p.Retain && g.checksRetained && !g.mayServe(p, level) {
 			return Deny
 		}
 	}

@@ -94,21 +94,23 @@ type Gateway struct {
 	own        []gatedTopic
 	response   string // topic with config.DeviceID in it; empty: none
 
-	registry  *registry.Registry
-	devices   devices
-	seen      *replay.Set
-	decision  circumstances
-	pending   pendingVerdict
-	readers   envelope.Decoder // of messages that are being delivered
-	relay     relay
-	departed  uintptr    // the connection that ended last since the last tick; 0: none
-	offenders []offender // to be disconnected at the next tick
-	maxBad    int        // bad signatures a minute; 0: any number
-	forwarder *forward.Forwarder
-	journal   *journal.Journal
-	store     *store
-	record    journal.Accepted // what accept appends
-	recovered Accounts         // at the start
+	registry *registry.Registry
+	devices  devices
+	seen     *replay.Set
+	decision circumstances
+	pending  pendingVerdict
+	readers  envelope.Decoder // of messages that are being delivered
+	relay    relay
+	// checksRetained: a retained message of a gated topic is served only as long as its device is registered and enabled.
+	checksRetained bool
+	departed       uintptr    // the connection that ended last since the last tick; 0: none
+	offenders      []offender // to be disconnected at the next tick
+	maxBad         int        // bad signatures a minute; 0: any number
+	forwarder      *forward.Forwarder
+	journal        *journal.Journal
+	store          *store
+	record         journal.Accepted // what accept appends
+	recovered      Accounts         // at the start
 
 	suspensions *suspension.Set
 	housekeeper *housekeeper
@@ -235,6 +237,7 @@ func Start(configFile string, host Host) (_ *Gateway, err error) {
 	g.recoveredAnswers = nil
 	g.brokerConf, err = brokerconf.Running()
 	g.settleOthers(g.brokerConf, err)
+	g.checksRetained = checksRetained(g.brokerConf)
 	if err = g.checkBroker(); err != nil {
 		return nil, err
 	}

@@ -201,7 +201,7 @@ var bequests = []bequest{
 		g.accept(g.connect(d, mqtt5), 1, m)
 		return m
 	}},
-	{device: "repeated", reason: "forbidden_topic", passes: true, message: func(g *gate, d *device.Device, clientID string) device.Message {
+	{device: "repeated", reason: "replay", message: func(g *gate, d *device.Device, clientID string) device.Message {
 		m := d.Sign("22")
 		c, err := d.ConnectV5(g.limit(), func(c *paho.Connect) { c.ClientID = clientID })
 		g.no(err)
