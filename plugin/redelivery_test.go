@@ -48,7 +48,7 @@ func TestRedelivery(t *testing.T) {
 		{"on another gated topic, QoS 2", 2, 2, reconnect, func(p *Publish) { p.Topic = []byte("alarm/sensor_001") }, Refuse},
 		{"from another client id", 1, 1, reconnect, func(p *Publish) { p.ClientID = []byte("other") }, Refuse},
 		{"tampered with", 1, 1, reconnect, func(p *Publish) {
-			p.Payload = []byte(strings.Replace(string(p.Payload), "22", "99", 1))
+			p.Payload = []byte(strings.Replace(string(p.Payload), ":22}", ":99}", 1))
 		}, Refuse},
 	} {
 		for _, retained := range []bool{false, true} {
