@@ -238,6 +238,7 @@ func Start(configFile string, host Host) (_ *Gateway, err error) {
 	g.brokerConf, err = brokerconf.Running()
 	g.settleOthers(g.brokerConf, err)
 	g.checksRetained = checksRetained(g.brokerConf)
+	g.decision.userNameIsClientID = userNameIsClientID(g.brokerConf)
 	if err = g.checkBroker(); err != nil {
 		return nil, err
 	}

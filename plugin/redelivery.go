@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"hash/crc32"
 
+	"mosquitto-bouncer/plugin/brokerconf"
 	"mosquitto-bouncer/plugin/envelope"
 	"mosquitto-bouncer/plugin/journal"
 	"mosquitto-bouncer/plugin/replay"
@@ -150,6 +151,12 @@ func (d *device) redelivers(p *Publish, e *envelope.Envelope, known replay.Entry
 		return bytes.Equal(tag[:anyClient], known.Tag[:anyClient])
 	}
 	return tag == known.Tag && (came == 0 || d.endedSince(client, came))
+}
+
+// userNameIsClientID reports whether any listener of the broker gives clients their user name for a client id. The broker
+// reads that at its start alone.
+func userNameIsClientID(conf *brokerconf.Config) bool {
+	return conf != nil && conf.Bool("use_username_as_clientid")
 }
 
 // A publisher is a client id that a device has published from.

@@ -3,7 +3,6 @@ package plugin
 import (
 	"hash/maphash"
 	"slices"
-	"strings"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -71,14 +70,7 @@ func (g *Gateway) mayServe(p *Publish, level []byte) bool {
 
 // checksRetained reports whether the broker's configuration has check_retain_source; one that could not be read may.
 func checksRetained(conf *brokerconf.Config) bool {
-	if conf == nil {
-		return true
-	}
-	checks := false
-	for l := range conf.Lines("check_retain_source") {
-		checks = strings.HasPrefix(l.Value, "true") || strings.HasPrefix(l.Value, "1")
-	}
-	return checks
+	return conf == nil || conf.Bool("check_retain_source")
 }
 
 // RelayFailed notes that the broker did not take the copy of a message that Message had it publish: it has no memory left.

@@ -110,6 +110,16 @@ func readFiles(paths []string) (*Config, error) {
 	return c, nil
 }
 
+// Bool reports whether any line sets key, a setting that is true or false, to true.
+func (c *Config) Bool(key string) bool {
+	for l := range c.Lines(key) {
+		if strings.HasPrefix(strings.ToLower(l.Value), "true") || strings.HasPrefix(l.Value, "1") {
+			return true
+		}
+	}
+	return false
+}
+
 // Lines yields every line with the setting key, in the broker's order.
 func (c *Config) Lines(key string) iter.Seq[Line] {
 	return func(yield func(Line) bool) {
