@@ -8,9 +8,10 @@
 
 #include <string.h>
 
-/* A user name longer than any device id (docs/envelope.md) is left to Go, like one that is not in the table. */
+/* A client whose user name or client id is longer than any device id (docs/envelope.md) is left to Go, like one that is not
+ * in the table. */
 #define MAX_NAME 64
-#define NAMES 4096
+#define CLIENTS 4096
 #define MAX_TOPICS 32 /* more than bouncer.toml may have */
 
 uint64_t bouncer_device_changes = 1;
@@ -24,12 +25,27 @@ static struct {
 static size_t topic_count;
 static bool too_many_topics;
 
-/* User names that are no device's, each in the place that its hash says, as of the given count of changes; 0: none. */
+/* Clients that are no devices, by user name and client id, each in the place that its hash says, as of the given count of
+ * changes; 0: none. */
 static struct {
 	uint64_t changes;
-	uint8_t len;
-	char name[MAX_NAME];
-} names[NAMES];
+	uint8_t name_len, id_len;
+	char name[MAX_NAME], id[MAX_NAME];
+} clients[CLIENTS];
+
+static char question[16];
+static bool has_question;
+
+void bouncer_set_question(const void *payload)
+{
+	memcpy(question, payload, sizeof(question));
+	has_question = true;
+}
+
+bool bouncer_is_question(const void *payload, size_t len)
+{
+	return has_question && payload && len == sizeof(question) && memcmp(payload, question, sizeof(question)) == 0;
+}
 
 void bouncer_guard_topic(const char *before, const char *after, bool gated)
 {
@@ -73,33 +89,37 @@ bool bouncer_may_concern(const char *topic)
 	return may_match(topic, false);
 }
 
-/* FNV-1a. A client whose name shares its place with another's makes both slow, and no more. */
-static size_t place(const char *name, size_t len)
+/* FNV-1a. A client that shares its place with another makes both slow, and no more. */
+static size_t place(const char *name, size_t name_len, const char *id, size_t id_len)
 {
 	uint32_t hash = 2166136261u;
 
-	for(size_t i = 0; i < len; i++) hash = (hash ^ (uint8_t)name[i]) * 16777619u;
-	return (hash ^ hash >> 16) % NAMES;
+	for(size_t i = 0; i < name_len; i++) hash = (hash ^ (uint8_t)name[i]) * 16777619u;
+	hash = (hash ^ 0xff) * 16777619u;
+	for(size_t i = 0; i < id_len; i++) hash = (hash ^ (uint8_t)id[i]) * 16777619u;
+	return (hash ^ hash >> 16) % CLIENTS;
 }
 
-bool bouncer_is_bystander(const char *username)
+bool bouncer_is_bystander(const char *username, const char *client_id)
 {
-	if(!username) return true;
-	size_t len = strlen(username);
-	if(len == 0) return true;
-	if(len > MAX_NAME) return false;
-	size_t i = place(username, len);
-	return names[i].changes == __atomic_load_n(&bouncer_device_changes, __ATOMIC_ACQUIRE) && names[i].len == len
-			&& memcmp(names[i].name, username, len) == 0;
+	if(!client_id) return false;
+	size_t name_len = username ? strlen(username) : 0, id_len = strlen(client_id);
+	if(name_len > MAX_NAME || id_len > MAX_NAME) return false;
+	size_t i = place(username, name_len, client_id, id_len);
+	return clients[i].changes == __atomic_load_n(&bouncer_device_changes, __ATOMIC_ACQUIRE)
+			&& clients[i].name_len == name_len && clients[i].id_len == id_len
+			&& (name_len == 0 || memcmp(clients[i].name, username, name_len) == 0) && memcmp(clients[i].id, client_id, id_len) == 0;
 }
 
-void bouncer_note_bystander(const char *username, uint64_t changes)
+void bouncer_note_bystander(const char *username, const char *client_id, uint64_t changes)
 {
-	if(!username) return;
-	size_t len = strlen(username);
-	if(len == 0 || len > MAX_NAME) return;
-	size_t i = place(username, len);
-	names[i].changes = changes;
-	names[i].len = (uint8_t)len;
-	memcpy(names[i].name, username, len);
+	if(!client_id) return;
+	size_t name_len = username ? strlen(username) : 0, id_len = strlen(client_id);
+	if(name_len > MAX_NAME || id_len > MAX_NAME) return;
+	size_t i = place(username, name_len, client_id, id_len);
+	clients[i].changes = changes;
+	clients[i].name_len = (uint8_t)name_len;
+	clients[i].id_len = (uint8_t)id_len;
+	if(name_len > 0) memcpy(clients[i].name, username, name_len);
+	memcpy(clients[i].id, client_id, id_len);
 }

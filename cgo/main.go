@@ -7,8 +7,10 @@ package main
 #cgo LDFLAGS: -lcrypto -Wl,-unresolved-symbols=ignore-all
 #include <stdlib.h>
 #include <mosquitto.h>
+#include "certificate.h"
 #include "plugin.h"
 #include "properties.h"
+#include "signals.h"
 */
 import "C"
 
@@ -23,6 +25,7 @@ import (
 
 	"mosquitto-bouncer/plugin"
 	"mosquitto-bouncer/plugin/downlink"
+	"mosquitto-bouncer/plugin/subscription"
 )
 
 // gateway is the one instance in this process, and users how many plugin lines of the broker's configuration share it.
@@ -56,12 +59,31 @@ func bouncer_start(configFile *C.char) (ok C.int) {
 	}
 	gateway, users = g, 1
 	g.Topics(guardTopic)
+	question := g.SessionQuestion()
+	C.bouncer_set_question(unsafe.Pointer(&question[0]))
 	g.OnDeviceChange(func() { atomic.AddUint64((*uint64)(&C.bouncer_device_changes), 1) })
 	// The broker installs its signal handlers after this; where it never ticks, no event may come before a signal does.
 	for _, delay := range []time.Duration{100 * time.Millisecond, time.Second, 10 * time.Second} {
 		time.AfterFunc(delay, func() { C.bouncer_rearm_signals() })
 	}
+	if g.ListenerSettings() && !bool(C.bouncer_ticks_with_listener_settings()) {
+		C.bouncer_release_signals()
+	} else {
+		time.AfterFunc(releaseSignalsAfter, releaseSignals)
+	}
 	return 1
+}
+
+// releaseSignalsAfter is how long after the start a broker must have ticked.
+const releaseSignalsAfter = 10 * time.Second
+
+// releaseSignals has a thread take the signals that end a broker which does not tick, against all expectation.
+func releaseSignals() {
+	runtime.LockOSThread()
+	if bool(C.bouncer_release_signals_late()) {
+		select {} // with this thread
+	}
+	runtime.UnlockOSThread()
 }
 
 func guardTopic(before, after string, gated bool) {
@@ -132,9 +154,24 @@ func bouncer_relay_failed(code C.int) {
 }
 
 //export bouncer_disconnected
-func bouncer_disconnected(connection unsafe.Pointer, identity *C.char, identityLen C.size_t, clientID *C.char, clientIDLen C.size_t) {
+func bouncer_disconnected(p *C.struct_bouncer_publish, session C.int) {
 	defer deny("disconnect", new(C.int))
-	gateway.Disconnected(uintptr(connection), borrow(unsafe.Pointer(identity), identityLen), borrow(unsafe.Pointer(clientID), clientIDLen))
+	publish := borrowPublish(p)
+	switch session {
+	case C.BOUNCER_SESSION_STAYS:
+		gateway.Disconnected(&publish, subscription.Stays)
+	case C.BOUNCER_SESSION_ENDS:
+		gateway.Disconnected(&publish, subscription.Ends)
+	default:
+		gateway.Disconnected(&publish, subscription.MayStay)
+	}
+}
+
+//export bouncer_connected
+func bouncer_connected(p *C.struct_bouncer_publish) {
+	defer deny("connect", new(C.int))
+	publish := borrowPublish(p)
+	gateway.Connected(&publish)
 }
 
 //export bouncer_reload
@@ -163,6 +200,10 @@ func borrowPublish(p *C.struct_bouncer_publish) plugin.Publish {
 		Connection: uintptr(p.connection),
 		Identity:   borrow(unsafe.Pointer(p.identity), p.identity_len),
 		Certified:  bool(p.certified),
+
+		OtherIssuer:   bool(p.other_issuer),
+		Subscriptions: int(p.subscriptions),
+
 		ClientID:   borrow(unsafe.Pointer(p.client_id), p.client_id_len),
 		Topic:      borrow(unsafe.Pointer(p.topic), p.topic_len),
 		Payload:    borrow(p.payload, p.payload_len),
@@ -250,6 +291,17 @@ func (broker) KickUser(username string) {
 func (broker) Fingerprint(connection uintptr) (sum [32]byte, ok bool) {
 	ok = bool(C.bouncer_fingerprint(C.uintptr_t(connection), (*C.uchar)(&sum[0])))
 	return sum, ok
+}
+
+func (broker) SetIssuers(certificates [][]byte) bool {
+	C.bouncer_issuers_begin()
+	for _, der := range certificates {
+		if !bool(C.bouncer_issuers_add(unsafe.Pointer(unsafe.SliceData(der)), C.size_t(len(der)))) {
+			return false
+		}
+	}
+	C.bouncer_issuers_end()
+	return true
 }
 
 func (broker) SetOthers(others plugin.Others) {

@@ -4,7 +4,9 @@
 #define _GNU_SOURCE
 #include "plugin.h"
 #include "bystander.h"
+#include "certificate.h"
 #include "properties.h"
+#include "signals.h"
 #include "thread.h"
 
 #include <dlfcn.h>
@@ -15,13 +17,16 @@
 #include <mosquitto.h>
 #include <mosquitto_broker.h>
 #include <mosquitto_plugin.h>
-#include <openssl/evp.h>
-#include <openssl/x509.h>
 
 #include "_cgo_export.h"
 
 /* Error code of 2.1: as if this plugin had not been asked. The 2.0 headers do not have it. */
 #define PLUGIN_IGNORE 32
+
+/* Events of 2.1: a client has connected; the connection of one has ended whose session stays. Their structures begin like
+ * that of a disconnection. */
+#define EVT_CONNECT 11
+#define EVT_CLIENT_OFFLINE 28
 
 /* Where swallowed messages go, or to as much of it as the topic that it replaces has bytes. Nobody can subscribe to it by
  * a wildcard, and access to it is denied by name. */
@@ -38,7 +43,7 @@ static int not_concerned = MOSQ_ERR_PLUGIN_DEFER;
 static struct {
 	struct mosquitto *client;
 	const void *topic;
-	bool certified;
+	struct bouncer_identity identity;
 } looked_at;
 
 /* Whether Go may have a message in hand of which it cannot tell yet whether it is a last will: see Gateway.Access. */
@@ -50,78 +55,6 @@ static bool ticks;
 static size_t length(const char *s)
 {
 	return s ? strlen(s) : 0;
-}
-
-/* Whether a name is written in one of the encodings in which its bytes are the ASCII text that they seem to be. In
- * others they spell a name that its issuer has never read. */
-static bool is_text(const ASN1_STRING *name)
-{
-	switch(ASN1_STRING_type(name)){
-		case V_ASN1_UTF8STRING:
-		case V_ASN1_PRINTABLESTRING:
-		case V_ASN1_IA5STRING:
-		case V_ASN1_T61STRING: return true;
-		default: return false;
-	}
-}
-
-/* The first common names of certificates seen lately, NULL where there is none or it is no text. Each entry keeps its
- * certificate, so that no other one can come to lie at the same address. */
-static struct common_name {
-	X509 *certificate;
-	const unsigned char *text;
-	size_t len;
-	bool summed; /* the fingerprint is known; few are asked for */
-	unsigned char fingerprint[32];
-} common_names[256];
-
-/* Takes over the caller's reference. */
-static struct common_name *common_name(X509 *certificate)
-{
-	struct common_name *known = &common_names[((uintptr_t)certificate >> 4) * 0x9e3779b1u >> 8 & 255];
-
-	if(known->certificate == certificate){
-		X509_free(certificate);
-		return known;
-	}
-	X509_free(known->certificate);
-	*known = (struct common_name){.certificate = certificate};
-	X509_NAME *subject = X509_get_subject_name(certificate);
-	int at = X509_NAME_get_index_by_NID(subject, NID_commonName, -1);
-	const ASN1_STRING *name = at >= 0 ? X509_NAME_ENTRY_get_data(X509_NAME_get_entry(subject, at)) : NULL;
-	if(name && is_text(name)){
-		known->text = ASN1_STRING_get0_data(name);
-		known->len = (size_t)ASN1_STRING_length(name);
-	}
-	return known;
-}
-
-/* Whether the client presented a certificate whose first common name is its user name, byte for byte. The broker takes
- * the user name from there when use_identity_as_username is set; when it is not, the name is the client's own word. */
-static bool certified(struct mosquitto *client, const char *username)
-{
-	if(!username) return false;
-	X509 *certificate = mosquitto_client_certificate(client); /* a reference of our own */
-	if(!certificate) return false;
-	const struct common_name *name = common_name(certificate);
-	return name->text && name->len == strlen(username) && memcmp(name->text, username, name->len) == 0;
-}
-
-/* The broker installs its signal handlers after it has loaded plugins, without SA_ONSTACK. Where such a handler runs on
- * a thread of Go's, it runs on a goroutine's small stack and overflows it. The same handlers are installed again with
- * the flag. */
-void bouncer_rearm_signals(void)
-{
-	const int signals[] = {SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2, SIGRTMIN};
-
-	for(size_t i = 0; i < sizeof(signals)/sizeof(signals[0]); i++){
-		struct sigaction action;
-		if(sigaction(signals[i], NULL, &action) != 0) continue;
-		if(action.sa_handler == SIG_DFL || action.sa_handler == SIG_IGN) continue;
-		if(action.sa_flags & SA_ONSTACK) continue;
-		action.sa_flags |= SA_ONSTACK;
-		sigaction(signals[i], &action, NULL);
-	}
 }
 
 static void on_any_event(void)
@@ -152,6 +85,12 @@ static void fill(struct bouncer_publish *publish, struct mosquitto *client, cons
 		.qos = qos,
 		.retain = retain,
 	};
+}
+
+static void identify(struct bouncer_publish *publish, struct bouncer_identity identity)
+{
+	publish->certified = identity.certified;
+	publish->other_issuer = identity.other_issuer;
 }
 
 static bool is_sink(const char *topic)
@@ -212,7 +151,7 @@ static int on_message(int event, void *event_data, void *userdata)
 			message->retain);
 	publish.properties = message->properties;
 	bool checked = looked_at.client == message->client && looked_at.topic == message->topic;
-	publish.certified = checked ? looked_at.certified : certified(message->client, publish.identity);
+	identify(&publish, checked ? looked_at.identity : bouncer_identify(message->client, publish.identity));
 	looked_at.client = NULL;
 	struct bouncer_request request;
 	bouncer_read_request(message->properties, &request);
@@ -231,11 +170,18 @@ static int on_message(int event, void *event_data, void *userdata)
 	}
 }
 
+static int allow_certified(struct mosquitto *client)
+{
+	struct bouncer_identity identity = bouncer_identify(client, mosquitto_client_username(client));
+
+	if(!identity.certified) return not_concerned;
+	return identity.other_issuer ? MOSQ_ERR_ACL_DENIED : MOSQ_ERR_SUCCESS;
+}
+
 static int decided(int decision, struct mosquitto *client)
 {
 	switch(decision){
-		case BOUNCER_ALLOW_CERTIFIED:
-			return certified(client, mosquitto_client_username(client)) ? MOSQ_ERR_SUCCESS : not_concerned;
+		case BOUNCER_ALLOW_CERTIFIED: return allow_certified(client);
 		case BOUNCER_ALLOW: return MOSQ_ERR_SUCCESS;
 		case BOUNCER_NOT_CONCERNED: return not_concerned;
 		default: return MOSQ_ERR_ACL_DENIED;
@@ -250,11 +196,12 @@ static bool is_bystander(const struct mosquitto_evt_acl_check *check)
 		case MOSQ_ACL_READ:
 			/* Of a gated topic Go has to see last wills, what is retained and what is empty. */
 			return (!bouncer_may_be_gated(check->topic) || (!unsettled && !check->retain && check->payloadlen > 0))
-					&& bouncer_is_bystander(mosquitto_client_username(check->client));
+					&& !bouncer_is_question(check->payload, check->payloadlen)
+					&& bouncer_is_bystander(mosquitto_client_username(check->client), mosquitto_client_id(check->client));
 		case MOSQ_ACL_WRITE:
 			/* Go settles what is unsettled, and where the broker never ticks, gives it what waits for it. */
 			return ticks && !unsettled && !bouncer_may_concern(check->topic)
-					&& bouncer_is_bystander(mosquitto_client_username(check->client));
+					&& bouncer_is_bystander(mosquitto_client_username(check->client), mosquitto_client_id(check->client));
 		default:
 			return false;
 	}
@@ -274,10 +221,15 @@ static int on_access(int event, void *event_data, void *userdata)
 	uint64_t changes = __atomic_load_n(&bouncer_device_changes, __ATOMIC_ACQUIRE);
 	fill(&publish, check->client, check->topic, check->payload, check->payloadlen, check->qos, check->retain);
 	if(check->access != MOSQ_ACL_WRITE){
-		if(check->access == MOSQ_ACL_SUBSCRIBE) publish.certified = certified(check->client, publish.identity);
+		if(check->access != MOSQ_ACL_READ){
+			identify(&publish, bouncer_identify(check->client, publish.identity));
+			publish.subscriptions = mosquitto_client_sub_count(check->client);
+		}
 		int decision = bouncer_access(check->access, &publish);
 		/* Go is not concerned with what a client reads only if the client is no device. */
-		if(check->access == MOSQ_ACL_READ && decision == BOUNCER_NOT_CONCERNED) bouncer_note_bystander(publish.identity, changes);
+		if(check->access == MOSQ_ACL_READ && decision == BOUNCER_NOT_CONCERNED){
+			bouncer_note_bystander(publish.identity, publish.client_id, changes);
+		}
 		return decided(decision, check->client);
 	}
 
@@ -287,23 +239,45 @@ static int on_access(int event, void *event_data, void *userdata)
 	}
 	looked_at.client = check->client;
 	looked_at.topic = check->topic;
-	looked_at.certified = publish.certified = certified(check->client, publish.identity);
+	looked_at.identity = bouncer_identify(check->client, publish.identity);
+	identify(&publish, looked_at.identity);
 	int decision = bouncer_access(check->access, &publish);
 	unsettled = decision != BOUNCER_DENY && bouncer_may_be_gated(check->topic);
 	/* Nor with what a client writes elsewhere. */
-	if(decision == BOUNCER_NOT_CONCERNED) bouncer_note_bystander(publish.identity, changes);
+	if(decision == BOUNCER_NOT_CONCERNED) bouncer_note_bystander(publish.identity, publish.client_id, changes);
 	return decided(decision, check->client);
+}
+
+/* What becomes of the session of a client whose connection ends. Of an MQTT 5 client 2.0 shows no plugin what it asked for. */
+static int session_end(int event, struct mosquitto *client)
+{
+	if(event == EVT_CLIENT_OFFLINE) return BOUNCER_SESSION_STAYS;
+	if(bouncer_broker_is_2_1()) return BOUNCER_SESSION_ENDS;
+	if(mosquitto_client_protocol_version(client) == 5) return BOUNCER_SESSION_MAY_STAY;
+	return mosquitto_client_clean_session(client) ? BOUNCER_SESSION_ENDS : BOUNCER_SESSION_STAYS;
 }
 
 static int on_disconnect(int event, void *event_data, void *userdata)
 {
 	struct mosquitto_evt_disconnect *disconnect = event_data;
-	const char *id = mosquitto_client_id(disconnect->client);
-	const char *username = mosquitto_client_username(disconnect->client);
+	struct bouncer_publish publish;
 
 	on_any_event();
 	looked_at.client = NULL;
-	if(id && username) bouncer_disconnected(disconnect->client, (char *)username, length(username), (char *)id, length(id));
+	fill(&publish, disconnect->client, NULL, NULL, 0, 0, false);
+	if(publish.client_id) bouncer_disconnected(&publish, session_end(event, disconnect->client));
+	return MOSQ_ERR_SUCCESS;
+}
+
+static int on_connect(int event, void *event_data, void *userdata)
+{
+	struct mosquitto_evt_disconnect *connect = event_data; /* as far as the client */
+	struct bouncer_publish publish;
+
+	on_any_event();
+	looked_at.client = NULL;
+	fill(&publish, connect->client, NULL, NULL, 0, 0, false);
+	if(publish.client_id) bouncer_connected(&publish);
 	return MOSQ_ERR_SUCCESS;
 }
 
@@ -312,6 +286,7 @@ static int on_tick(int event, void *event_data, void *userdata)
 	on_any_event();
 	looked_at.client = NULL;
 	ticks = true;
+	bouncer_release_signals();
 	bouncer_tick();
 	unsettled = false;
 	return MOSQ_ERR_SUCCESS;
@@ -353,16 +328,7 @@ void bouncer_kick_user(const char *username)
 bool bouncer_fingerprint(uintptr_t connection, unsigned char *sum)
 {
 	must_be_on(broker_thread, "certificate");
-	X509 *certificate = mosquitto_client_certificate((struct mosquitto *)connection); /* a reference of our own */
-	if(!certificate) return false;
-	struct common_name *known = common_name(certificate);
-	if(!known->summed){
-		unsigned int len = 0;
-		if(!X509_digest(certificate, EVP_sha256(), known->fingerprint, &len) || len != sizeof(known->fingerprint)) return false;
-		known->summed = true;
-	}
-	memcpy(sum, known->fingerprint, sizeof(known->fingerprint));
-	return true;
+	return bouncer_certificate_sum((struct mosquitto *)connection, sum);
 }
 
 void bouncer_log(int level, const char *line)
@@ -395,11 +361,27 @@ void bouncer_wake(void)
 	pthread_kill(broker_thread, SIGURG);
 }
 
+bool bouncer_ticks_with_listener_settings(void)
+{
+	int (*library_version)(int *, int *, int *) = NULL;
+	int major = 0, minor = 0, patch = 0;
+
+	if(bouncer_broker_is_2_1()) return true;
+	void *library = dlopen("libmosquitto.so.1", RTLD_NOW | RTLD_LOCAL); /* of the same package, and so of the same version */
+	if(!library) return false;
+	void *symbol = dlsym(library, "mosquitto_lib_version");
+	memcpy(&library_version, &symbol, sizeof(symbol)); /* ISO C has no cast for it */
+	if(library_version) library_version(&major, &minor, &patch);
+	dlclose(library);
+	return major*1000000 + minor*1000 + patch >= 2000015;
+}
+
 int mosquitto_plugin_version(int supported_version_count, const int *supported_versions)
 {
 	for(int i = 0; i < supported_version_count; i++){
 		if(supported_versions[i] == 5) return 5;
 	}
+	bouncer_release_signals();
 	return -1;
 }
 
@@ -416,9 +398,13 @@ static int register_callbacks(mosquitto_plugin_id_t *identifier)
 		{MOSQ_EVT_DISCONNECT, on_disconnect},
 		{MOSQ_EVT_TICK, on_tick},
 		{MOSQ_EVT_RELOAD, on_reload},
+		/* from 2.1 on */
+		{EVT_CONNECT, on_connect},
+		{EVT_CLIENT_OFFLINE, on_disconnect},
 	};
+	size_t count = sizeof(callbacks)/sizeof(callbacks[0]) - (bouncer_broker_is_2_1() ? 0 : 2);
 
-	for(size_t i = 0; i < sizeof(callbacks)/sizeof(callbacks[0]); i++){
+	for(size_t i = 0; i < count; i++){
 		int rc = mosquitto_callback_register(identifier, callbacks[i].event, callbacks[i].callback, NULL, NULL);
 		if(rc != MOSQ_ERR_SUCCESS){
 			mosquitto_log_printf(MOSQ_LOG_ERR, "bouncer: the broker did not register the callback for event %d "
@@ -429,7 +415,7 @@ static int register_callbacks(mosquitto_plugin_id_t *identifier)
 	return MOSQ_ERR_SUCCESS;
 }
 
-int mosquitto_plugin_init(mosquitto_plugin_id_t *identifier, void **userdata, struct mosquitto_opt *options, int option_count)
+static int start(mosquitto_plugin_id_t *identifier, void **userdata, struct mosquitto_opt *options, int option_count)
 {
 	const char *config_file = NULL;
 
@@ -457,6 +443,14 @@ int mosquitto_plugin_init(mosquitto_plugin_id_t *identifier, void **userdata, st
 	}
 	*userdata = &broker_thread; /* anything but NULL: 2.1 calls the clean-up after a failed start too */
 	return MOSQ_ERR_SUCCESS;
+}
+
+int mosquitto_plugin_init(mosquitto_plugin_id_t *identifier, void **userdata, struct mosquitto_opt *options, int option_count)
+{
+	int rc = start(identifier, userdata, options, option_count);
+
+	if(rc != MOSQ_ERR_SUCCESS) bouncer_release_signals(); /* the broker ends, and no tick comes */
+	return rc;
 }
 
 int mosquitto_plugin_cleanup(void *userdata, struct mosquitto_opt *options, int option_count)

@@ -27,6 +27,8 @@ struct bouncer_publish {
 	bool retain;
 	const void *properties; /* of MQTT 5, in a message; NULL: none */
 	bool certified; /* a certificate was presented and identity is its common name */
+	bool other_issuer; /* and none of the issuers has signed it, though there are some */
+	int subscriptions; /* the length of the broker's list of the session's; in SUBSCRIBE and UNSUBSCRIBE alone */
 };
 
 /* What bouncer_message returns. */
@@ -43,6 +45,13 @@ enum bouncer_decision {
 	BOUNCER_ALLOW = 1,
 	BOUNCER_NOT_CONCERNED = 2,
 	BOUNCER_ALLOW_CERTIFIED = 3, /* allow if the certificate bears the user name, else not concerned */
+};
+
+/* What becomes of a session when its connection ends. */
+enum bouncer_session {
+	BOUNCER_SESSION_MAY_STAY = 0,
+	BOUNCER_SESSION_STAYS = 1,
+	BOUNCER_SESSION_ENDS = 2,
 };
 
 /* How questions of access are answered that are not the gateway's concern. */
@@ -72,6 +81,12 @@ void bouncer_kick_user(const char *username);
  * publish which is being looked at. Broker's thread only. */
 bool bouncer_fingerprint(uintptr_t connection, unsigned char *sum);
 
+/* Sets the payload, 16 bytes, of messages that nobody may read: the broker is asked by them who has subscribed. */
+void bouncer_set_question(const void *payload);
+
+/* Whether the broker ticks with per_listener_settings true; where it cannot be told, false. */
+bool bouncer_ticks_with_listener_settings(void);
+
 /* Writes "bouncer: " and the line to the broker's log. Broker's thread only. */
 void bouncer_log(int level, const char *line);
 
@@ -80,9 +95,6 @@ void bouncer_log(int level, const char *line);
 struct bouncer_properties;
 int bouncer_publish_to(const char *topic, const void *payload, int payload_len, int qos, bool retain,
 		const struct bouncer_properties *properties);
-
-/* Has the broker's signal handlers run on a stack of their own. Any thread. */
-void bouncer_rearm_signals(void);
 
 /* Ends the present sleep of the broker's thread. Any thread. */
 void bouncer_wake(void);

@@ -70,10 +70,7 @@ func (g *Gateway) Access(action Action, p *Publish) (decision Decision) {
 	case Subscribe:
 		return g.subscribe(p)
 	case Unsubscribe:
-		if g.isDevice(p.Identity) {
-			return Allow
-		}
-		return NotConcerned
+		return g.unsubscribe(p)
 	default:
 		return Deny
 	}
@@ -93,15 +90,22 @@ func (g *Gateway) Topics(name func(before, after string, gated bool)) {
 	}
 }
 
-// OnDeviceChange has changed called after every change of the registry, from another goroutine: only then can a user
-// name become a device's. Whoever has noted before that a Read, or a Write to a topic that Topics does not name, was not
+// OnDeviceChange has changed called after every change of the registry, from another goroutine, and whenever another client
+// id becomes somebody's: only then can a user name become a device's, or a client id another identity's. Whoever has noted before that a Read, or a Write to a topic that Topics does not name, was not
 // concerned may keep to that until then.
-func (g *Gateway) OnDeviceChange(changed func()) { g.registry.OnChange(changed) }
+func (g *Gateway) OnDeviceChange(changed func()) {
+	g.registry.OnChange(changed)
+	g.clientIDs.changed = changed
+}
 
 // write decides on a publish or a last will.
 func (g *Gateway) write(p *Publish) Decision {
 	g.endPending()
 	g.drain()
+	if g.clientIDs.foreign(p) {
+		g.refuseForeign(p)
+		return Deny
+	}
 	level, gated := deviceLevel(g.gated, p.Topic)
 	if !gated {
 		// The topics of the gateway are its own, and a device has no others to publish to.
@@ -113,6 +117,7 @@ func (g *Gateway) write(p *Publish) Decision {
 			g.forbid(p, errPublish)
 			return Deny
 		}
+		g.clientIDs.note(p)
 		return NotConcerned
 	}
 	if g.hasDeparted(p) {
@@ -180,32 +185,25 @@ func (g *Gateway) read(p *Publish) Decision {
 			return Deny
 		}
 	}
+	if g.sessionQuestions.answers(p) {
+		return Deny
+	}
+	if g.clientIDs.foreign(p) {
+		return Deny // it has taken over the session, and what waits in it is not for it to read
+	}
 	if !g.isDevice(p.Identity) {
 		return NotConcerned
+	}
+	if d := g.registry.Lookup(p.Identity); d != nil && d.Disabled {
+		return Deny
 	}
 	return g.ownTopic(p)
-}
-
-// subscribe decides on a subscription. A device may subscribe to its own three topics, each by its name; others are
-// not concerned.
-func (g *Gateway) subscribe(p *Publish) Decision {
-	if !g.isDevice(p.Identity) {
-		return NotConcerned
-	}
-	d := g.ownTopic(p)
-	if d == Deny {
-		g.forbid(p, errSubscription)
-	} else if p.Certified {
-		g.commands.wanted(p.Identity, p.Topic)
-	}
-	return d
 }
 
 // ownTopic decides on a device's wish to have what is published to a topic. Who bears the name without the certificate,
 // as a device does whose session outlives its connection, has no claim of his own: others decide.
 func (g *Gateway) ownTopic(p *Publish) Decision {
-	level, own := deviceLevel(g.own, p.Topic)
-	if own && bytes.Equal(level, p.Identity) {
+	if g.isOwnTopic(p) {
 		if d := g.registry.Lookup(p.Identity); d != nil && !g.otherCertificate(p, d) {
 			return AllowCertified
 		}

@@ -58,6 +58,7 @@ func (silentBroker) Log(slog.Level, string)                      {}
 func (silentBroker) Publish(downlink.Publish) error              { return nil }
 func (silentBroker) Kick(string)                                 {}
 func (silentBroker) KickUser(string)                             {}
+func (silentBroker) SetIssuers([][]byte) bool                    { return true }
 func (silentBroker) Fingerprint(uintptr) (sum [32]byte, ok bool) { return }
 func (silentBroker) Wake()                                       {}
 func (silentBroker) SetOthers(Others)                            {}

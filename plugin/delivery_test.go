@@ -17,6 +17,7 @@ import (
 	"mosquitto-bouncer/plugin/journal"
 	"mosquitto-bouncer/plugin/registry"
 	"mosquitto-bouncer/plugin/replay"
+	"mosquitto-bouncer/plugin/subscription"
 )
 
 // tickUntil ticks until a condition is met.
@@ -52,7 +53,7 @@ func TestRestartRemembers(t *testing.T) {
 		if o := g.send(p); o != Refuse || !strings.Contains(g.host.last(), "reason=replay") {
 			t.Errorf("QoS %d, on the same connection: outcome %d: %s", qos, o, g.host.last())
 		}
-		g.Disconnected(p.Connection, p.Identity, p.ClientID)
+		g.Disconnected(p, subscription.MayStay)
 		g.Tick()
 		if o := g.send(p); o != again {
 			t.Errorf("QoS %d, once more over another connection: outcome %d: %s", qos, o, g.host.last())

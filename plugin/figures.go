@@ -19,6 +19,8 @@ type figures struct {
 	downDropped   atomic.Uint64 // by any goroutine
 	downExpired   atomic.Uint64 // answers to old messages; by any goroutine
 
+	foreignClients atomic.Uint64 // connections under the client id of another identity
+
 	access, message metrics.Timer
 }
 
@@ -30,8 +32,11 @@ func (f *figures) tick(now time.Time) {
 // readFigures gathers all figures. Any goroutine.
 func (g *Gateway) readFigures() metrics.Figures {
 	f := metrics.Figures{
-		Version:   Version,
-		Notices:   g.notices.sent.Load(),
+		Version: Version,
+		Notices: g.notices.sent.Load(),
+
+		ForeignClients: g.figures.foreignClients.Load(),
+
 		Delivery:  g.deliveryFigures(),
 		Journal:   g.journalFigures(),
 		ReplayIDs: g.seen.Len(),

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime/debug"
-	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -25,6 +24,7 @@ import (
 	"mosquitto-bouncer/plugin/journal"
 	"mosquitto-bouncer/plugin/registry"
 	"mosquitto-bouncer/plugin/replay"
+	"mosquitto-bouncer/plugin/subscription"
 	"mosquitto-bouncer/plugin/suspension"
 )
 
@@ -72,6 +72,9 @@ type Host interface {
 	Fingerprint(connection uintptr) ([32]byte, bool)
 	// Wake ends the present sleep of the broker's thread. Any thread; returns at once.
 	Wake()
+	// SetIssuers sets the certificates of CAs, DER, of which one must have signed the certificate of a client that is a device;
+	// none: any may have. False: one of them cannot be used, and those that were set before stay. Broker's thread only.
+	SetIssuers([][]byte) bool
 	// SetOthers says how questions of access are answered that are not the gateway's concern. Broker's thread only.
 	SetOthers(Others)
 	// Is2_1 reports whether the broker is Mosquitto 2.1 or later.
@@ -94,18 +97,19 @@ type Gateway struct {
 	own        []gatedTopic
 	response   string // topic with config.DeviceID in it; empty: none
 
-	registry *registry.Registry
-	devices  devices
-	seen     *replay.Set
-	decision circumstances
-	pending  pendingVerdict
-	readers  envelope.Decoder // of messages that are being delivered
-	relay    relay
+	registry  *registry.Registry
+	clientIDs clientIDs
+	devices   devices
+	seen      *replay.Set
+	decision  circumstances
+	pending   pendingVerdict
+	readers   envelope.Decoder // of messages that are being delivered
+	relay     relay
 	// checksRetained: a retained message of a gated topic is served only as long as its device is registered and enabled.
 	checksRetained bool
-	departed       uintptr    // the connection that ended last since the last tick; 0: none
-	offenders      []offender // to be disconnected at the next tick
-	maxBad         int        // bad signatures a minute; 0: any number
+	departed       uintptr // the connection that ended last since the last tick; 0: none
+	offenders      offenders
+	maxBad         int // bad signatures a minute; 0: any number
 	forwarder      *forward.Forwarder
 	journal        *journal.Journal
 	store          *store
@@ -135,6 +139,9 @@ type Gateway struct {
 	clockOff clockOff
 	ticks    uint64 // how often Tick was called
 	tickless bool   // the log has been told that it never is
+
+	subscriptions    *subscription.Table
+	sessionQuestions *sessionQuestions
 
 	contexts responseContexts
 	notices  notices
@@ -183,7 +190,10 @@ func Start(configFile string, host Host) (_ *Gateway, err error) {
 		complaints:   rate.Sometimes{Interval: 10 * time.Minute},
 		staleAnswers: rate.Sometimes{Interval: time.Minute},
 		answerRules:  answerRules{c.Response.MaxAge, c.Response.Wrap, c.Publish.Tolerance},
+
+		subscriptions: subscription.New(),
 	}
+	g.sessionQuestions = newSessionQuestions(g.subscriptions)
 	defer func() {
 		if err != nil {
 			g.stop()
@@ -217,6 +227,7 @@ func Start(configFile string, host Host) (_ *Gateway, err error) {
 	if g.registry, err = registry.Open(c.Database, g.log, registry.WithKey(key)); err != nil {
 		return nil, fmt.Errorf("%s: %w", c.Where("database"), err)
 	}
+	g.clientIDs.registry = g.registry
 	// From 2.1 on the broker's thread sleeps between a tick and the sending of what was published in it.
 	rounds := uint64(1)
 	if host.Is2_1() {
@@ -235,6 +246,9 @@ func Start(configFile string, host Host) (_ *Gateway, err error) {
 	}
 	g.restoreAnswers(g.recoveredAnswers)
 	g.recoveredAnswers = nil
+	if err = g.useIssuers(c.Publish.Issuers, c.Where("publish.issuers")); err != nil {
+		return nil, err
+	}
 	g.brokerConf, err = brokerconf.Running()
 	g.settleOthers(g.brokerConf, err)
 	g.checksRetained = checksRetained(g.brokerConf)
@@ -271,32 +285,50 @@ func (g *Gateway) Tick() {
 	g.drain()
 	g.forwarder.Dispatch()
 	g.kickRevoked()
-	// Kick calls Disconnected, which takes the client off the list.
-	for len(g.offenders) > 0 {
-		last := g.offenders[len(g.offenders)-1]
-		g.offenders = g.offenders[:len(g.offenders)-1]
-		g.host.Log(slog.LevelWarn, fmt.Sprintf("disconnected for %d bad signatures in a minute ([publish] max_bad_signatures) device=%s client=%s",
-			g.maxBad, appendValue(nil, []byte(last.device)), appendValue(nil, []byte(last.client))))
-		g.host.Kick(last.client)
-	}
+	g.offenders.disconnect(g.host.Kick, func(line string) { g.host.Log(slog.LevelWarn, line) })
+	g.sessionQuestions.tick(g.ticks, g.host.Publish)
 	g.seen.Expire(now.Unix(), expirePerTick)
 	g.noteForgotten(now.Unix())
 	g.refusals.flush(now, g.host.Log)
 }
 
-// Disconnected notes that a client's connection has ended; connection is Publish.Connection.
-func (g *Gateway) Disconnected(connection uintptr, identity, clientID []byte) {
+// Disconnected notes that a client's connection has ended, and what has become of its session. Of p only Connection,
+// Identity and ClientID count.
+func (g *Gateway) Disconnected(p *Publish, end subscription.End) {
 	defer func() {
 		if v := recover(); v != nil {
 			g.survived("disconnect", v)
 		}
 	}()
 	g.endPending()
-	g.departed = connection
-	g.offenders = slices.DeleteFunc(g.offenders, func(o offender) bool { return o.connection == connection })
-	if d := g.devices.known(g.registry.Lookup(identity)); d != nil {
-		d.disconnected(clientID)
+	g.departed = p.Connection
+	noted := g.offenders.ended(p.Connection)
+	if g.clientIDs.foreign(p) {
+		if !noted && !g.offenders.kicking {
+			g.foreignEnded(p)
+		}
+		return
 	}
+	if g.subscriptions.Ended(p.Identity, p.ClientID, p.Connection, end) && g.asksSessions() {
+		g.sessionQuestions.add(p.Identity, p.ClientID)
+	}
+	if d := g.devices.known(g.registry.Lookup(p.Identity)); d != nil {
+		d.disconnected(p.ClientID)
+	}
+}
+
+// SessionQuestion returns the payload of messages that nobody may read, for as long as the gateway runs.
+func (g *Gateway) SessionQuestion() []byte { return g.sessionQuestions.message }
+
+// ListenerSettings reports whether the broker has per_listener_settings true, or may have.
+func (g *Gateway) ListenerSettings() bool {
+	return g.brokerConf == nil || g.brokerConf.PerListenerSettings
+}
+
+// asksSessions reports whether the broker answers questions about sessions: a bridge of its own would be sent them, and
+// with per_listener_settings it does not ask about sessions that are away.
+func (g *Gateway) asksSessions() bool {
+	return !g.ListenerSettings() && !g.brokerConf.Has("connection")
 }
 
 // Stop ends everything that Start began. It waits up to stopWithin for the backend to take what is still queued.

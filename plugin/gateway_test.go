@@ -20,6 +20,7 @@ import (
 	"mosquitto-bouncer/plugin/config"
 	"mosquitto-bouncer/plugin/downlink"
 	"mosquitto-bouncer/plugin/registry"
+	"mosquitto-bouncer/plugin/subscription"
 )
 
 // aBroker is a Host that notes what it is told.
@@ -29,6 +30,7 @@ type aBroker struct {
 	kicked    []string
 
 	fingerprint [32]byte
+	issuers     [][]byte
 	others      Others
 	wakes       atomic.Int64
 }
@@ -41,6 +43,7 @@ func (b *aBroker) Fingerprint(uintptr) ([32]byte, bool) {
 	return b.fingerprint, b.fingerprint != [32]byte{}
 }
 func (b *aBroker) Wake()                             { b.wakes.Add(1) }
+func (b *aBroker) SetIssuers(all [][]byte) bool      { b.issuers = all; return true }
 func (b *aBroker) SetOthers(o Others)                { b.others = o }
 func (b *aBroker) Is2_1() bool                       { return false }
 func (b *aBroker) Traceparent(unsafe.Pointer) string { return "" }
@@ -189,7 +192,9 @@ func TestAccessToTopics(t *testing.T) {
 		{Write, "dashboard", "device/sensor_001/data", Deny},
 		{Write, "dashboard", "news", NotConcerned},
 		{Write, "", "$CONTROL/dynamic-security/v1", NotConcerned},
-		{Unsubscribe, "sensor_001", "#", Allow},
+		{Unsubscribe, "sensor_001", "device/sensor_001/response/a/b/c/d/e/f", Allow},
+		{Unsubscribe, "sensor_001", "device/sensor_002/response", Deny},
+		{Unsubscribe, "sensor_001", "#", Deny}, // not under its own client id
 		{Unsubscribe, "dashboard", "#", NotConcerned},
 		{Action(0), "dashboard", "news", Deny},
 		{Action(3), "dashboard", "news", Deny},
@@ -245,7 +250,7 @@ func TestAWillAfterTheDisconnectionIsRefused(t *testing.T) {
 	g := startGateway(t, "")
 	g.Tick()
 	will := g.fresh("sensor_001")
-	g.Disconnected(will.Connection, will.Identity, will.ClientID)
+	g.Disconnected(will, subscription.MayStay)
 	next := g.fresh("sensor_001")
 	next.Connection = 2
 	if g.send(next) != Route {

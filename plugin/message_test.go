@@ -4,6 +4,8 @@ import (
 	"strings"
 	"testing"
 	"unsafe"
+
+	"mosquitto-bouncer/plugin/subscription"
 )
 
 // panicking is a broker that fails in the middle of an acceptance.
@@ -25,7 +27,7 @@ func TestAPanicRemembersNothing(t *testing.T) {
 		t.Fatalf("outcome %d: %s", o, g.host.last())
 	}
 	g.Gateway.host = g.host
-	g.Disconnected(p.Connection, p.Identity, p.ClientID)
+	g.Disconnected(p, subscription.MayStay)
 	g.Tick()
 	p.Connection++
 	if o := g.send(p); o != Route {

@@ -74,9 +74,10 @@ func (g *Gateway) checkBroker() error {
 	if line, found := g.brokerConf.PluginBefore(self); found && !g.host.Is2_1() {
 		return fmt.Errorf("%s: stands before this plugin, and what it allows would never be checked; put the lines of this plugin first", line)
 	}
-	if line, found := g.brokerConf.IncomingBridge(); found && g.brokerConf.PerListenerSettings {
-		return fmt.Errorf("%s: with per_listener_settings true no plugin is asked about what a bridge brings; set per_listener_settings false, or let the bridge bring nothing", line)
+	if line, found := g.brokerConf.IncomingBridge(); found && g.brokerConf.PerListenerSettings && !(g.host.Is2_1() && g.brokerConf.LoadedForAll(self)) {
+		return fmt.Errorf("%s: with per_listener_settings true no plugin is asked about what a bridge brings; set per_listener_settings false, or let the bridge bring nothing (Mosquitto 2.1 asks a plugin that global_plugin loads)", line)
 	}
+	g.warnOfIssuers()
 	for _, l := range g.brokerConf.Unguarded(self) {
 		g.log.Warn("per_listener_settings is true and this listener has no plugin line: its clients publish to gated topics "+
 			"unchecked; add the plugin lines to it", "listener", l.String())

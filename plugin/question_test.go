@@ -15,6 +15,7 @@ import (
 
 	"mosquitto-bouncer/plugin/httpd"
 	"mosquitto-bouncer/plugin/registry"
+	"mosquitto-bouncer/plugin/subscription"
 	"mosquitto-bouncer/plugin/suspension"
 )
 
@@ -76,7 +77,7 @@ func TestWhatIsKnownOfADevice(t *testing.T) {
 	tampered := g.fresh("sensor_001")
 	tampered.Payload = []byte(strings.Replace(string(tampered.Payload), `"t":22`, `"t":23`, 1))
 	g.send(tampered)
-	g.Disconnected(1, first.Identity, first.ClientID)
+	g.Disconnected(&Publish{Connection: 1, Identity: first.Identity, ClientID: first.ClientID}, subscription.MayStay)
 	again := *first
 	again.Connection = 3
 	g.Tick()

@@ -7,11 +7,12 @@ import (
 
 	"mosquitto-bouncer/plugin/journal"
 	"mosquitto-bouncer/plugin/replay"
+	"mosquitto-bouncer/plugin/subscription"
 )
 
 // reconnect ends the connection that p came on.
 func (g *aGateway) reconnect(p *Publish) {
-	g.Disconnected(p.Connection, p.Identity, p.ClientID)
+	g.Disconnected(p, subscription.MayStay)
 	g.Tick()
 }
 

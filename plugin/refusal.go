@@ -23,13 +23,6 @@ func (c *clockOff) Error() string {
 	}
 }
 
-// An offender is a client that is to be disconnected, unless its connection ends by itself before.
-type offender struct {
-	connection uintptr
-	device     string
-	client     string
-}
-
 // endPending closes the case of a message that Access let pass and Message was not asked about: a last will. It was kept
 // from subscribers; that it was sent at all is put right here as far as it can be: its id is used up, and where the
 // broker has retained it, that is undone.
@@ -86,8 +79,8 @@ func (g *Gateway) refuse(p *Publish, d *device, e *envelope.Envelope, reason Rea
 	g.notify(p, messageID, reason, detail)
 	g.refusals.refused(g.decision.now, p, d, messageID, reason, detail, g.host.Log)
 	g.auditDenial(p, messageID, reason, detail)
-	if reason == BadSignature && g.maxBad > 0 && d.bad.add(g.decision.now, g.maxBad) && len(g.offenders) < maxOffenders {
-		g.offenders = append(g.offenders, offender{p.Connection, string(p.Identity), string(p.ClientID)})
+	if reason == BadSignature && g.maxBad > 0 && d.bad.add(g.decision.now, g.maxBad) {
+		g.offenders.add(p, fmt.Sprintf("for %d bad signatures in a minute ([publish] max_bad_signatures)", g.maxBad))
 	}
 }
 
@@ -101,8 +94,8 @@ func (g *Gateway) refuseWill() {
 }
 
 var (
-	errWill         = errors.New("a last will on a gated topic reaches nobody")
-	errOwnTopic     = errors.New("the gateway alone publishes on this topic")
-	errPublish      = errors.New("a device may publish on its gated topic alone")
-	errSubscription = errors.New("a device may subscribe to its own response, command and rejected topics alone")
+	errWill        = errors.New("a last will on a gated topic reaches nobody")
+	errOwnTopic    = errors.New("the gateway alone publishes on this topic")
+	errOtherIssuer = errors.New("the certificate is signed by none of [publish] issuers; if an intermediate CA signs the devices' certificates, name its certificate there")
+	errPublish     = errors.New("a device may publish on its gated topic alone")
 )

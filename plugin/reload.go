@@ -157,6 +157,11 @@ func (g *Gateway) adopt(next *config.Config, key *registry.Key) {
 	now.Publish.Rate, now.Publish.Burst = next.Publish.Rate, next.Publish.Burst
 	now.Publish.MaxBadSignatures = next.Publish.MaxBadSignatures
 	now.ACL = next.ACL
+	if err := g.useIssuers(next.Publish.Issuers, next.Where("publish.issuers")); err != nil {
+		g.log.Error("the issuers that were in force stay so", "error", err)
+	} else {
+		now.Publish.Issuers = next.Publish.Issuers
+	}
 	g.decision.maxBytes = now.Publish.MaxBytes
 	g.devices.setLimit(deviceLimit(&now))
 	g.maxBad = now.Publish.MaxBadSignatures
@@ -177,6 +182,7 @@ func (g *Gateway) adopt(next *config.Config, key *registry.Key) {
 		g.audit.Reopen(auditOptions(&now))
 	}
 	g.config = &now
+	g.warnOfIssuers()
 }
 
 // deviceLimit is the rate limit of each device.

@@ -81,7 +81,7 @@ func (g *Gateway) kickRevoked() {
 	}
 	ids, leftOut := g.revoked.take(maxKicksPerTick)
 	for _, id := range ids {
-		g.host.KickUser(id)
+		g.offenders.kick(func() { g.host.KickUser(id) })
 	}
 	if leftOut > 0 {
 		g.host.Log(slog.LevelWarn, "more devices were disabled or removed at once than can be disconnected; "+

@@ -51,6 +51,15 @@ func (g gatedTopic) deviceAbove(topic []byte) ([]byte, bool) {
 	return level, len(rest) == 0 || rest[0] == '/' && !bytes.ContainsAny(rest, "+#")
 }
 
+// levelsBelow returns by how many levels topic lies below what the filter matches, and whether it does.
+func (g gatedTopic) levelsBelow(topic []byte) (int, bool) {
+	level, ok := g.device(topic)
+	if !ok || !g.below {
+		return 0, ok
+	}
+	return bytes.Count(topic[len(g.before)+len(level)+len(g.after):], []byte("/")), true
+}
+
 // deviceLevel returns the device id's level of topic by the first filter that matches it, and whether one does: whether
 // topic is gated.
 func deviceLevel(gated []gatedTopic, topic []byte) ([]byte, bool) {

@@ -27,8 +27,9 @@ const (
 	Future
 	Replay
 	BadSignature
-	Overloaded // the message is good, but there is no room to remember or to keep it
-	Forbidden  // a topic with which the client has no business, gated or not
+	Overloaded    // the message is good, but there is no room to remember or to keep it
+	ForeignClient // the client id is another identity's
+	Forbidden     // a topic with which the client has no business, gated or not
 	Accepted
 	Redelivered // accepted before, and here again because the acknowledgement was lost: acknowledged, and no more
 	reasonCount
@@ -50,6 +51,7 @@ var reasonNames = [reasonCount]string{
 	Replay:           "replay",
 	BadSignature:     "bad_signature",
 	Overloaded:       "overloaded",
+	ForeignClient:    "foreign_client_id",
 	Forbidden:        "forbidden_topic",
 	Accepted:         "accepted",
 	Redelivered:      "redelivered",
@@ -96,6 +98,12 @@ type Publish struct {
 	// OtherCertificate reports that certificates are pinned for the device, and that the client's is none of them. The
 	// gateway finds it out itself.
 	OtherCertificate bool
+	// OtherIssuer reports that [publish] issuers are set and that none of them has signed the certificate that the client
+	// presented.
+	OtherIssuer bool
+	// Subscriptions is the length of the broker's list of the session's subscriptions, which never shrinks. Only Subscribe
+	// and Unsubscribe are told it.
+	Subscriptions int
 	// ClientID is the client's MQTT client id.
 	ClientID []byte
 	// Topic is the topic as the broker will route it, a listener's mount point included.
@@ -135,6 +143,9 @@ type circumstances struct {
 func judge(p *Publish, level []byte, d *device, c *circumstances) (*envelope.Envelope, Reason, error) {
 	if !p.Certified || len(p.Identity) == 0 {
 		return nil, NoTLSIdentity, nil
+	}
+	if p.OtherIssuer {
+		return nil, NoTLSIdentity, errOtherIssuer
 	}
 	if p.OtherCertificate {
 		return nil, NoTLSIdentity, errOtherCertificate

@@ -14,6 +14,7 @@ import (
 	"github.com/google/uuid"
 
 	"mosquitto-bouncer/plugin/httpd"
+	"mosquitto-bouncer/plugin/subscription"
 )
 
 func TestResponseContextsAreBounded(t *testing.T) {
@@ -131,7 +132,7 @@ func TestNotices(t *testing.T) {
 	will := stale()
 	will.Connection = 7
 	g.Tick()
-	g.Disconnected(7, []byte("sensor_001"), []byte("sensor_001"))
+	g.Disconnected(&Publish{Connection: 7, Identity: []byte("sensor_001"), ClientID: []byte("sensor_001")}, subscription.MayStay)
 	if got := notice(will); got != "" {
 		t.Error(got)
 	}

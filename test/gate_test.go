@@ -254,6 +254,17 @@ func (g *gate) refuse(c *client, topic string, qos byte, m device.Message, reaso
 	if c.username != "" {
 		topic = "device/" + c.username + "/response"
 	}
+	if reason == "disabled" { // which may not
+		g.mu.Lock()
+		g.refused = append(g.refused, delivery{topic: topic, what: "subscription"})
+		g.mu.Unlock()
+		if code := g.subscribe(c, topic); code < 0x80 {
+			g.Errorf("%s: and may subscribe: 0x%02x", what, code)
+		}
+		_, err := g.broker.WaitLog(g.limit(), mark, broker.Contains("bouncer: refused device=", "topic="+topic, "reason=disabled"))
+		g.no(err)
+		return
+	}
 	if err := c.Subscribe(g.limit(), topic, 0); err != nil {
 		g.Errorf("%s: the connection afterwards: %v", what, err)
 	}

@@ -96,6 +96,11 @@ type Publish struct {
 	// it back, 0 to 1000000. Default 0: as many as one second of Rate allows,
 	// at least one; that number is what Load puts here. Without a rate it is 0.
 	Burst int
+	// Issuers are the certificates (DER) of the CAs that sign devices'
+	// certificates, from the PEM files that issuers names, at most 32 in 16
+	// files. A client's certificate counts for a device only if one of them has
+	// signed it itself. Default none: any CA that a listener trusts may.
+	Issuers [][]byte
 	// MaxBadSignatures is how many of a device's publishes may fail for a bad
 	// signature within a minute before its client is disconnected, 0 to
 	// 1000000. 0: any number. Default 60.
@@ -287,6 +292,8 @@ func (d *document) publish() Publish {
 		MaxBytes:  int(d.size("publish.max_bytes", 65536, 256, 268435455)),
 		Rate:      d.number("publish.rate", 0, 0, 1e6),
 		Burst:     int(d.integer("publish.burst", 0, 0, 1e6)),
+
+		Issuers: d.issuers("publish.issuers"),
 
 		MaxBadSignatures: int(d.integer("publish.max_bad_signatures", 60, 0, 1e6)),
 	}

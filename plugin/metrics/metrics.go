@@ -15,8 +15,10 @@ type Figures struct {
 	Version  string
 	Verdicts []Count // accepted and redelivered publishes, and refused ones by their reason
 	Notices  uint64  // devices told of a refusal
-	Delivery Delivery
-	Journal  Journal
+	// ForeignClients are connections under the client id of another identity.
+	ForeignClients uint64
+	Delivery       Delivery
+	Journal        Journal
 	// ReplayIDs are the remembered message ids, ReplayMax how many there may be.
 	ReplayIDs, ReplayMax int
 	Registry             Registry
@@ -131,6 +133,7 @@ func (read collector) Collect(to chan<- prometheus.Metric) {
 		s.counter("publishes_total", "Publishes to gated topics by verdict, and what else devices were refused.", v.N, "verdict", v.Name)
 	}
 	s.counter("rejection_notices_total", "Devices told why a publish was refused.", f.Notices)
+	s.counter("foreign_client_ids_total", "Connections under the client id of another identity.", f.ForeignClients)
 	s.counter("ticks_total", "How often the broker's thread came round.", f.Ticks)
 	s.gauge("config_reload_failed", "Whether bouncer.toml could not be read again at the last SIGHUP.", oneIf(f.BadReload))
 	s.delivery(&f.Delivery)
