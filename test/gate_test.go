@@ -113,6 +113,7 @@ type client struct {
 	*device.Device
 	protocol protocol
 	username string
+	disabled bool // registered, and disabled
 }
 
 // connect opens a connection of its own for a device, to the listener that takes the user name from the certificate. It
@@ -254,7 +255,7 @@ func (g *gate) refuse(c *client, topic string, qos byte, m device.Message, reaso
 	if c.username != "" {
 		topic = "device/" + c.username + "/response"
 	}
-	if reason == "disabled" { // which may not
+	if reason == "disabled" || c.disabled { // which may not
 		g.mu.Lock()
 		g.refused = append(g.refused, delivery{topic: topic, what: "subscription"})
 		g.mu.Unlock()

@@ -1046,7 +1046,17 @@ func TestConfinement(t *testing.T) {
 				}
 				g.refuseSubscription(revoked, "device/+/data")
 				g.refuseSubscription(revoked, "device/sensor_001/response")
-				for _, c := range []*client{one, two, revoked} {
+				revoked.disabled = true
+				for _, topic := range []string{revoked.ResponseTopic(), revoked.CommandTopic()} {
+					g.refused = append(g.refused, delivery{topic: topic, what: "subscription"})
+					mark := g.broker.Log().Mark()
+					if got := g.subscribe(revoked, topic); got < 0x80 {
+						g.Errorf("a disabled device subscribes to %s: 0x%02x", topic, got)
+					}
+					_, err := g.broker.WaitLog(g.limit(), mark, broker.Contains("bouncer: refused device=revoked", "topic="+topic, "reason=disabled"))
+					g.no(err)
+				}
+				for _, c := range []*client{one, two} {
 					for _, topic := range []string{"response", "command"} {
 						if got := g.subscribe(c, "device/"+c.username+"/"+topic); got > 2 {
 							g.Errorf("%s subscribes to its own %s: 0x%02x", c.username, topic, got)
