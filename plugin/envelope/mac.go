@@ -81,8 +81,9 @@ func AppendCanonical(dst, value []byte) ([]byte, error) {
 // timestamp is in seconds since 1970-01-01 UTC, messageID a UUID of 36 characters, payload one JSON value. An error
 // says which of them is not what an envelope may hold.
 func Sign(secret []byte, deviceID string, timestamp int64, messageID string, payload []byte) ([]byte, error) {
-	if len(secret) == 0 {
-		return nil, errors.New("sign: the secret is empty")
+	// HMAC fills a key up with NUL bytes, so one of them alone is the empty key.
+	if len(bytes.Trim(secret, "\x00")) == 0 {
+		return nil, errors.New("sign: the secret is empty, or of NUL bytes alone")
 	}
 	if !validDeviceID([]byte(deviceID)) {
 		return nil, fmt.Errorf("sign: %w", ErrDeviceID)
