@@ -158,8 +158,8 @@ func (k *checker) check(toml, conf string) {
 		k.checkBroker()
 		k.checkListeners()
 		k.checkTogether()
-		k.checkMarks()
 	}
+	k.checkMarks(conf)
 }
 
 // checkTOML takes over what the plugin itself would refuse.

@@ -31,9 +31,13 @@ func (k *checker) checkWAL(where, path string) (found bool) {
 	return false
 }
 
-// checkMarks finds files that the broker or its TLS library reads itself, and that begin with a byte order mark.
-func (k *checker) checkMarks() {
+// checkMarks finds files that the broker or its TLS library reads itself, and that begin with a byte order mark. conf is
+// the mosquitto.conf; "": none.
+func (k *checker) checkMarks(conf string) {
 	if k.conf == nil {
+		if conf != "" {
+			k.checkMark(conf, conf)
+		}
 		return
 	}
 	for _, path := range k.conf.Files {
