@@ -8,12 +8,13 @@ import (
 	"time"
 )
 
-// The background comparison. At these figures it takes less than a tenth of a processor, and a database of a million
+// The background comparison. At these figures it takes an eighth of a processor at most, and a database of a million
+// The background comparison. At these figures it takes an eighth of a processor at most, and a database of a million
 // devices half a minute; a small one it takes some milliseconds every half minute.
 const (
 	compareEvery  = 30 * time.Second      // between the beginnings of two passes
 	compareSoon   = time.Second           // from a change that the change log does not explain to a pass
-	compareBudget = 20 * time.Millisecond // of each poll
+	compareBudget = 30 * time.Millisecond // of each poll
 	comparePage   = 1000                  // rows read under one lock
 )
 
