@@ -9,7 +9,6 @@ import (
 )
 
 // The background comparison. At these figures it takes an eighth of a processor at most, and a database of a million
-// The background comparison. At these figures it takes an eighth of a processor at most, and a database of a million
 // devices half a minute; a small one it takes some milliseconds every half minute.
 const (
 	compareEvery  = 30 * time.Second      // between the beginnings of two passes
