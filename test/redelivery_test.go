@@ -410,3 +410,33 @@ func TestSinkIsClosed(t *testing.T) {
 	}
 	g.nothingElse("sensor_001")
 }
+
+// TestRedeliveryUnderAUserName has devices move to a listener that gives them their user name for a client id. What was
+// accepted under their old client ids before the broker was started again is known under the new one.
+func TestRedeliveryUnderAUserName(t *testing.T) {
+	g := newGate(t, broker.Options{Devices: []string{"sensor_001"}, Listeners: []string{
+		"cafile {ca}\ncertfile {cert}\nkeyfile {key}\nrequire_certificate true\nuse_identity_as_username true\nuse_username_as_clientid true",
+	}})
+	d := g.device("sensor_001")
+	moved := *d
+	moved.Addr = g.broker.Address(1)
+	for _, p := range bothProtocols {
+		for qos := byte(1); qos <= 2; qos++ {
+			m := packet{qos: qos, id: 1, Message: d.Sign("22")}
+			c := g.open(d, p, "old id", true)
+			c.have(m)
+			c.cut()
+			g.open(&moved, p, "old id", true).refuse(d.DataTopic(), m, "replay") // another client id, as long as the broker runs
+			g.no(g.broker.Restart())
+			c = g.open(&moved, p, "old id", true)
+			m.dup = true
+			c.refuse("device/sensor_001/data", packet{qos: 3 - qos, id: 2, Message: m.Message}, "replay")
+			c.succeed(m)
+			c.refuse(d.DataTopic(), m, "replay")
+			c.again(true, true).succeed(m)
+		}
+	}
+	if n := g.backend.Count(); n != 4 {
+		t.Errorf("the backend got %d messages, want 4", n)
+	}
+}
