@@ -15,6 +15,8 @@ import (
 	"mosquitto-bouncer/plugin/journal"
 	"mosquitto-bouncer/plugin/standing"
 	"mosquitto-bouncer/plugin/suspension"
+
+	"golang.org/x/time/rate"
 )
 
 // startDelivery opens what is kept on disk, rebuilds what the process before knew, and starts the forwarder.
@@ -55,9 +57,14 @@ func (g *Gateway) startDelivery(c *config.Config) (err error) {
 	if err != nil {
 		return stateError(c, err)
 	}
-	if g.store.letters, err = deadletter.Open(filepath.Join(c.StateDir, deadletter.FileName)); err != nil {
+	g.store.letters, err = deadletter.OpenWithin(filepath.Join(c.StateDir, deadletter.FileName), letterLimits(c.DeadLetters, g.journal))
+	if err != nil {
 		return stateError(c, err)
 	}
+	g.letterRoom = &letterRoom{
+		letters: g.store.letters, forwarder: g.forwarder, log: g.log, failures: rate.Sometimes{Interval: 10 * time.Minute},
+	}
+	g.checks = append(g.checks, g.letterRoom.ill)
 	g.noteForgotten(time.Now().Unix())
 	g.forwarder.Start(forward.Counts{Delivered: g.recovered.Delivered, Dead: g.recovered.Dead})
 	g.startHousekeeping()

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"mosquitto-bouncer/plugin/command"
+	"mosquitto-bouncer/plugin/deadletter"
 	"mosquitto-bouncer/plugin/forward"
 	"mosquitto-bouncer/plugin/metrics"
 )
@@ -39,6 +40,7 @@ func (g *Gateway) readFigures() metrics.Figures {
 
 		Delivery:  g.deliveryFigures(),
 		Journal:   g.journalFigures(),
+		Letters:   letterFigures(g.letterRoom.figures()),
 		ReplayIDs: g.seen.Len(),
 		ReplayMax: g.seen.Capacity(),
 		Registry:  metrics.Registry{Devices: g.registry.Len()},
@@ -96,6 +98,10 @@ func (g *Gateway) deliveryFigures() metrics.Delivery {
 		StoreErrors: s.StoreErrors, Down: s.Down, Suspended: s.Suspended, SuspendedDevices: s.SuspendedDevices,
 		Latency: latency, Refusing: s.Refusing, BlockedDevices: s.BlockedDevices, Responses: responseFigures(g.forwarder),
 	}
+}
+
+func letterFigures(u deadletter.Usage) metrics.DeadLetters {
+	return metrics.DeadLetters{Letters: u.Letters, Bytes: u.Bytes, MaxBytes: u.MaxBytes, Dropped: u.Dropped}
 }
 
 func responseFigures(f *forward.Forwarder) (counts []metrics.Count) {

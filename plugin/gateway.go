@@ -121,6 +121,7 @@ type Gateway struct {
 	requeued    atomic.Pointer[requeued]
 	complaints  rate.Sometimes // of the housekeeper's
 	answerRules answerRules
+	letterRoom  *letterRoom
 	// staleAnswers is how often an answer that is too old is worth a line.
 	staleAnswers rate.Sometimes
 	forgotten    atomic.Pointer[forgotten]

@@ -211,6 +211,7 @@ func needRestart(now, next *config.Config) (keys []string) {
 		{"command", now.Command, next.Command},
 		{"rejected", now.Rejected, next.Rejected},
 		{"journal", now.Journal, next.Journal},
+		{"dead_letters", now.DeadLetters, next.DeadLetters},
 	} {
 		if !reflect.DeepEqual(s.now, s.next) {
 			keys = append(keys, s.key)

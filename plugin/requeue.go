@@ -91,6 +91,7 @@ func (h *housekeeper) round(ctx context.Context) {
 	}()
 	h.reportFull(time.Now())
 	h.keepStanding()
+	h.g.letterRoom.round(ctx, time.Now())
 	h.g.suspensions.Follow(h.g.forwarder.Resume)
 	for ctx.Err() == nil && h.requeue(ctx) {
 	}

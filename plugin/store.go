@@ -102,7 +102,7 @@ func (s *store) Dead(device string, pos uint64, d forward.DeadLetter) error {
 	ctx, cancel := context.WithTimeout(context.Background(), letterTimeout)
 	defer cancel()
 	if err := s.letters.Add(ctx, l); err != nil {
-		return err
+		return noRoom(err)
 	}
 	s.journal.Done(journal.Position(pos), journal.Dead)
 	return nil

@@ -191,6 +191,7 @@ func (k *checker) checkTOML(path string) {
 	}
 	k.checkRegistry()
 	k.checkHTTP()
+	k.checkLetters()
 }
 
 // checkRegistry finds a database that the plugin cannot take the devices from.

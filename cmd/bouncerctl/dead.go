@@ -81,7 +81,10 @@ A letter is "dead", or "requeued" while the broker has yet to take it back.`,
 				list = listDeadJSON
 			}
 			return withLetters(*configFile, func(s *deadletter.Store) error {
-				return list(c.Context(), s, filter, limit, c.OutOrStdout())
+				if err := list(c.Context(), s, filter, limit, c.OutOrStdout()); err != nil || asJSON {
+					return err
+				}
+				return printLetterRoom(c.Context(), *configFile, s, c.OutOrStdout())
 			})
 		},
 	}

@@ -16,7 +16,8 @@ const (
 // An addition is a letter on its way into the database. It is answered exactly once.
 type addition struct {
 	Letter
-	done chan error // holds one
+	done    chan error // holds one
+	refused error      // there is no room for it, though for others
 }
 
 // Add stores a letter: once, however often it is called for one death of one message, which is known by its device,
@@ -67,6 +68,10 @@ func (s *Store) addWaiting(ctx context.Context) {
 	defer func() {
 		<-s.turn
 		for _, a := range batch {
+			if err == nil && a.refused != nil {
+				a.done <- s.failed(a.refused)
+				continue
+			}
 			a.done <- err
 		}
 	}()
@@ -76,7 +81,7 @@ func (s *Store) addWaiting(ctx context.Context) {
 	}
 	ctx = context.WithoutCancel(ctx)
 	err = s.used(ctx, func(conn *sql.Conn) error {
-		return transaction(ctx, conn, func() error { return insert(ctx, conn, batch) })
+		return transaction(ctx, conn, func() error { return s.insert(ctx, conn, batch) })
 	})
 }
 
@@ -93,7 +98,7 @@ func (s *Store) takeWaiting() []*addition {
 	return batch
 }
 
-func insert(ctx context.Context, conn *sql.Conn, batch []*addition) error {
+func (s *Store) insert(ctx context.Context, conn *sql.Conn, batch []*addition) error {
 	letter, err := conn.PrepareContext(ctx, `INSERT INTO letters (device, message_id, timestamp, accepted_at, died_at, topic,
 			traceparent, bytes, reason, status, attempts, deaths, excerpt)
 		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1, ?)
@@ -114,6 +119,12 @@ func insert(ctx context.Context, conn *sql.Conn, batch []*addition) error {
 	}
 	defer func() { _ = payload.Close() }()
 	for _, a := range batch {
+		if a.refused = s.admit(ctx, conn, &a.Letter); a.refused != nil {
+			if errors.Is(a.refused, ErrDeviceFull) || errors.Is(a.refused, ErrFull) {
+				continue
+			}
+			return a.refused
+		}
 		var id int64
 		err := letter.QueryRowContext(ctx, a.Device, a.MessageID, a.Timestamp, a.AcceptedAt.UnixNano(), a.DiedAt.UnixNano(),
 			a.Topic, a.Traceparent, len(a.Payload), a.Reason, a.Status, a.Attempts, a.Excerpt).Scan(&id)

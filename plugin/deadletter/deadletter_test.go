@@ -866,8 +866,8 @@ func TestOpenRefuses(t *testing.T) {
 			"not a database of dead letters; move it away, or name another state_dir"},
 		{"newer", func(path string) {
 			_ = openStore(t, path)
-			execute(t, path, "PRAGMA user_version = 2")
-		}, "made by a newer version of this program: database version 2, newest known 1; upgrade this program, or use another state_dir"},
+			execute(t, path, "PRAGMA user_version = 3")
+		}, "made by a newer version of this program: database version 3, newest known 2; upgrade this program, or use another state_dir"},
 		{"text", func(path string) {
 			if err := os.WriteFile(path, bytes.Repeat([]byte("text "), 1000), 0o600); err != nil {
 				t.Fatal(err)
@@ -923,11 +923,11 @@ func TestFailedMigrationChangesNothing(t *testing.T) {
 	s := openStore(t, newPath(t))
 	err := s.use(t.Context(), func(conn *sql.Conn) error {
 		err := migrate(t.Context(), conn, append(migrations(), "CREATE TABLE second (x); INSERT INTO nowhere VALUES (1)"))
-		if err == nil || err.Error() != "migration to version 2: no such table: nowhere" {
+		if err == nil || err.Error() != "migration to version 3: no such table: nowhere" {
 			t.Errorf("%v", err)
 		}
 		n, err := number(t.Context(), conn, "SELECT count(*) + (SELECT user_version FROM pragma_user_version) FROM sqlite_schema WHERE name = 'second'")
-		if n != 1 {
+		if n != 2 {
 			t.Errorf("%d", n)
 		}
 		return err

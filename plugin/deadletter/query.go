@@ -176,6 +176,7 @@ func (s *Store) Requeue(ctx context.Context, f Filter, now time.Time) (int64, er
 // have been taken already. Named by their numbers they are removed all or none, and the error is ErrNotFound where one
 // is missing. Others are removed in steps: after an error some may be, and are counted.
 func (s *Store) Drop(ctx context.Context, f Filter) (int64, error) {
+	defer s.reclaim(context.WithoutCancel(ctx))
 	return s.change(ctx, f, "TRUE", maxChangedBytes, func(conn *sql.Conn, ids string) (sql.Result, error) {
 		return conn.ExecContext(ctx, "DELETE FROM letters WHERE id IN (SELECT value FROM json_each(?))", ids)
 	})
@@ -188,14 +189,16 @@ func (s *Store) change(ctx context.Context, f Filter, condition string, maxBytes
 	if f.IDs != nil {
 		maxBytes = math.MaxInt64
 	}
+	letters := pageLetters
 	for before := int64(math.MaxInt64); before > 0; {
 		var n int64
+		from := before
 		err := s.use(ctx, func(conn *sql.Conn) error {
 			return transaction(ctx, conn, func() error {
 				if err := exist(ctx, conn, f.IDs); err != nil {
 					return err
 				}
-				ids, err := selected(ctx, conn, f, condition, before, maxBytes)
+				ids, err := selected(ctx, conn, f, condition, before, maxBytes, letters)
 				if err != nil || len(ids) == 0 {
 					before = 0
 					return err
@@ -212,7 +215,17 @@ func (s *Store) change(ctx context.Context, f Filter, condition string, maxBytes
 				return err
 			})
 		})
-		if err != nil {
+		switch {
+		case isFull(err) && letters > 1 && f.IDs == nil:
+			letters = 1 + letters/100 // the rollback journal has some room on a full disk
+			before = from
+			continue
+		case isFull(err) && !s.memory && !s.create:
+			// The last resort: an end of this program in the midst of it would damage the database.
+			s.memory = true
+			before = from
+			continue
+		case err != nil:
 			return changed, err
 		}
 		changed += n
@@ -237,9 +250,8 @@ func exist(ctx context.Context, conn *sql.Conn, ids []int64) error {
 
 // selected returns the numbers of the next letters to change, in descending order: of all that have been named, or else
 // of as many as one transaction should change.
-func selected(ctx context.Context, conn *sql.Conn, f Filter, condition string, before, maxBytes int64) (ids []int64, err error) {
+func selected(ctx context.Context, conn *sql.Conn, f Filter, condition string, before, maxBytes int64, limit int) (ids []int64, err error) {
 	where, args := f.where()
-	limit := pageLetters
 	if f.IDs != nil {
 		limit = len(f.IDs)
 	}
@@ -297,6 +309,7 @@ func (s *Store) Remove(ctx context.Context, letters ...Letter) error {
 	if len(letters) == 0 {
 		return nil
 	}
+	defer s.reclaim(context.WithoutCancel(ctx))
 	return s.use(ctx, func(conn *sql.Conn) error {
 		return transaction(ctx, conn, func() error {
 			for _, l := range letters {

@@ -65,7 +65,7 @@ END;
 PRAGMA application_id = 0x4d51444c;`
 
 // migrations returns the statements that lead from each PRAGMA user_version to the next, from 0 on.
-func migrations() []string { return []string{letters} }
+func migrations() []string { return []string{letters, devices()} }
 
 var (
 	errForeign = errors.New("not a database of dead letters; move it away, or name another state_dir")
@@ -81,8 +81,8 @@ func migrate(ctx context.Context, conn *sql.Conn, migrations []string) error {
 	if err := conn.QueryRowContext(ctx, "PRAGMA page_count").Scan(&pages); err != nil {
 		return err
 	}
-	if pages == 0 { // what is dropped is given back to the disk; to be said before there is anything
-		if _, err := conn.ExecContext(ctx, "PRAGMA auto_vacuum = FULL"); err != nil {
+	if pages == 0 { // what is dropped can be given back to the disk; to be said before there is anything
+		if _, err := conn.ExecContext(ctx, "PRAGMA auto_vacuum = INCREMENTAL"); err != nil {
 			return err
 		}
 	}

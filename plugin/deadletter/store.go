@@ -25,6 +25,8 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/mattn/go-sqlite3"
@@ -53,6 +55,10 @@ type Store struct {
 	create bool
 	busy   time.Duration
 
+	limits  Limits
+	dropped atomic.Uint64 // letters, for others
+	memory  bool          // the rollback journal is in memory: the disk has no room for it
+
 	turn chan struct{} // holds one, of who uses what follows
 	db   *sql.DB
 	conn *sql.Conn   // nil: none
@@ -65,8 +71,11 @@ type Store struct {
 
 // Open opens the database at path for the plugin, and makes it where there is none, with mode 0640: its group may read
 // payloads. The methods of the Store wait up to two seconds for another program's transaction.
-func Open(path string) (*Store, error) {
-	return open(&Store{path: path, create: true, busy: pluginBusy})
+func Open(path string) (*Store, error) { return OpenWithin(path, Limits{}) }
+
+// OpenWithin is Open with bounds on what Add stores.
+func OpenWithin(path string, limits Limits) (*Store, error) {
+	return open(&Store{path: path, create: true, busy: pluginBusy, limits: limits})
 }
 
 // OpenExisting opens the database at path for an operator, who should not become the owner of a new one: where there is
@@ -135,6 +144,10 @@ func (s *Store) connect(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	mode := "PERSIST" // keeps the room that Reserve has made
+	if s.memory {
+		mode = "MEMORY"
+	}
 	path, err := filepath.Abs(s.path)
 	if err != nil {
 		return err
@@ -144,7 +157,8 @@ func (s *Store) connect(ctx context.Context) error {
 		"_busy_timeout": {fmt.Sprint(s.busy.Milliseconds())},
 		// With less, a transaction could be undone by a failure of the power that follows it closely, while the journal
 		// of messages has noted that the letter is stored.
-		"_synchronous": {"EXTRA"},
+		"_synchronous":  {"EXTRA"},
+		"_journal_mode": {mode},
 	}.Encode()}
 	if s.db, err = sql.Open("sqlite3", dsn.String()); err != nil {
 		return err
@@ -154,12 +168,44 @@ func (s *Store) connect(ctx context.Context) error {
 		return err
 	}
 	s.file = file
-	if err := migrate(ctx, s.conn, migrations()); err != nil {
+	if err := s.prepare(ctx); err != nil {
 		_ = s.disconnect()
 		return err
 	}
 	return nil
 }
+
+// prepare sets up a new connection. On a disk that is full an operator's must do without what it cannot change.
+func (s *Store) prepare(ctx context.Context) error {
+	if _, err := s.conn.ExecContext(ctx, fmt.Sprintf("PRAGMA journal_size_limit = %d", reserveBytes)); err != nil {
+		return err
+	}
+	err := migrate(ctx, s.conn, migrations())
+	if err == nil {
+		err = s.vacuumInSteps(ctx)
+	}
+	if !s.create && isFull(err) {
+		return nil
+	}
+	return err
+}
+
+// vacuumInSteps has an older database give free pages back when it is asked to, not with every transaction, which may need
+// more room on the disk than there is.
+func (s *Store) vacuumInSteps(ctx context.Context) error {
+	const full = 1
+	mode, err := number(ctx, s.conn, "PRAGMA auto_vacuum")
+	if err != nil || mode != full {
+		return err
+	}
+	_, err = s.conn.ExecContext(ctx, "PRAGMA auto_vacuum = INCREMENTAL")
+	if isCode(err, sqlite3.ErrReadonly) {
+		return nil
+	}
+	return err
+}
+
+func isFull(err error) bool { return isCode(err, sqlite3.ErrFull) || errors.Is(err, syscall.ENOSPC) }
 
 // createFile makes an empty file, which to SQLite is an empty database; SQLite would take the mode from the umask.
 func createFile(path string) (fs.FileInfo, error) {

@@ -19,6 +19,7 @@ type Figures struct {
 	ForeignClients uint64
 	Delivery       Delivery
 	Journal        Journal
+	Letters        DeadLetters
 	// ReplayIDs are the remembered message ids, ReplayMax how many there may be.
 	ReplayIDs, ReplayMax int
 	Registry             Registry
@@ -52,6 +53,12 @@ type Delivery struct {
 	Suspended                          bool // for all devices, until an operator resumes
 	SuspendedDevices                   int
 	Latency                            *Histogram // from acceptance to delivery; nil: not measured
+}
+
+// DeadLetters are the messages that were given up and are kept.
+type DeadLetters struct {
+	Letters, Bytes, MaxBytes int64  // that there are; the room they take, and may take: 0: any
+	Dropped                  uint64 // for others
 }
 
 // Journal is the log's of accepted messages.
@@ -139,6 +146,10 @@ func (read collector) Collect(to chan<- prometheus.Metric) {
 	s.delivery(&f.Delivery)
 	s.responses(&f.Responses)
 	s.journal(&f.Journal)
+	s.gauge("dead_letters", "Dead letters that are kept.", float64(f.Letters.Letters))
+	s.gauge("dead_letters_bytes", "Room that the dead letters take.", float64(f.Letters.Bytes))
+	s.gauge("dead_letters_max_bytes", "Room that the dead letters may take.", float64(f.Letters.MaxBytes))
+	s.counter("dead_letters_dropped_total", "Dead letters that were dropped for others.", f.Letters.Dropped)
 	s.gauge("replay_ids", "Message ids that are remembered.", float64(f.ReplayIDs))
 	s.gauge("replay_ids_max", "Message ids that can be remembered.", float64(f.ReplayMax))
 	s.gauge("registry_devices", "Registered devices, disabled ones included.", float64(f.Registry.Devices))

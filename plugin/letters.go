@@ -1,0 +1,121 @@
+package plugin
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"mosquitto-bouncer/plugin/config"
+	"mosquitto-bouncer/plugin/deadletter"
+	"mosquitto-bouncer/plugin/forward"
+	"mosquitto-bouncer/plugin/journal"
+)
+
+const (
+	// unblockedAtOnce is how many devices that wait for room are tried again in one round.
+	unblockedAtOnce = 256
+	reserveInterval = 10 * time.Second
+)
+
+// letterLimits are the bounds of [dead_letters]. The letters leave the journal the room that it may still take.
+func letterLimits(c config.DeadLetters, j *journal.Journal) deadletter.Limits {
+	return deadletter.Limits{
+		MaxBytes:    c.MaxBytes,
+		DeviceShare: c.DeviceShare,
+		DropOldest:  c.AtLimit == config.AtLimitDropOldest,
+		Leave: func() int64 {
+			s := j.Stats()
+			return s.MaxBytes - s.Bytes
+		},
+	}
+}
+
+// noRoom marks the errors of a Store of letters for which the forwarder stops a device's lane.
+func noRoom(err error) error {
+	if errors.Is(err, deadletter.ErrDeviceFull) || errors.Is(err, deadletter.ErrFull) {
+		return fmt.Errorf("%w: %w", forward.ErrNoRoom, err)
+	}
+	return err
+}
+
+// letterRoom watches the room of the dead letters, and lets devices go on that waited for it. The housekeeper calls it.
+type letterRoom struct {
+	letters   *deadletter.Store
+	forwarder *forward.Forwarder
+	log       *slog.Logger
+	failures  rate.Sometimes
+
+	usage    atomic.Pointer[deadletter.Usage] // as last read; nil: not yet
+	full     bool                             // the log was told so
+	dropped  uint64                           // that the log was told of
+	reserved time.Time
+}
+
+func (r *letterRoom) round(ctx context.Context, now time.Time) {
+	if now.Sub(r.reserved) >= reserveInterval {
+		r.reserved = now
+		if err := r.letters.Reserve(ctx); err != nil && ctx.Err() == nil {
+			r.failures.Do(func() {
+				r.log.Warn("no room can be reserved on the disk for dropping dead letters", "error", err)
+			})
+		}
+	}
+	u, err := r.letters.Usage(ctx)
+	if err != nil {
+		return // the health check and who adds letters say so
+	}
+	r.usage.Store(&u)
+	r.report(&u)
+	blocked := r.forwarder.Blocked(unblockedAtOnce)
+	if len(blocked) == 0 {
+		return
+	}
+	free, err := r.letters.HasRoom(ctx, blocked)
+	if err != nil {
+		return
+	}
+	for _, device := range free {
+		r.forwarder.Unblock(device)
+	}
+}
+
+// report tells the log when the letters have no more room, when they have again, and how many were dropped for others.
+func (r *letterRoom) report(u *deadletter.Usage) {
+	if full := u.Full(); full != r.full {
+		if r.full = full; full {
+			r.log.Error("the dead letters take as much room as they may; devices with another one wait, all others go on: "+
+				"requeue or drop letters with bouncerctl dead, raise [dead_letters] max_bytes, or make room on the disk",
+				"bytes", u.Bytes, "max_bytes", u.MaxBytes, "letters", u.Letters)
+		} else {
+			r.log.Info("there is room for dead letters again", "bytes", u.Bytes, "max_bytes", u.MaxBytes)
+		}
+	}
+	if n := u.Dropped - r.dropped; n > 0 {
+		r.dropped = u.Dropped
+		r.log.Warn(`the oldest dead letters were dropped for others ([dead_letters] at_limit = "drop-oldest")`, "count", n)
+	}
+}
+
+// figures returns the usage as last read.
+func (r *letterRoom) figures() (u deadletter.Usage) {
+	if r == nil {
+		return u
+	}
+	if read := r.usage.Load(); read != nil {
+		u = *read
+	}
+	return u
+}
+
+// ill says what is wrong, nil if nothing is: that one device waits is its own trouble.
+func (r *letterRoom) ill() error {
+	if u := r.figures(); u.Full() {
+		return fmt.Errorf("the dead letters take %d of %d bytes; requeue or drop some with bouncerctl dead", u.Bytes, u.MaxBytes)
+	}
+	return nil
+}
