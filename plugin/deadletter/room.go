@@ -56,7 +56,7 @@ const (
 
 // room is what a letter takes in the database, in SQL: %[1]s is the row. A payload that does not fit in a page with others
 // takes whole pages of 4 KiB.
-const room = `(512 + 3 * length(CAST(%[1]sdevice AS BLOB)) + length(CAST(%[1]stopic AS BLOB)) + length(CAST(%[1]straceparent AS BLOB))
+const room = `(256 + 3 * length(CAST(%[1]sdevice AS BLOB)) + length(CAST(%[1]stopic AS BLOB)) + length(CAST(%[1]straceparent AS BLOB))
 	+ length(CAST(%[1]sexcerpt AS BLOB)) + CASE WHEN %[1]sbytes > 1000 THEN (%[1]sbytes + 4095) / 4096 * 4096 ELSE %[1]sbytes END)`
 
 // room is the same of a letter that is to be stored.
@@ -65,7 +65,7 @@ func (l *Letter) room() int64 {
 	if n > 1000 {
 		n = (n + 4095) / 4096 * 4096
 	}
-	return 512 + 3*int64(len(l.Device)) + int64(len(l.Topic)+len(l.Traceparent)+len(l.Excerpt)) + n
+	return 256 + 3*int64(len(l.Device)) + int64(len(l.Topic)+len(l.Traceparent)+len(l.Excerpt)) + n
 }
 
 // devices is the second version: how much room each device's letters take, kept by triggers as the totals are.
