@@ -118,8 +118,12 @@ func (s *Store) insert(ctx context.Context, conn *sql.Conn, batch []*addition) e
 		return err
 	}
 	defer func() { _ = payload.Close() }()
+	most, err := s.most(ctx, conn)
+	if err != nil {
+		return err
+	}
 	for _, a := range batch {
-		if a.refused = s.admit(ctx, conn, &a.Letter); a.refused != nil {
+		if a.refused = s.admit(ctx, conn, &a.Letter, most); a.refused != nil {
 			if errors.Is(a.refused, ErrDeviceFull) || errors.Is(a.refused, ErrFull) {
 				continue
 			}

@@ -117,9 +117,18 @@ func (s *Store) capacity(used int64) int64 {
 	return max(1, min(s.limits.MaxBytes, most))
 }
 
-// admit makes sure that there is room for a letter, or says why there is none.
-func (s *Store) admit(ctx context.Context, conn *sql.Conn, l *Letter) error {
+// most returns the capacity at the beginning of a transaction: what one has written is not on the disk yet.
+func (s *Store) most(ctx context.Context, conn *sql.Conn) (int64, error) {
 	if s.limits.MaxBytes == 0 {
+		return 0, nil
+	}
+	used, err := usedBytes(ctx, conn)
+	return s.capacity(used), err
+}
+
+// admit makes sure that there is room for a letter among so many bytes, or says why there is none. 0: any number.
+func (s *Store) admit(ctx context.Context, conn *sql.Conn, l *Letter, most int64) error {
+	if most == 0 {
 		return nil
 	}
 	there, err := number(ctx, conn, "SELECT count(*) FROM letters WHERE device = ? AND message_id = ? AND timestamp = ?",
@@ -128,7 +137,7 @@ func (s *Store) admit(ctx context.Context, conn *sql.Conn, l *Letter) error {
 		return err // it takes the place of one
 	}
 	for {
-		refused, err := s.refusal(ctx, conn, l)
+		refused, err := s.refusal(ctx, conn, l, most)
 		if refused == nil || err != nil {
 			return err
 		}
@@ -146,12 +155,15 @@ func (s *Store) admit(ctx context.Context, conn *sql.Conn, l *Letter) error {
 }
 
 // refusal says why there is no room for a letter. A device that has none may have one of any size.
-func (s *Store) refusal(ctx context.Context, conn *sql.Conn, l *Letter) (refused, err error) {
+func (s *Store) refusal(ctx context.Context, conn *sql.Conn, l *Letter, most int64) (refused, err error) {
+	if most == 0 {
+		return nil, nil
+	}
 	used, err := usedBytes(ctx, conn)
 	if err != nil {
 		return nil, err
 	}
-	most, need := s.capacity(used), l.room()
+	need := l.room()
 	own, err := number(ctx, conn, "SELECT coalesce(sum(room), 0) FROM devices WHERE device = ?", l.Device)
 	if err != nil {
 		return nil, err
@@ -202,8 +214,12 @@ func (s *Store) Usage(ctx context.Context) (u Usage, err error) {
 // HasRoom returns those of the devices that may have room for another letter, if it is small.
 func (s *Store) HasRoom(ctx context.Context, devices []string) (with []string, err error) {
 	err = s.use(ctx, func(conn *sql.Conn) error {
+		most, err := s.most(ctx, conn)
+		if err != nil {
+			return err
+		}
 		for _, device := range devices {
-			refused, err := s.refusal(ctx, conn, &Letter{Device: device, Payload: make([]byte, minRoom/2)})
+			refused, err := s.refusal(ctx, conn, &Letter{Device: device, Payload: make([]byte, minRoom/2)}, most)
 			if err != nil {
 				return err
 			}
