@@ -1,0 +1,72 @@
+package test
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"testing"
+
+	"mosquitto-bouncer/test/backend"
+	"mosquitto-bouncer/test/broker"
+)
+
+// TestBackendRefuses has a real backend refuse everybody: the log, the health and the metrics say so, no message becomes a
+// dead letter, a restart of the broker forgets nothing, and once the backend takes messages all are delivered, in order.
+// The answers come wrapped.
+func TestBackendRefuses(t *testing.T) {
+	for _, status := range []int{http.StatusUnauthorized, http.StatusNotFound, http.StatusFound} {
+		t.Run(fmt.Sprint(status), func(t *testing.T) {
+			t.Parallel()
+			g := newGate(t, broker.Options{
+				Devices: []string{"sensor_001", "sensor_002"}, HTTP: true, Settings: map[string]any{"response.wrap": true},
+			})
+			g.watch()
+			g.backend.Script(backend.Status(status))
+			one, two := g.connect(g.device("sensor_001"), mqtt311), g.connect(g.device("sensor_002"), mqtt5)
+			refused := []*client{one, two, one}
+			for n, c := range refused {
+				m := c.Sign(fmt.Sprint(n))
+				g.publish(c, c.DataTopic(), 1, m.Bytes)
+				g.expect(c.DataTopic(), m)
+			}
+			refusing := func() bool {
+				return g.ask("GET", "/healthz", "").Status == 503 && bytes.Contains(g.ask("GET", "/metrics", "").Text, []byte("bouncer_backend_refusing 1"))
+			}
+			g.eventually("health and metrics tell of a backend that refuses", refusing)
+			if text := g.ask("GET", "/metrics", "").Text; !bytes.Contains(text, fmt.Appendf(nil, `bouncer_backend_responses_total{status="%d"}`, status)) {
+				t.Errorf("%s", text)
+			}
+			_, err := g.broker.WaitLog(g.limit(), 0, broker.Contains("bouncer: backend is refusing every message", fmt.Sprint("status=", status)))
+			g.no(err)
+			g.no(g.broker.Restart())
+			g.eventually("the restarted gateway knows", refusing)
+
+			two = g.connect(g.device("sensor_002"), mqtt311)
+			g.no(two.Subscribe(g.limit(), two.ResponseTopic(), 1))
+			g.backend.Script(backend.OK)
+			g.eventually("everything is delivered", func() bool {
+				text := g.ask("GET", "/metrics", "").Text
+				return bytes.Contains(text, []byte("bouncer_messages_delivered_total 3")) && bytes.Contains(text, []byte("bouncer_messages_dead_total 0"))
+			})
+			if s := g.ask("GET", "/healthz", ""); s.Status != 200 {
+				t.Errorf("%+v", s)
+			}
+			_, err = g.broker.WaitLog(g.limit(), 0, broker.Contains("bouncer: backend takes messages again"))
+			g.no(err)
+			var wrapped struct {
+				MessageID  string `json:"message_id"`
+				AcceptedAt string `json:"accepted_at"`
+				Status     int
+				Body       struct {
+					DeviceID string `json:"device_id"`
+				}
+			}
+			got := g.response(two, 1)
+			if err := json.Unmarshal(got.Payload, &wrapped); err != nil || wrapped.Status != 200 || wrapped.Body.DeviceID != "sensor_002" ||
+				len(wrapped.MessageID) != 36 || wrapped.AcceptedAt == "" {
+				t.Errorf("%s %v", got.Payload, err)
+			}
+		})
+	}
+}
