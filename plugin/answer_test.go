@@ -36,16 +36,16 @@ func TestWrapAnswer(t *testing.T) {
 	at := time.Unix(1727712000, 999)
 	const head = `{"message_id":"550e8400-e29b-41d4-a716-446655440000","accepted_at":"2024-09-30T16:00:00Z","status":201,"body":`
 	for body, want := range map[string]string{
-		`{"ok":true}`:          `{"ok":true}`,
-		" [1, 2.50]\n":         " [1, 2.50]\n",
-		`{"a":1,"a":2}`:        `{"a":1,"a":2}`,
-		`null`:                 `null`,
-		`stored`:               `"stored"`,
-		`{"ok":true} {}`:       `"{\"ok\":true} {}"`,
-		"say \"hi\"\n\x00":     `"say \"hi\"\n\u0000"`,
-		"\xff\xfe":             "\"\ufffd\ufffd\"",
+		`{"ok":true}`:           `{"ok":true}`,
+		" [1, 2.50]\n":          " [1, 2.50]\n",
+		`{"a":1,"a":2}`:         `{"a":1,"a":2}`,
+		`null`:                  `null`,
+		`stored`:                `"stored"`,
+		`{"ok":true} {}`:        `"{\"ok\":true} {}"`,
+		"say \"hi\"\n\x00":      `"say \"hi\"\n\u0000"`,
+		"\xff\xfe":              "\"\ufffd\ufffd\"",
 		`"},"status":999,"x":"`: `"\"},\"status\":999,\"x\":\""`,
-		`NaN`:                  `"NaN"`,
+		`NaN`:                   `"NaN"`,
 	} {
 		got := wrapAnswer("550e8400-e29b-41d4-a716-446655440000", at, 201, []byte(body))
 		if string(got) != head+want+"}" || !json.Valid(got) {
