@@ -22,9 +22,8 @@ const (
 	maxSlotsAtOnce      = 16384
 	maxFilesSyncedAtEnd = 64 // outcomes, in Close
 
-	// A message's outcome takes less than a sixteenth of what most messages take. The rest is for the files themselves,
-	// and for what is saved before a segment is dropped.
-	reservePart  = 16
+	// To collect a segment takes less room than the segment itself. The rest is for outcomes and for what is saved before
+	// a segment is dropped.
 	minReserve   = 64 << 10 // bytes
 	stateReserve = 32 << 10 // bytes, for what is saved alone
 )
@@ -44,11 +43,14 @@ type background struct {
 	sealed       []*segment // to be synced and closed
 	dirtyOutcome []*segment
 
-	prepareAt, reserveAt, flushAt, syncAt, outcomesSyncAt, sweepAt, reportAt time.Time
+	collector      *segment // that messages are moved to; nil: none yet
+	collectorSince time.Time
 
-	prepareFailing, flushFailing, dropFailing bool // to log the first error in a row alone
-	reportedRefusal                           bool
-	reportedFailure                           *failure
+	prepareAt, reserveAt, flushAt, syncAt, outcomesSyncAt, sweepAt, reportAt, lookAt time.Time
+
+	prepareFailing, flushFailing, collectFailing bool // to log the first error in a row alone
+	reportedRefusal                              bool
+	reportedFailure                              *failure
 
 	closeErr error
 }
@@ -86,11 +88,22 @@ func (j *Journal) protect(f func()) {
 // step does what is due and returns when there will be something to do again, unless something wakes the goroutine first.
 func (j *Journal) step(now time.Time) time.Time {
 	b := &j.background
-	if !now.Before(b.sweepAt) {
-		j.sweep(j.options.now())
-		b.sweepAt = now.Add(sweepInterval)
+	full := !now.Before(b.lookAt)
+	j.look(full)
+	if full {
+		b.lookAt = now.Add(lookInterval)
 	}
-	next := b.sweepAt
+	if j.lost.Load() != nil {
+		return j.stepLost(now)
+	}
+	next := b.lookAt
+	if !now.Before(b.sweepAt) {
+		b.sweepAt = now.Add(sweepInterval)
+		if j.sweep(j.options.now()) {
+			b.sweepAt = now
+		}
+	}
+	next = earlier(next, b.sweepAt)
 	// due reports whether it is time for what there is to do.
 	due := func(at time.Time) bool {
 		if !now.Before(at) {
@@ -134,6 +147,22 @@ func (j *Journal) step(now time.Time) time.Time {
 	return next
 }
 
+// stepLost is step while the journal's files are away: nothing is written under their names, where something else may be.
+func (j *Journal) stepLost(now time.Time) time.Time {
+	b := &j.background
+	j.takeQueue()
+	j.takeSealed()
+	if (len(b.sealed) > 0 || j.dirty.Load()) && !now.Before(b.syncAt) {
+		j.syncLogs()
+		b.syncAt = now.Add(j.options.Sync)
+	}
+	if j.somethingToReport() && !now.Before(b.reportAt) {
+		j.report()
+		b.reportAt = now.Add(reportInterval)
+	}
+	return b.lookAt
+}
+
 func earlier(a, b time.Time) time.Time {
 	if b.Before(a) {
 		return b
@@ -142,11 +171,11 @@ func earlier(a, b time.Time) time.Time {
 }
 
 // create makes the next segment.
-func (j *Journal) create() (*segment, error) {
+func (j *Journal) create(kind uint32) (*segment, error) {
 	b := &j.background
 	for number := b.last; number < math.MaxUint32; {
 		number++
-		h := header{kind: kindLog, number: number, salt: newSalt(), created: time.Now()}
+		h := header{kind: kind, number: number, salt: newSalt(), created: time.Now()}
 		f, err := createLog(j.options.Dir, h, j.options.fsync)
 		if errors.Is(err, fs.ErrExist) { // one that could not be read
 			continue
@@ -157,6 +186,7 @@ func (j *Journal) create() (*segment, error) {
 		b.last = number
 		s := newSegment(number, h.salt)
 		s.log = f
+		s.collector = kind == kindCollector
 		j.used.Add(s.charge())
 		j.mu.Lock()
 		j.segments[number] = s
@@ -168,7 +198,7 @@ func (j *Journal) create() (*segment, error) {
 
 func (j *Journal) prepare(now time.Time) {
 	b := &j.background
-	s, err := j.create()
+	s, err := j.create(kindLog)
 	if err != nil {
 		b.prepareAt = now.Add(retryInterval)
 		if !b.prepareFailing {
@@ -199,12 +229,19 @@ func (j *Journal) takeQueue() {
 // flush writes the outcomes that wait, segment by segment, and reports whether none is left.
 func (j *Journal) flush() bool {
 	b := &j.background
-	slices.SortStableFunc(b.queue, func(x, y settled) int { return cmp.Compare(x.pos.segment(), y.pos.segment()) })
+	for some := range slices.Chunk(b.queue, 256) { // the appending thread may want the lock
+		j.mu.Lock()
+		for i := range some {
+			some[i].at = j.resolve(some[i].pos)
+		}
+		j.mu.Unlock()
+	}
+	slices.SortStableFunc(b.queue, func(x, y settled) int { return cmp.Compare(x.at.segment(), y.at.segment()) })
 	var left []settled
 	var failed error
 	for rest := b.queue; len(rest) > 0; {
 		n := 1
-		for n < len(rest) && n < maxSlotsAtOnce && rest[n].pos.segment() == rest[0].pos.segment() {
+		for n < len(rest) && n < maxSlotsAtOnce && rest[n].at.segment() == rest[0].at.segment() {
 			n++
 		}
 		if err := j.writeOutcomes(rest[:n]); err != nil {
@@ -230,7 +267,7 @@ func (j *Journal) flush() bool {
 
 // writeOutcomes writes outcomes of one segment behind those it has.
 func (j *Journal) writeOutcomes(all []settled) error {
-	number := all[0].pos.segment()
+	number := all[0].at.segment()
 	j.mu.Lock()
 	s := j.segments[number]
 	j.mu.Unlock()
@@ -245,7 +282,7 @@ func (j *Journal) writeOutcomes(all []settled) error {
 	}
 	var delivered, dead uint64
 	for _, o := range all {
-		data = appendSlot(data, start+int64(len(data)), o.pos.offset(), o.kind, s.seed)
+		data = appendSlot(data, start+int64(len(data)), o.at.offset(), o.kind, s.seed)
 		if o.kind == Delivered {
 			delivered++
 		} else {
@@ -265,10 +302,35 @@ func (j *Journal) writeOutcomes(all []settled) error {
 	s.outcomes += uint64(len(all))
 	s.delivered += delivered
 	s.dead += dead
+	s.settledAt = time.Now()
+	j.account(s, all)
 	if !slices.Contains(j.background.dirtyOutcome, s) {
 		j.background.dirtyOutcome = append(j.background.dirtyOutcome, s)
 	}
 	return nil
+}
+
+// account notes whose messages are settled. One that cannot be read is charged until its segment is dropped.
+func (j *Journal) account(s *segment, all []settled) {
+	f, err := os.Open(filepath.Join(j.options.Dir, logName(s.number)))
+	if err == nil {
+		defer f.Close()
+		var head [recordHead]byte
+		for _, o := range all {
+			n, _ := f.ReadAt(head[:], int64(o.at.offset()))
+			if device, size, ok := recordOwner(head[:n], o.at.offset(), s.seed); ok {
+				s.settledBytes += int64(size)
+				j.shares.settle(device, int64(size)+slotSize)
+			}
+		}
+	}
+	j.mu.Lock()
+	for _, o := range all {
+		if o.at != o.pos {
+			j.moved.settled(o.pos)
+		}
+	}
+	j.mu.Unlock()
 }
 
 func (j *Journal) syncOutcomes(limit int) {
@@ -380,47 +442,13 @@ func (j *Journal) distrust(s *segment, err error) {
 	j.poke()
 }
 
-// sweep drops the segments that are done with at the time.
-func (j *Journal) sweep(now time.Time) {
-	oldest := now.Add(-j.options.Keep).Unix() // what is older need not be kept
-	var candidates []*segment
-	j.mu.Lock()
-	for _, s := range j.segments {
-		if s.closed && s.outcomes >= s.accepted.count+s.stray.count && s.newest < oldest {
-			candidates = append(candidates, s)
-		}
-	}
-	j.mu.Unlock()
-	slices.SortFunc(candidates, func(x, y *segment) int { return cmp.Compare(x.number, y.number) })
-	candidates = slices.DeleteFunc(candidates, func(s *segment) bool { return !j.isSettled(s) })
-	if len(candidates) == 0 {
-		return
-	}
-	err := j.drop(candidates)
-	if isFull(err) {
-		j.starve(0)
-		err = j.drop(candidates)
-	}
-	if errors.Is(err, ErrNotYet) {
-		return
-	}
-	// At once, or outcomes take it.
-	if b := &j.background; err == nil && b.reserved < stateReserve && makeReserve(j.options.Dir, stateReserve) == nil {
-		b.reserved = stateReserve
-	}
-	if err != nil && !j.background.dropFailing {
-		j.log.Error("segments of the journal could not be dropped; trying again every second", "error", err)
-	}
-	j.background.dropFailing = err != nil
-}
-
 // setAside makes the file that keeps room on the disk for outcomes, so that a disk that messages have filled does not
 // stay full: a segment is dropped when its outcomes are written. With it messages are accepted again.
 func (j *Journal) setAside() {
 	b := &j.background
 	size := b.reserve
 	if size == 0 {
-		size = j.options.SegmentBytes/reservePart + minReserve
+		size = j.options.SegmentBytes + minReserve
 	}
 	err := makeReserve(j.options.Dir, size)
 	for b.reserve == 0 && isFull(err) && size > minReserve {
@@ -454,103 +482,8 @@ func (j *Journal) starve(but int64) {
 	}
 }
 
-// isSettled holds the outcomes in a segment's file against its messages: what would be lost by an error is not dropped on
-// the word of a counter. It corrects the counters.
-func (j *Journal) isSettled(s *segment) bool {
-	var outcomes []outcome
-	f, size, err := j.openOutcomes(s.number)
-	if err != nil {
-		return false
-	}
-	if f != nil {
-		outcomes, _, _ = readOutcomes(f, size, s.seed)
-		f.Close()
-	}
-	var found tally
-	delivered := -s.strayDelivered
-	for _, o := range outcomes {
-		found.add(o.offset)
-		if o.kind == Delivered {
-			delivered++
-		}
-	}
-	dead := found.count - s.stray.count - delivered
-	s.outcomes = found.count
-	if found != s.accepted.plus(s.stray) {
-		return false
-	}
-	j.delivered.Add(delivered - s.delivered)
-	j.dead.Add(dead - s.dead)
-	s.delivered, s.dead = delivered, dead
-	return true
-}
-
-// drop removes settled segments.
-func (j *Journal) drop(segments []*segment) error {
-	b := &j.background
-	newest := int64(math.MinInt64)
-	for _, s := range segments {
-		newest = max(newest, s.newest)
-	}
-	if j.options.BeforeDrop != nil && newest != math.MinInt64 {
-		if err := j.options.BeforeDrop(newest); err != nil {
-			return err
-		}
-	}
-	first := uint32(math.MaxUint32) // of those that stay
-	j.mu.Lock()
-	for number, s := range j.segments {
-		if !slices.Contains(segments, s) {
-			first = min(first, number)
-		}
-	}
-	j.mu.Unlock()
-	d := dropped{Delivered: b.dropped.Delivered, Dead: b.dropped.Dead}
-	for _, n := range b.dropped.Segments {
-		_, err := os.Lstat(filepath.Join(j.options.Dir, logName(n.Number)))
-		if n.Number > first || !errors.Is(err, fs.ErrNotExist) {
-			d.Segments = append(d.Segments, n)
-		}
-	}
-	for _, s := range segments {
-		d.Delivered += s.delivered
-		d.Dead += s.dead
-		d.Segments = append(d.Segments, droppedName{s.number, s.salt})
-	}
-	j.stateMu.Lock()
-	err := d.save(j.options.Dir)
-	j.stateMu.Unlock()
-	if err != nil {
-		return err
-	}
-	b.dropped = d
-
-	var failed error
-	for _, s := range segments {
-		j.mu.Lock()
-		delete(j.segments, s.number)
-		reader := s.reader
-		s.reader = nil
-		j.open = slices.DeleteFunc(j.open, func(o *segment) bool { return o == s })
-		j.mu.Unlock()
-		if reader != nil {
-			reader.Close()
-		}
-		if err := j.removeFiles(s.number); err != nil {
-			failed = err
-		}
-		j.used.Add(-s.charge())
-		j.counts.dropped.Add(1)
-	}
-	j.log.Debug("segments of the journal dropped", "count", len(segments), "last", logName(segments[len(segments)-1].number))
-	if r := j.refused.Load(); r != nil && *r == ErrFull {
-		j.refused.CompareAndSwap(r, nil) // there is room again
-	}
-	return failed
-}
-
 func (j *Journal) somethingToReport() bool {
-	return (j.refused.Load() != nil) != j.background.reportedRefusal || j.failed.Load() != j.background.reportedFailure
+	return j.culprit.Load() != nil || (j.refused.Load() != nil) != j.background.reportedRefusal || j.failed.Load() != j.background.reportedFailure
 }
 
 // report logs what the appending thread, which must not wait for a log, has met with.
@@ -561,6 +494,7 @@ func (j *Journal) report() {
 		j.log.Error("fsync of the journal failed: the latest messages may not survive a failure of the power; the segment is closed, check the disk",
 			"file", logName(f.segment.number), "error", f.err)
 	}
+	j.reportShare(time.Now())
 	r := j.refused.Load()
 	if (r != nil) == b.reportedRefusal {
 		return
@@ -578,13 +512,16 @@ func (j *Journal) report() {
 func (j *Journal) finish() {
 	b := &j.background
 	j.takeQueue()
-	if len(b.queue) > 0 && !j.flush() {
+	j.look(true)
+	if len(b.queue) > 0 && (j.lost.Load() != nil || !j.flush()) {
 		b.closeErr = fmt.Errorf("journal: %d outcomes could not be written; their messages are delivered once more", len(b.queue))
 	}
 	j.takeSealed()
 	before := j.counts.syncErrors.Load()
 	j.syncLogs()
-	j.syncOutcomes(maxFilesSyncedAtEnd)
+	if j.lost.Load() == nil {
+		j.syncOutcomes(maxFilesSyncedAtEnd)
+	}
 	if j.counts.syncErrors.Load() != before || j.current.distrusted.Load() {
 		b.closeErr = errors.Join(b.closeErr, errors.New("journal: fsync failed; the latest messages may not survive a failure of the power"))
 	}
@@ -594,7 +531,14 @@ func (j *Journal) finish() {
 	}
 	if s := j.next.Swap(nil); s != nil { // no message is in it
 		s.log.Close()
-		_ = j.removeFiles(s.number)
+		if j.lost.Load() == nil && s.number == b.last { // else it would be taken for a lost one
+			_ = j.removeFiles(s.number)
+		}
+	}
+	if c := b.collector; c != nil {
+		_ = j.cutTail() // else Open does it
+		c.log.Close()
+		b.collector = nil
 	}
 	j.mu.Lock()
 	open := j.open

@@ -1,6 +1,7 @@
 package journal
 
 import (
+	"cmp"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -259,14 +260,57 @@ func saveState(dir, name string, data []byte) (err error) {
 // dropped is the journal's own state: what the segments held that are no more. A segment is dropped when this state,
 // with the segment in it, is saved; its files are removed after that.
 type dropped struct {
-	Delivered uint64        `json:"delivered"`
-	Dead      uint64        `json:"dead"`
-	Segments  []droppedName `json:"segments"` // those whose files may still be there, and those above the first that is left
+	Delivered uint64         `json:"delivered"`
+	Dead      uint64         `json:"dead"`
+	Segments  []droppedName  `json:"segments"`         // those whose files may still be there
+	Ranges    []droppedRange `json:"ranges,omitempty"` // every number that was dropped above the first that is left, ascending
 }
 
 type droppedName struct {
 	Number uint32 `json:"number"`
 	Salt   salt   `json:"salt"`
+}
+
+// A droppedRange is successive numbers, both ends included.
+type droppedRange struct {
+	First uint32 `json:"first"`
+	Last  uint32 `json:"last"`
+}
+
+// add notes that a segment was dropped.
+func (d *dropped) add(number uint32) {
+	i, found := slices.BinarySearchFunc(d.Ranges, number, func(r droppedRange, number uint32) int { return cmp.Compare(r.First, number) })
+	if found || i > 0 && d.Ranges[i-1].Last >= number {
+		return
+	}
+	d.Ranges = slices.Insert(d.Ranges, i, droppedRange{number, number})
+	if next := i + 1; next < len(d.Ranges) && d.Ranges[next].First == number+1 {
+		d.Ranges[i].Last = d.Ranges[next].Last
+		d.Ranges = slices.Delete(d.Ranges, next, next+1)
+	}
+	if i > 0 && d.Ranges[i-1].Last+1 == number {
+		d.Ranges[i-1].Last = d.Ranges[i].Last
+		d.Ranges = slices.Delete(d.Ranges, i, i+1)
+	}
+}
+
+// forgetBefore leaves out what no gap could be taken for, but for the last: its number must not be given again.
+func (d *dropped) forgetBefore(first uint32) {
+	if len(d.Ranges) == 0 {
+		return
+	}
+	last := d.Ranges[len(d.Ranges)-1]
+	d.Ranges = slices.DeleteFunc(d.Ranges, func(r droppedRange) bool { return r.Last < first && r != last })
+}
+
+// between returns how many segments were dropped between two others.
+func (d *dropped) between(from, to uint32) (n uint64) {
+	for _, r := range d.Ranges {
+		if first, last := max(r.First, from+1), min(r.Last, to-1); first <= last {
+			n += uint64(last-first) + 1
+		}
+	}
+	return n
 }
 
 func (d *dropped) save(dir string) error {
@@ -287,6 +331,9 @@ func loadDropped(dir string) (d dropped, err error) {
 	}
 	if err := json.Unmarshal(b, &d); err != nil {
 		return dropped{}, fmt.Errorf("journal: state %q: %w: %w", droppedState, ErrDamaged, err)
+	}
+	for _, n := range d.Segments { // format 1 has no ranges
+		d.add(n.Number)
 	}
 	return d, nil
 }

@@ -2,6 +2,7 @@ package journal
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"testing"
@@ -60,7 +61,9 @@ func TestUpgradeFromFormat1(t *testing.T) {
 			t.Errorf("message %d:\n got %+v\nwant %+v", i, r, want)
 		}
 		var a Accepted
-		if _, err := j.Read(r.pos, &a, nil); err != nil || !same(recovered{r.pos, a, r.outcome}, r) {
+		if _, err := j.Read(r.pos, &a, nil); errors.Is(err, ErrNotFound) && r.outcome != Pending {
+			continue // its id is what is left
+		} else if err != nil || !same(recovered{r.pos, a, r.outcome}, r) {
 			t.Errorf("message %d read: %+v, %v", i, a, err)
 		}
 	}
@@ -75,7 +78,6 @@ func TestUpgradeFromFormat1(t *testing.T) {
 	j.Done(got[1].pos, Delivered)
 	f.close(j)
 	_, again := f.open()
-	if len(again) != 31 || again[1].outcome != Delivered || !same(again[30], new[0]) {
-		t.Errorf("%d messages, %v, %+v", len(again), again[1].outcome, again[len(again)-1])
-	}
+	got[1].outcome = Delivered
+	wantRecovered(t, again, append(got, new...))
 }

@@ -20,36 +20,67 @@ type Inspection struct {
 	Unreadable int   // segments
 }
 
-// Inspect gives every message that is in the journal at dir to each, oldest first, as [Open] does, and changes nothing:
-// neither a file nor a lock. Another process may have the journal open; what that does meanwhile may or may not be seen,
-// but a message that is given as settled was, and one that was settled when Inspect was called is never given as pending,
-// but for those whose outcome is not yet written, which takes some 20 ms. The error is fs.ErrNotExist if there is no
-// journal.
+// Inspect gives every message that is in the journal at dir to each, as [Open] does, but those in collectors last, and
+// changes nothing: neither a file nor a lock. Another process may have the journal open; what that does meanwhile may or
+// may not be seen, but a message that is given as settled was, and one that was settled when Inspect was called is never
+// given as pending, but for those whose outcome is not yet written, which takes some 20 ms. The error is fs.ErrNotExist if
+// there is no journal.
 func Inspect(dir string, each Recovery) (Inspection, error) {
 	l, err := list(dir)
 	if err != nil {
 		return Inspection{}, err
 	}
-	d, err := loadDropped(dir)
-	if err != nil && !errors.Is(err, ErrDamaged) {
+	i := inspector{dir: dir, each: each, seen: make(map[uint32]bool), given: make(map[Position]bool)}
+	if i.dropped, err = loadDropped(dir); err != nil && !errors.Is(err, ErrDamaged) {
 		return Inspection{}, err
 	}
-	var found Inspection
-	for _, number := range l.logs {
-		err := found.segment(dir, number, &d, each)
-		switch {
-		case errors.Is(err, errUnreadable):
-			found.Unreadable++
-		case errors.Is(err, fs.ErrNotExist): // dropped meanwhile
-		case err != nil:
-			return found, fmt.Errorf("journal: %w", err)
+	// Collectors come last: what is moved meanwhile is in one of them then.
+	for _, collectors := range []bool{false, true} {
+		for again := true; again; again = again && collectors {
+			if again, err = i.pass(l.logs, collectors); err != nil {
+				return i.found, err
+			}
+			if again {
+				if l, err = list(dir); err != nil {
+					return i.found, err
+				}
+			}
 		}
 	}
-	return found, nil
+	return i.found, nil
 }
 
-func (i *Inspection) segment(dir string, number uint32, d *dropped, each Recovery) error {
-	f, err := os.Open(filepath.Join(dir, logName(number)))
+type inspector struct {
+	dir     string
+	each    Recovery
+	found   Inspection
+	dropped dropped
+	seen    map[uint32]bool   // segments that were read
+	given   map[Position]bool // messages in collectors that were
+}
+
+// pass reads all logs of one of the two kinds that were not read before, and reports whether one has vanished.
+func (i *inspector) pass(logs []uint32, collectors bool) (vanished bool, err error) {
+	for _, number := range logs {
+		if i.seen[number] {
+			continue
+		}
+		err := i.segment(number, collectors)
+		switch {
+		case errors.Is(err, errUnreadable):
+			i.seen[number] = true
+			i.found.Unreadable++
+		case errors.Is(err, fs.ErrNotExist): // dropped meanwhile
+			vanished = true
+		case err != nil:
+			return false, fmt.Errorf("journal: %w", err)
+		}
+	}
+	return vanished, nil
+}
+
+func (i *inspector) segment(number uint32, collectors bool) error {
+	f, err := os.Open(filepath.Join(i.dir, logName(number)))
 	if err != nil {
 		return err
 	}
@@ -60,7 +91,7 @@ func (i *Inspection) segment(dir string, number uint32, d *dropped, each Recover
 		return err
 	}
 	var outcomesSize int64
-	o, err := os.Open(filepath.Join(dir, outcomesName(number)))
+	o, err := os.Open(filepath.Join(i.dir, outcomesName(number)))
 	switch {
 	case err == nil:
 		defer o.Close()
@@ -72,29 +103,36 @@ func (i *Inspection) segment(dir string, number uint32, d *dropped, each Recover
 	case !errors.Is(err, fs.ErrNotExist):
 		return err
 	}
-	h, err := readHeader(f, kindLog, 0, headerCopy)
+	h, err := readLogHeader(f)
 	if errors.Is(err, errDamagedHeader) && o != nil && info.Size() > logStart {
 		h, err = readHeader(o, kindOutcomes, 0)
 	}
 	switch {
 	case err != nil && !errors.Is(err, errNewerVersion) && info.Size() <= logStart: // being made
 		return nil
+	case err == nil && (h.kind == kindCollector) != collectors:
+		return nil
 	case err != nil:
 		return fmt.Errorf("%w: %w", errUnreadable, err)
 	case h.number != number:
 		return errUnreadable
-	case slices.Contains(d.Segments, droppedName{number, h.salt}):
+	case slices.Contains(i.dropped.Segments, droppedName{number, h.salt}):
 		return nil
 	}
-	i.Segments++
-	i.Bytes += info.Size() + outcomesSize
+	i.seen[number] = true
+	i.found.Segments++
+	i.found.Bytes += info.Size() + outcomesSize
 
 	seed := h.salt.seed(number)
 	var outcomes []outcome
 	if outcomesSize >= headerSize {
 		outcomes, _, _ = readOutcomes(o, outcomesSize, seed)
 	}
-	result := scan(f, info.Size(), seed, func(offset uint32, _ int, a *Accepted) {
+	result := scanRecords(f, info.Size(), seed, func(offset uint32, _ int, r *record) bool {
+		if r.ids != nil {
+			readIDs(r.ids, func(a *Accepted, _ int) { i.each(0, a, Settled) })
+			return true
+		}
 		for len(outcomes) > 0 && outcomes[0].offset < offset {
 			outcomes = outcomes[1:]
 		}
@@ -102,8 +140,23 @@ func (i *Inspection) segment(dir string, number uint32, d *dropped, each Recover
 		if len(outcomes) > 0 && outcomes[0].offset == offset {
 			kind = outcomes[0].kind
 		}
-		each(Position(uint64(number)<<32|uint64(offset)), a, kind)
+		pos := Position(uint64(number)<<32 | uint64(offset))
+		if r.from != 0 {
+			pos = r.origin
+			if i.given[pos] || i.seen[pos.segment()] || i.present(r.from) {
+				return true
+			}
+			i.given[pos] = true
+		}
+		i.each(pos, &r.Accepted, kind)
+		return true
 	})
-	i.Damaged += result.damaged
+	i.found.Damaged += result.damaged
 	return nil
+}
+
+// present reports whether a segment has its messages itself.
+func (i *inspector) present(number uint32) bool {
+	h, err := headerAt(filepath.Join(i.dir, logName(number)))
+	return err == nil && !slices.Contains(i.dropped.Segments, droppedName{number, h.salt})
 }

@@ -16,6 +16,13 @@
 // for, word by word, by a marker together with the place where it stands. Checksums start from a random number that is
 // the segment's own: what a device put into a payload, and what a file's blocks held before, is never taken for a record.
 //
+// # What is kept of settled messages
+//
+// A segment of which half or more is settled is collected (collect.go): what still waits in it is copied into a segment
+// of another kind, a collector, together with what is kept of the settled messages, 40 bytes each (ids.go); then the
+// segment is dropped. So the journal holds the backlog, and the ids that recovery needs. Positions stay the names of
+// messages wherever they are moved to.
+//
 // Open begins a new segment: a place in a log is never used twice, so no outcome that outlived its message in a failure
 // of the power can be taken for another's.
 package journal
@@ -37,6 +44,8 @@ import (
 var (
 	// ErrFull: no room, by MaxBytes or on the disk. It passes when room is made.
 	ErrFull = errors.New("journal: full")
+	// ErrShare: the device has taken its share of the journal. It passes when its messages are settled, or its ids old.
+	ErrShare = errors.New("journal: the device has taken its share of the journal")
 	// ErrTooLarge: the message cannot be stored, however much room there is.
 	ErrTooLarge = errors.New("journal: message too large")
 	// ErrClosed: the journal was closed.
@@ -69,6 +78,7 @@ const (
 	Pending   Outcome = iota
 	Delivered         // the backend has it
 	Dead              // it is a dead letter, and durably so
+	Settled           // one or the other: of the message no more than its id is left
 )
 
 func (o Outcome) String() string {
@@ -79,6 +89,8 @@ func (o Outcome) String() string {
 		return "delivered"
 	case Dead:
 		return "dead"
+	case Settled:
+		return "settled"
 	}
 	return fmt.Sprintf("Outcome(%d)", uint8(o))
 }
@@ -88,7 +100,7 @@ const (
 	minSegmentBytes = 16 << 10
 	maxSegmentBytes = 1 << 30
 	defaultSegment  = 64 << 20 // at most
-	segmentsInAll   = 16       // of the default size
+	segmentsInAll   = 64       // of the default size
 )
 
 // Options of [Open].
@@ -100,9 +112,11 @@ type Options struct {
 	// Sync is the time between two fsyncs, and what a failure of the power may cost. 0: an fsync in every Append.
 	Sync time.Duration
 	// SegmentBytes is the size at which a segment is full, 16 KiB to 1 GiB; a segment passes it while the next is not
-	// ready, and for a message that is larger. 0: a sixteenth of MaxBytes, at most 64 MiB.
+	// ready, and for a message that is larger. 0: 1/64 of MaxBytes, at most 64 MiB.
 	SegmentBytes int64
-	// Keep is how long a message must outlive its timestamp, whatever became of it: as long as recovery must find it to
+	// DeviceBytes is how much one device's messages and ids may take. 0: any number.
+	DeviceBytes int64
+	// Keep is how long a message's id must outlive its timestamp, whatever became of it: as long as recovery must find it to
 	// rebuild the replay memory.
 	Keep time.Duration
 	// BeforeDrop, if not nil, is called by the journal's goroutine before segments are dropped, the newest timestamp in
@@ -116,8 +130,9 @@ type Options struct {
 	fsync func(*os.File) error
 }
 
-// Recovery is given every message that is in the journal, oldest first, while [Open] runs. The slices of a are valid
-// until it returns.
+// Recovery is given every message that is in the journal while [Open] runs, oldest first: those that wait and those that
+// are settled. Of messages that were settled a while ago only ids are left; they are given with [Settled] and position 0,
+// in no order, and have no topic, no payload and no time of acceptance. The slices of a are valid until it returns.
 type Recovery func(pos Position, a *Accepted, o Outcome)
 
 // Journal is an open journal. Append and Close belong to the broker's thread; every other method is safe for concurrent
@@ -139,7 +154,9 @@ type Journal struct {
 	refused atomic.Pointer[error]   // why the latest Append failed, if it did
 	dirty   atomic.Bool             // the active log has what no fsync covers
 	closed  atomic.Bool
-	starved atomic.Bool // outcomes found no room on the disk: what there is, is theirs
+	starved atomic.Bool           // outcomes found no room on the disk: what there is, is theirs
+	lost    atomic.Pointer[error] // why the files are not to be trusted, if they are not
+	culprit atomic.Pointer[share] // the device that was refused for its share last, until that is logged
 
 	used      atomic.Int64 // bytes, against MaxBytes
 	accepted  atomic.Uint64
@@ -156,10 +173,14 @@ type Journal struct {
 	current  *segment   // active
 	sealed   []*segment // full, not yet synced
 	open     []*segment // with a reader
+	moved    moved
 	reads    uint64
 
 	outcomesMu sync.Mutex // guards outcomes, and is never held during I/O
 	outcomes   []settled
+
+	shares shares
+	home   home
 
 	stateMu sync.Mutex // one SaveState at a time
 
@@ -169,6 +190,7 @@ type Journal struct {
 // A settled message waits for its outcome to be written.
 type settled struct {
 	pos  Position
+	at   Position // where it is: pos, unless it was moved
 	kind Outcome
 }
 
@@ -180,7 +202,7 @@ type failure struct {
 
 type counts struct {
 	damaged, tornBytes, missing, unreadable, foreign, damagedOutcomes atomic.Uint64
-	refused, dropped, syncs, syncErrors, panics                       atomic.Uint64
+	overShare, refused, dropped, syncs, syncErrors, panics            atomic.Uint64
 	syncNanos, syncLast, syncMax                                      atomic.Int64
 }
 
@@ -213,18 +235,23 @@ func Open(o Options, recovery Recovery) (_ *Journal, err error) {
 		quit:     make(chan struct{}),
 		stopped:  make(chan struct{}),
 		segments: make(map[uint32]*segment),
+		moved:    make(moved),
+		shares:   newShares(o.DeviceBytes),
 	}
 	defer func() {
 		if err != nil {
 			lock.Close()
 		}
 	}()
+	if j.home, err = homeOf(o.Dir, lock); err != nil {
+		return nil, err
+	}
 	last, err := j.recover(recovery)
 	if err != nil {
 		return nil, err
 	}
 	j.background.last = last
-	if j.active, err = j.create(); err != nil {
+	if j.active, err = j.create(kindLog); err != nil {
 		return nil, fmt.Errorf("journal: a new segment: %w", err)
 	}
 	j.current = j.active
@@ -238,7 +265,9 @@ func (j *Journal) Append(a *Accepted) (Position, error) {
 	pos, err := j.append(a)
 	if err != nil {
 		j.counts.refused.Add(1)
-		if !errors.Is(err, ErrTooLarge) {
+		if err == ErrShare {
+			j.noteShare(a.Device)
+		} else if !errors.Is(err, ErrTooLarge) {
 			if r := j.refused.Load(); r == nil || !errors.Is(err, ErrFull) || !errors.Is(*r, ErrFull) {
 				reason := err // escapes, which err must not do on the way of every message
 				j.refused.Store(&reason)
@@ -258,8 +287,8 @@ func (j *Journal) append(a *Accepted) (Position, error) {
 	if j.closed.Load() {
 		return 0, ErrClosed
 	}
-	if j.starved.Load() {
-		return 0, errStarved
+	if lost := j.lost.Load(); lost != nil {
+		return 0, *lost
 	}
 	n, err := recordSize(a)
 	if err != nil {
@@ -269,6 +298,13 @@ func (j *Journal) append(a *Accepted) (Position, error) {
 		return 0, fmt.Errorf("%w: %d bytes, the journal may take %d", ErrTooLarge, n, j.options.MaxBytes)
 	}
 	cost := int64(n) + slotSize
+	share := j.shares.of(a.Device)
+	if j.shares.full(share, cost) {
+		return 0, ErrShare
+	}
+	if j.starved.Load() {
+		return 0, errStarved
+	}
 	if j.used.Load()+cost > j.options.MaxBytes {
 		return 0, ErrFull
 	}
@@ -302,6 +338,7 @@ func (j *Journal) append(a *Accepted) (Position, error) {
 	s.accepted.add(offset)
 	s.newest = max(s.newest, a.Timestamp)
 	j.used.Add(cost)
+	share.bytes.Add(cost)
 	j.accepted.Add(1)
 	if j.options.Sync != 0 && !j.dirty.Load() {
 		j.dirty.Store(true)
@@ -349,7 +386,7 @@ func (j *Journal) Done(pos Position, o Outcome) {
 		return
 	}
 	j.outcomesMu.Lock()
-	j.outcomes = append(j.outcomes, settled{pos, o})
+	j.outcomes = append(j.outcomes, settled{pos: pos, kind: o})
 	first := len(j.outcomes) == 1
 	j.outcomesMu.Unlock()
 	if first {
@@ -362,11 +399,14 @@ func (j *Journal) Done(pos Position, o Outcome) {
 // as it was written; the message is lost then. Other errors are the disk's, and may pass.
 func (j *Journal) Read(pos Position, a *Accepted, buf []byte) ([]byte, error) {
 	for tries := 0; ; tries++ {
-		s, f, err := j.reader(pos)
+		s, at, f, err := j.reader(pos)
+		if errors.Is(err, errMoved) && tries < 10 {
+			continue
+		}
 		if err != nil {
 			return buf, err
 		}
-		buf, err = readRecord(f, pos.offset(), s.seed, a, buf)
+		buf, err = readRecord(f, at.offset(), s.seed, a, buf)
 		// Another reader may have closed the file, to open its own.
 		if errors.Is(err, os.ErrClosed) && tries < 10 && !j.closed.Load() {
 			continue
@@ -409,38 +449,48 @@ func readRecord(f io.ReaderAt, offset, seed uint32, a *Accepted, buf []byte) ([]
 			return buf, err
 		}
 	}
-	if err := parseBody(buf, seed, a); err != nil {
+	r := record{Accepted: Accepted{Device: a.Device}}
+	if err := parseRecord(buf, seed, &r); err != nil {
 		return buf, fmt.Errorf("%w: %w", ErrDamaged, err)
 	}
+	if r.ids != nil {
+		return buf, fmt.Errorf("%w: %w", ErrDamaged, errHeader)
+	}
+	*a = r.Accepted
 	return buf, nil
 }
 
 // maxReaders is how many logs are open for reading.
 const maxReaders = 16
 
-func (j *Journal) reader(pos Position) (*segment, *os.File, error) {
+// errMoved: the message was moved meanwhile, so it is to be looked for again.
+var errMoved = errors.New("journal: moved")
+
+// reader returns where the message of a position is: its segment, the place in it, and its log.
+func (j *Journal) reader(pos Position) (*segment, Position, *os.File, error) {
 	j.mu.Lock()
-	s := j.segments[pos.segment()]
+	at := j.resolve(pos)
+	s := j.segments[at.segment()]
 	if s != nil && s.reader != nil {
 		j.reads++
 		s.used = j.reads
 		f := s.reader
 		j.mu.Unlock()
-		return s, f, nil
+		return s, at, f, nil
 	}
 	j.mu.Unlock()
 	if j.closed.Load() {
-		return nil, nil, ErrClosed
+		return nil, 0, nil, ErrClosed
 	}
 	if s == nil {
-		return nil, nil, fmt.Errorf("%w: %s", ErrNotFound, pos)
+		return nil, 0, nil, fmt.Errorf("%w: %s", ErrNotFound, pos)
 	}
 	f, err := os.Open(filepath.Join(j.options.Dir, logName(s.number)))
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil, fmt.Errorf("%w: %s", ErrNotFound, pos)
+		return nil, 0, nil, j.notFound(pos, at)
 	}
 	if err != nil {
-		return nil, nil, fmt.Errorf("journal: %w", err)
+		return nil, 0, nil, fmt.Errorf("journal: %w", err)
 	}
 
 	var superfluous *os.File
@@ -451,7 +501,7 @@ func (j *Journal) reader(pos Position) (*segment, *os.File, error) {
 	case j.closed.Load() || j.segments[s.number] != s:
 		j.mu.Unlock()
 		f.Close()
-		return nil, nil, fmt.Errorf("%w: %s", ErrNotFound, pos)
+		return nil, 0, nil, j.notFound(pos, at)
 	default:
 		if len(j.open) == maxReaders {
 			oldest := 0
@@ -474,7 +524,22 @@ func (j *Journal) reader(pos Position) (*segment, *os.File, error) {
 	if superfluous != nil {
 		superfluous.Close()
 	}
-	return s, f, nil
+	return s, at, f, nil
+}
+
+// notFound says why the message of a position was not found where it was a moment ago.
+func (j *Journal) notFound(pos, at Position) error {
+	j.mu.Lock()
+	moved := j.resolve(pos) != at
+	j.mu.Unlock()
+	if moved {
+		return errMoved
+	}
+	// Where the directory is away, which may pass, nothing can be said of what is in it.
+	if err := j.home.check(); err != nil {
+		return fmt.Errorf("journal: %w", err)
+	}
+	return fmt.Errorf("%w: %s", ErrNotFound, pos)
 }
 
 // SaveState saves data, at most 64 MiB, under a name of letters a-z and '-', in place of what was saved before: durably,
@@ -499,6 +564,7 @@ type Stats struct {
 
 	// Since Open.
 	Refused    uint64 // Appends that failed
+	OverShare  uint64 // of them, those of devices that had taken their share
 	Dropped    uint64 // segments
 	Syncs      uint64 // of logs
 	SyncErrors uint64
@@ -526,6 +592,7 @@ func (j *Journal) Stats() Stats {
 		MaxBytes:   j.options.MaxBytes,
 		Bytes:      j.used.Load(),
 		Refused:    c.refused.Load(),
+		OverShare:  c.overShare.Load(),
 		Dropped:    c.dropped.Load(),
 		Syncs:      c.syncs.Load(),
 		SyncErrors: c.syncErrors.Load(),
@@ -559,6 +626,9 @@ func (j *Journal) Stats() Stats {
 	j.mu.Unlock()
 	if r := j.refused.Load(); r != nil && st.Err == nil {
 		st.Err = *r
+	}
+	if lost := j.lost.Load(); lost != nil {
+		st.Err = *lost
 	}
 	if j.closed.Load() {
 		st.Err = ErrClosed

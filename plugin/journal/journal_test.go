@@ -142,28 +142,51 @@ func (f *fixture) snapshot() *fixture {
 	if err := os.Mkdir(c.Dir, 0o700); err != nil {
 		f.t.Fatal(err)
 	}
+	for !f.copyTo(c.Dir) {
+	}
+	return c
+}
+
+// copyTo copies every file, and reports whether no segment was dropped meanwhile, so that it is as of one moment.
+func (f *fixture) copyTo(dir string) bool {
+	f.t.Helper()
+	state := func() []byte {
+		b, err := os.ReadFile(f.path(droppedState + stateSuffix))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			f.t.Fatal(err)
+		}
+		return b
+	}
+	before := state()
+	if err := os.RemoveAll(dir); err != nil {
+		f.t.Fatal(err)
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		f.t.Fatal(err)
+	}
 	entries, err := os.ReadDir(f.Dir)
 	if err != nil {
 		f.t.Fatal(err)
 	}
-	names := []string{}
 	for _, e := range entries {
-		names = append(names, e.Name())
-	}
-	// Last, as it is written before files are removed.
-	for _, name := range append(names, droppedState+stateSuffix) {
-		b, err := os.ReadFile(f.path(name))
+		b, err := os.ReadFile(f.path(e.Name()))
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
 		if err == nil {
-			err = os.WriteFile(c.path(name), b, 0o600)
+			err = os.WriteFile(filepath.Join(dir, e.Name()), b, 0o600)
 		}
 		if err != nil {
 			f.t.Fatal(err)
 		}
 	}
-	return c
+	return bytes.Equal(before, state())
+}
+
+// idOf is what is left of a settled message.
+func idOf(a *Accepted) Accepted {
+	return Accepted{Device: a.Device, MessageID: a.MessageID, Tag: a.Tag, TopicHash: a.TopicHash, QoS: a.QoS, Retain: a.Retain,
+		Timestamp: a.Timestamp, Client: a.Client, Legacy: a.Legacy}
 }
 
 // message returns the i-th message, different from every other.
@@ -200,8 +223,25 @@ func appendAll(t *testing.T, j *Journal, from, to int) []recovered {
 	return all
 }
 
+// wantRecovered holds what was recovered against what was appended. Of settled messages the ids may be all that is left.
 func wantRecovered(t *testing.T, got, want []recovered) {
 	t.Helper()
+	ids := make(map[[16]byte]Accepted)
+	for _, r := range got {
+		if r.outcome == Settled {
+			ids[r.message.MessageID] = r.message
+		}
+	}
+	if len(ids) > 0 {
+		got = slices.DeleteFunc(slices.Clone(got), func(r recovered) bool { return r.outcome == Settled })
+		want = slices.DeleteFunc(slices.Clone(want), func(r recovered) bool {
+			id, is := ids[r.message.MessageID]
+			if is && (r.outcome == Pending || !reflect.DeepEqual(id, idOf(&r.message))) {
+				t.Fatalf("of %+v the id is left: %+v", r, id)
+			}
+			return is
+		})
+	}
 	if len(got) != len(want) {
 		t.Fatalf("recovered %d messages, want %d", len(got), len(want))
 	}
@@ -401,6 +441,7 @@ func TestModel(t *testing.T) {
 			f.SegmentBytes = minSegmentBytes
 			j, _ := f.open()
 			model := map[Position]*recovered{}
+			byID := map[[16]byte]*recovered{}
 			settled := func(r *recovered) {
 				if r.outcome == Pending {
 					r.outcome = Outcome(1 + random.IntN(2))
@@ -422,6 +463,17 @@ func TestModel(t *testing.T) {
 				seen := map[Position]bool{}
 				last := Position(0)
 				for _, r := range all {
+					if r.outcome == Settled {
+						w := byID[r.message.MessageID]
+						if w == nil {
+							continue // it was there no more at an earlier start, and needs not be
+						}
+						if w.outcome == Pending && !crash || r.pos != 0 || !reflect.DeepEqual(r.message, idOf(&w.message)) {
+							t.Fatalf("recovered %+v, want the id of %+v", r, *w)
+						}
+						seen[w.pos] = true
+						continue
+					}
 					w := model[r.pos]
 					if w == nil {
 						t.Fatalf("%v: never appended", r.pos)
@@ -445,6 +497,7 @@ func TestModel(t *testing.T) {
 							t.Fatalf("lost %+v", w)
 						}
 						delete(model, pos)
+						delete(byID, w.message.MessageID)
 					}
 				}
 				if st := j.Stats(); st.Damaged+st.TornBytes+st.Missing+st.Unreadable+st.Foreign+st.DamagedOutcomes+st.Panics != 0 {
@@ -470,6 +523,7 @@ func TestModel(t *testing.T) {
 						t.Fatalf("position %v is used twice", pos)
 					}
 					model[pos] = &w
+					byID[a.MessageID] = &w
 				case k < 85:
 					for _, r := range model {
 						if random.IntN(8) == 0 {
@@ -498,7 +552,7 @@ func TestModel(t *testing.T) {
 			for _, r := range model {
 				settled(r)
 			}
-			waitFor(t, "all segments to be dropped but the active and the next", func() bool { return len(j.segmentsNow()) <= 2 })
+			waitFor(t, "all segments to be dropped but the active, the next and the collector", func() bool { return len(j.segmentsNow()) <= 3 })
 			reopen(false)
 			st := j.Stats()
 			if st.Accepted != accepted || st.Pending != 0 || st.Accepted != st.Delivered+st.Dead {
@@ -702,35 +756,11 @@ func TestDrop(t *testing.T) {
 	}
 	done(numbers[0], 1)
 	j.Done(inSegment[numbers[0]][1], Delivered) // twice for one does not make up for another
+	waitFor(t, "all but one of a segment to be collected", func() bool { return j.Stats().Dropped == 1 })
 	done(numbers[1], 0)
 	done(numbers[2], 0)
-	waitFor(t, "the outcomes to be written", func() bool {
-		info, err := os.Stat(f.path(outcomesName(numbers[2])))
-		return err == nil && info.Size() == int64(headerSize+slotSize*len(inSegment[numbers[2]]))
-	})
-	f.advance(10 * time.Minute) // the newest is 10 min and 4 s from the epoch
-	before := sweeps.Load()
-	waitFor(t, "two sweeps", func() bool { return sweeps.Load() >= before+2 })
-	mu.Lock()
-	if calls != 0 {
-		t.Errorf("a drop was tried within the time to keep")
-	}
-	mu.Unlock()
-	f.advance(5 * time.Second)
-	waitFor(t, "an attempt to drop", func() bool { mu.Lock(); defer mu.Unlock(); return calls > 0 })
-	if _, err := os.Stat(f.path(logName(numbers[1]))); err != nil {
-		t.Errorf("dropped although the state could not be saved: %v", err)
-	}
-	mu.Lock()
-	refuse = nil
-	mu.Unlock()
-	waitFor(t, "two segments to be dropped", func() bool { return j.Stats().Dropped == 2 })
-	f.wantLogged("segments of the journal could not be dropped; trying again every second")
-	f.wantLogged("not now")
-	if now := j.segmentsNow(); !slices.Contains(now, numbers[0]) || slices.Contains(now, numbers[1]) || slices.Contains(now, numbers[2]) {
-		t.Errorf("of %v there are %v", numbers, now)
-	}
-	for _, n := range numbers[1:3] {
+	waitFor(t, "two whole segments to be collected", func() bool { return j.Stats().Dropped == 3 })
+	for _, n := range numbers[:3] {
 		for _, name := range []string{logName(n), outcomesName(n)} {
 			if _, err := os.Stat(f.path(name)); !errors.Is(err, fs.ErrNotExist) {
 				t.Errorf("%s is there: %v", name, err)
@@ -738,20 +768,72 @@ func TestDrop(t *testing.T) {
 		}
 	}
 	var a Accepted
-	if _, err := j.Read(inSegment[numbers[1]][0], &a, nil); !errors.Is(err, ErrNotFound) {
-		t.Errorf("read of a dropped message: %v", err)
+	if _, err := j.Read(inSegment[numbers[0]][0], &a, nil); err != nil || a.MessageID != all[0].message.MessageID {
+		t.Errorf("read of what was moved: %+v, %v", a, err)
 	}
+	if _, err := j.Read(inSegment[numbers[1]][0], &a, nil); !errors.Is(err, ErrNotFound) {
+		t.Errorf("read of a collected message: %v", err)
+	}
+	// Their ids are there until they are old, and what is to be saved then is saved.
+	f.advance(10 * time.Minute) // the newest is 10 min and 4 s from the epoch
+	before := sweeps.Load()
+	waitFor(t, "two sweeps", func() bool { return sweeps.Load() >= before+2 })
+	mu.Lock()
+	if calls != 0 {
+		t.Errorf("ids were to be dropped within the time to keep")
+	}
+	mu.Unlock()
 	last := j.Stats()
 	f.close(j)
 
 	// The gap is known, and so is what was in it.
-	j, _ = f.open()
+	f.advance(5 * time.Second)
+	j, got := f.open()
+	wantRecovered(t, got, allWith(all, Delivered, append(slices.Concat(inSegment[numbers[1]], inSegment[numbers[2]]), inSegment[numbers[0]][1:]...)))
 	after := j.Stats()
 	if after.Missing != 0 || after.Accepted != uint64(len(all)) || after.Accepted != last.Accepted ||
 		after.Delivered != uint64(len(inSegment[numbers[0]])-1+len(inSegment[numbers[1]])+len(inSegment[numbers[2]])) ||
 		after.Pending != uint64(len(all))-after.Delivered {
 		t.Errorf("stats %+v", after)
 	}
+	waitFor(t, "an attempt to drop", func() bool { mu.Lock(); defer mu.Unlock(); return calls > 0 })
+	waitFor(t, "a line in the log", func() bool {
+		return strings.Contains(f.logged.String(), "the journal could not free the room of settled messages; trying again every second")
+	})
+	f.wantLogged("not now")
+	mu.Lock()
+	refuse = nil
+	mu.Unlock()
+	waitFor(t, "the old ids to be dropped", func() bool {
+		ids := 0
+		_, err := Inspect(f.Dir, func(_ Position, _ *Accepted, o Outcome) {
+			if o == Settled {
+				ids++
+			}
+		})
+		return err == nil && ids == 0
+	})
+	f.close(j)
+	j, got = f.open()
+	for _, r := range got {
+		if r.outcome != Pending {
+			t.Fatalf("there is %+v", r)
+		}
+	}
+	if _, err := j.Read(inSegment[numbers[0]][0], &a, nil); err != nil || a.MessageID != all[0].message.MessageID {
+		t.Errorf("read of what was moved twice: %+v, %v", a, err)
+	}
+}
+
+// allWith is all, those at the positions with an outcome.
+func allWith(all []recovered, o Outcome, at []Position) []recovered {
+	all = slices.Clone(all)
+	for i := range all {
+		if slices.Contains(at, all[i].pos) {
+			all[i].outcome = o
+		}
+	}
+	return all
 }
 
 // A crash after a drop was decided, before its files are gone.

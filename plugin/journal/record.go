@@ -36,6 +36,14 @@ import (
 // Marker and offset are what a search for the next record compares, one word at a time. The checksum of the header, which
 // covers the place and the checksum of the body, makes the length worth trusting where only the body is damaged.
 //
+// In a collector (see collect.go) a record is of kind kindMoved, and its body has 16 bytes more, behind the fixed part:
+//
+//	 96  origin  8  the Position at which the message was accepted
+//	104  from    4  the segment that it was moved from
+//	108  zero    4
+//
+// or it is a block of ids, of kind kindIDs (see ids.go).
+//
 // Format 1 had records of kind kindAcceptedV1, which are read and not written. They are the same up to the tag:
 //
 //	40  tag       8
@@ -56,12 +64,15 @@ const (
 	recordMarker   = 0xfe4a52ff // ff 52 4a fe
 	kindAcceptedV1 = 1
 	kindAccepted   = 2
+	kindMoved      = 3
+	kindIDs        = 4
+	movedFixed     = 16
 	flagQoS        = 3
 	flagRetain     = 4
 	flagLegacy     = 8
 	flagQoS2V1     = 1
 
-	maxRecord = recordHeader + bodyFixed + MaxDevice + MaxTopic + MaxTraceparent + MaxEnvelope + MaxPayload + recordAlign
+	maxRecord = recordHeader + bodyFixed + MaxDevice + MaxTopic + MaxTraceparent + MaxEnvelope + MaxPayload + movedFixed + recordAlign
 )
 
 // Limits of what [Journal.Append] takes, in bytes.
@@ -135,8 +146,19 @@ func recordSize(a *Accepted) (int, error) {
 
 func aligned(n int) int { return (n + recordAlign - 1) &^ (recordAlign - 1) }
 
+// A move says where a record in a collector comes from; the zero value is that of a record in an ordinary segment.
+type move struct {
+	origin Position
+	from   uint32 // segment
+}
+
 // appendRecord appends the record of a, whose limits were checked, for a place in the segment with the seed.
 func appendRecord(b []byte, a *Accepted, offset, seed uint32) []byte {
+	return appendMoved(b, a, move{}, offset, seed)
+}
+
+// appendMoved is appendRecord for a collector, unless m is zero.
+func appendMoved(b []byte, a *Accepted, m move, offset, seed uint32) []byte {
 	start := len(b)
 	le := binary.LittleEndian
 	b = append(b, make([]byte, recordHeader)...)
@@ -153,17 +175,30 @@ func appendRecord(b []byte, a *Accepted, offset, seed uint32) []byte {
 	b = le.AppendUint32(b, uint32(len(a.Envelope)))
 	b = le.AppendUint16(b, uint16(len(a.Topic)))
 	b = append(b, byte(len(a.Device)), byte(len(a.Traceparent)), a.flags(), 0, 0, 0)
+	kind := byte(kindAccepted)
+	if m != (move{}) {
+		kind = kindMoved
+		b = le.AppendUint64(b, uint64(m.origin))
+		b = le.AppendUint32(b, m.from)
+		b = le.AppendUint32(b, 0)
+	}
 	b = append(b, a.Device...)
 	b = append(b, a.Topic...)
 	b = append(b, a.Traceparent...)
 	b = append(b, a.Envelope...)
 	b = append(b, a.Payload...)
 
+	return seal(b, start, kind, offset, seed)
+}
+
+// seal fills in the header of the record whose body is all of b behind it, and pads it.
+func seal(b []byte, start int, kind byte, offset, seed uint32) []byte {
+	le := binary.LittleEndian
 	header, body := b[start:start+recordHeader], b[start+recordHeader:]
 	le.PutUint32(header[0:], recordMarker)
 	le.PutUint32(header[4:], offset)
 	le.PutUint32(header[8:], uint32(len(body)))
-	header[12] = kindAccepted
+	header[12] = kind
 	le.PutUint32(header[16:], crc32.Update(seed, castagnoli, body))
 	le.PutUint32(header[20:], crc32.Update(seed, castagnoli, header[:20]))
 
@@ -173,6 +208,37 @@ func appendRecord(b []byte, a *Accepted, offset, seed uint32) []byte {
 
 // recordStart is the first word of a record at offset.
 func recordStart(offset uint32) uint64 { return uint64(offset)<<32 | recordMarker }
+
+// recordHead is as much of a record as it takes to know whose it is.
+const recordHead = recordHeader + bodyFixed + movedFixed + MaxDevice
+
+// recordOwner returns the device whose message begins with b at offset, and the size of its record. The device is a part
+// of b.
+func recordOwner(b []byte, offset, seed uint32) (device []byte, size int, ok bool) {
+	if len(b) < recordHeader {
+		return nil, 0, false
+	}
+	length, ok := parseHeader(b, offset, seed)
+	if !ok || len(b) < recordHeader+min(length, bodyFixed) {
+		return nil, 0, false
+	}
+	body := b[recordHeader:]
+	var at, n int
+	switch b[12] {
+	case kindAccepted:
+		at, n = bodyFixed, int(body[66])
+	case kindMoved:
+		at, n = bodyFixed+movedFixed, int(body[66])
+	case kindAcceptedV1:
+		at, n = bodyFixedV1, int(body[41])
+	default:
+		return nil, 0, false
+	}
+	if len(body) < at+n {
+		return nil, 0, false
+	}
+	return body[at : at+n], aligned(recordHeader + length), true
+}
 
 // flags is what of a message takes single bits.
 func (a *Accepted) flags() byte {
@@ -201,6 +267,10 @@ func parseHeader(h []byte, offset, seed uint32) (length int, ok bool) {
 	case kindAccepted:
 	case kindAcceptedV1:
 		least = bodyFixedV1
+	case kindMoved:
+		least = bodyFixed + movedFixed
+	case kindIDs:
+		least = idsFixed
 	default:
 		return 0, false
 	}
@@ -211,19 +281,44 @@ func parseHeader(h []byte, offset, seed uint32) (length int, ok bool) {
 	return int(n), true
 }
 
-// parseBody reads a record whose header is right into a. Topic, Envelope and Payload are parts of record.
-func parseBody(record []byte, seed uint32, a *Accepted) error {
+// A record is what one holds: a message, or a block of ids.
+type record struct {
+	Accepted
+	move
+	ids []byte // the body of a block
+}
+
+// parseRecord reads a record whose header is right into r. The slices of r are parts of b.
+func parseRecord(b []byte, seed uint32, r *record) error {
 	le := binary.LittleEndian
-	b := record[recordHeader : recordHeader+int(le.Uint32(record[8:]))]
-	if le.Uint32(record[16:]) != crc32.Update(seed, castagnoli, b) {
+	body := b[recordHeader : recordHeader+int(le.Uint32(b[8:]))]
+	if le.Uint32(b[16:]) != crc32.Update(seed, castagnoli, body) {
 		return errBody
 	}
-	if record[12] == kindAcceptedV1 {
-		return parseBodyV1(b, a)
+	r.move, r.ids = move{}, nil
+	switch b[12] {
+	case kindIDs:
+		r.ids = body
+		return nil
+	case kindAcceptedV1:
+		return parseBodyV1(body, &r.Accepted)
+	case kindMoved:
+		r.move = move{Position(le.Uint64(body[bodyFixed:])), le.Uint32(body[bodyFixed+8:])}
+		if r.move == (move{}) {
+			return errBody
+		}
+		return parseBody(body, movedFixed, &r.Accepted)
 	}
+	return parseBody(body, 0, &r.Accepted)
+}
+
+// parseBody reads the body of a record, the checksum of which is right, into a. The texts begin so many bytes behind the
+// fixed part. Topic, Envelope and Payload are parts of b.
+func parseBody(b []byte, behind int, a *Accepted) error {
+	le := binary.LittleEndian
 	envelope, topic, device, trace := uint64(le.Uint32(b[60:])), int(le.Uint16(b[64:])), int(b[66]), int(b[67])
 	if b[68] > flagQoS|flagRetain|flagLegacy || b[69]|b[70]|b[71] != 0 ||
-		uint64(len(b)) < uint64(bodyFixed+device+topic+trace)+envelope {
+		uint64(len(b)) < uint64(bodyFixed+behind+device+topic+trace)+envelope {
 		return errBody
 	}
 	copy(a.MessageID[:], b[0:])
@@ -233,7 +328,7 @@ func parseBody(record []byte, seed uint32, a *Accepted) error {
 	copy(a.TopicHash[:], b[48:])
 	a.Client = le.Uint32(b[56:])
 	a.setFlags(b[68])
-	b = a.takeTexts(b[bodyFixed:], device, topic, trace)
+	b = a.takeTexts(b[bodyFixed+behind:], device, topic, trace)
 	a.Envelope = nil
 	if envelope > 0 {
 		a.Envelope, b = b[:envelope:envelope], b[envelope:]

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -37,12 +38,18 @@ func (j *Journal) recover(recovery Recovery) (last uint32, err error) {
 	j.dead.Store(d.Dead)
 	j.accepted.Store(d.Delivered + d.Dead)
 
-	for _, n := range d.Segments {
-		last = max(last, n.Number)
+	for _, r := range d.Ranges {
+		last = max(last, r.Last)
 	}
+	collectors, ordinary, err := j.classify(l.logs, &d)
+	if err != nil {
+		return 0, err
+	}
+	rec := j.newRecoverer(recovery, collectors, ordinary, &d)
+	defer rec.close()
 	var present, blank []uint32
-	for _, number := range l.logs {
-		state, err := j.recoverSegment(number, &d, recovery)
+	for _, number := range slices.Concat(collectors, ordinary) {
+		state, err := j.recoverSegment(number, &d, rec)
 		switch {
 		case errors.Is(err, fs.ErrNotExist):
 			continue
@@ -64,6 +71,10 @@ func (j *Journal) recover(recovery Recovery) (last uint32, err error) {
 			last = max(last, number)
 		}
 	}
+	rec.giveBefore(math.MaxUint64)
+	last = max(last, rec.last)
+	slices.Sort(present)
+	slices.Sort(blank)
 	j.reportMissing(present, &d)
 	if err := j.removeStrayOutcomes(l, present); err != nil {
 		return 0, err
@@ -97,7 +108,7 @@ const (
 	segmentDropped                // what was left of it is removed
 )
 
-func (j *Journal) recoverSegment(number uint32, d *dropped, recovery Recovery) (segmentState, error) {
+func (j *Journal) recoverSegment(number uint32, d *dropped, rec *recoverer) (segmentState, error) {
 	dir := j.options.Dir
 	f, err := os.Open(filepath.Join(dir, logName(number)))
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) {
@@ -120,7 +131,7 @@ func (j *Journal) recoverSegment(number uint32, d *dropped, recovery Recovery) (
 	if outcomesFile != nil {
 		defer outcomesFile.Close()
 	}
-	h, err := readHeader(f, kindLog, 0, headerCopy)
+	h, err := readLogHeader(f)
 	if errors.Is(err, errDamagedHeader) && outcomesFile != nil && size > logStart {
 		h, err = readHeader(outcomesFile, kindOutcomes, 0)
 	}
@@ -143,6 +154,7 @@ func (j *Journal) recoverSegment(number uint32, d *dropped, recovery Recovery) (
 	s.closed = true
 	s.unsynced = true
 	s.end = max(size, logStart)
+	s.collector = h.kind == kindCollector
 	j.segments[number] = s
 	if size <= logStart {
 		j.used.Add(s.charge())
@@ -159,70 +171,11 @@ func (j *Journal) recoverSegment(number uint32, d *dropped, recovery Recovery) (
 				"file", filepath.Join(dir, outcomesName(number)), "damaged", damaged)
 		}
 	}
-	j.scanSegment(s, f, size, outcomes, recovery)
+	if err := rec.scan(s, f, size, outcomes); err != nil {
+		return 0, err
+	}
 	j.used.Add(s.charge())
 	return segmentRecovered, nil
-}
-
-// scanSegment gives the records of a segment to recovery, each with its outcome. Both come by offset.
-func (j *Journal) scanSegment(s *segment, f *os.File, size int64, outcomes []outcome, recovery Recovery) {
-	stray := func(o outcome) {
-		s.stray.add(o.offset)
-		if o.kind == Delivered {
-			s.strayDelivered++
-		}
-	}
-	result := scan(f, size, s.seed, func(offset uint32, _ int, a *Accepted) {
-		for len(outcomes) > 0 && outcomes[0].offset < offset {
-			stray(outcomes[0])
-			outcomes = outcomes[1:]
-		}
-		kind := Pending
-		if len(outcomes) > 0 && outcomes[0].offset == offset {
-			kind = outcomes[0].kind
-			outcomes = outcomes[1:]
-		}
-		switch kind {
-		case Delivered:
-			s.delivered++
-		case Dead:
-			s.dead++
-		}
-		s.accepted.add(offset)
-		s.newest = max(s.newest, a.Timestamp)
-		recovery(s.position(offset), a, kind)
-	})
-	for _, o := range outcomes {
-		stray(o)
-	}
-	s.outcomes = s.delivered + s.dead + s.stray.count
-	j.accepted.Add(s.accepted.count)
-	j.delivered.Add(s.delivered)
-	j.dead.Add(s.dead)
-
-	path := filepath.Join(j.options.Dir, logName(s.number))
-	if result.damaged > 0 {
-		j.counts.damaged.Add(uint64(result.damaged))
-		j.log.Error("messages in the journal are damaged and lost; the others are not affected",
-			"file", path, "damaged", result.damaged, "first_at", result.firstAt, "messages", s.accepted.count)
-	}
-	if result.unreadable > 0 {
-		j.log.Error("the disk did not read a part of the journal", "file", path, "bytes", result.unreadable)
-	}
-	if result.torn == 0 {
-		return
-	}
-	j.counts.tornBytes.Add(uint64(result.torn))
-	j.log.Warn("a segment of the journal ends with an incomplete record, which was not acknowledged or not yet safe; it is cut off",
-		"file", path, "at", result.end, "bytes", result.torn)
-	if result.unreadable > 0 {
-		return // it may be readable another time
-	}
-	if err := os.Truncate(path, result.end); err != nil {
-		j.log.Warn("the incomplete record could not be cut off; it is skipped instead", "error", err)
-		return
-	}
-	s.end = result.end
 }
 
 // openOutcomes returns nil if the segment has none.
@@ -253,12 +206,7 @@ func (j *Journal) removeFiles(number uint32) error {
 func (j *Journal) reportMissing(present []uint32, d *dropped) {
 	for i := 1; i < len(present); i++ {
 		from, to := present[i-1], present[i] // both excluded
-		gap := uint64(to-from) - 1
-		for _, n := range d.Segments {
-			if n.Number > from && n.Number < to {
-				gap--
-			}
-		}
+		gap := uint64(to-from) - 1 - d.between(from, to)
 		if gap > 0 {
 			j.counts.missing.Add(gap)
 			j.log.Error("segments of the journal are missing; their messages are lost", "count", gap,

@@ -19,7 +19,7 @@ import (
 //
 //	 0  magic    8  "MQBJRNL\n"
 //	 8  version  4  formatVersion, or an earlier one
-//	12  kind     4  kindLog or kindOutcomes
+//	12  kind     4  kindLog, kindOutcomes or kindCollector
 //	16  segment  4
 //	20  zero     4
 //	24  salt     16 random, the same in both files
@@ -36,6 +36,7 @@ const (
 	formatVersion = 2
 	kindLog       = 1
 	kindOutcomes  = 2
+	kindCollector = 3 // a log into which messages are moved
 )
 
 var (
@@ -93,6 +94,15 @@ func parseHeaderBlock(b []byte) (header, error) {
 	}, nil
 }
 
+// readLogHeader returns the header of a log, of either kind.
+func readLogHeader(f io.ReaderAt) (header, error) {
+	h, err := readHeader(f, kindLog, 0, headerCopy)
+	if errors.Is(err, errDamagedHeader) {
+		return readHeader(f, kindCollector, 0, headerCopy)
+	}
+	return h, err
+}
+
 // readHeader returns the header of a file of the kind; at are the places of its copies.
 func readHeader(f io.ReaderAt, kind uint32, at ...int64) (header, error) {
 	err := errDamagedHeader
@@ -133,7 +143,16 @@ type segment struct {
 	delivered, dead uint64 // those among them that the journal's totals have counted
 	stray           tally  // outcomes in the file without a record that could be read
 	strayDelivered  uint64
-	unsynced        bool // recovered, and possibly not on the disk yet
+	unsynced        bool      // recovered, and possibly not on the disk yet
+	settledBytes    int64     // of records, an outcome of which was written
+	settledAt       time.Time // when the latest was
+
+	// Of a collector; the background's.
+	collector bool
+	tail      bool             // behind end is what has to be cut off
+	newestID  int64            // timestamp of the ids, unix seconds
+	ids       map[string]int64 // bytes of ids, by device
+	idRecords int64            // bytes of the blocks of ids
 
 	// Guarded by Journal.mu.
 	reader *os.File
@@ -141,7 +160,7 @@ type segment struct {
 }
 
 func newSegment(number uint32, s salt) *segment {
-	return &segment{number: number, salt: s, seed: s.seed(number), end: logStart, newest: math.MinInt64}
+	return &segment{number: number, salt: s, seed: s.seed(number), end: logStart, newest: math.MinInt64, newestID: math.MinInt64}
 }
 
 func (s *segment) position(offset uint32) Position {
@@ -218,11 +237,22 @@ type scanned struct {
 	unreadable int64 // bytes the disk did not read
 }
 
-// scan passes over a log of size bytes and gives every valid record to found, which borrows it, with its offset.
-// A record whose body is damaged costs itself. Where a header is damaged, the next valid header is searched for.
+// scan passes over a log of size bytes and gives every message to found, which borrows it, with its offset.
 func scan(file io.ReaderAt, size int64, seed uint32, found func(offset uint32, size int, a *Accepted)) scanned {
+	return scanRecords(file, size, seed, func(offset uint32, size int, r *record) bool {
+		if r.ids == nil {
+			found(offset, size, &r.Accepted)
+		}
+		return true
+	})
+}
+
+// scanRecords passes over a log of size bytes and gives every valid record to found, which borrows it, with its offset and
+// the size it takes, until found returns false.
+// A record whose body is damaged costs itself. Where a header is damaged, the next valid header is searched for.
+func scanRecords(file io.ReaderAt, size int64, seed uint32, found func(offset uint32, size int, r *record) bool) scanned {
 	w := window{file: file, size: min(size, math.MaxUint32)}
-	var a Accepted
+	var r record
 	s := scanned{end: logStart}
 	damage := func(at int64) {
 		if s.damaged == 0 {
@@ -245,8 +275,10 @@ func scan(file io.ReaderAt, size int64, seed uint32, found func(offset uint32, s
 			damage(lost)
 			lost = -1
 		}
-		if parseBody(w.at(at, n), seed, &a) == nil {
-			found(uint32(at), n, &a)
+		if parseRecord(w.at(at, n), seed, &r) == nil {
+			if !found(uint32(at), n, &r) {
+				break
+			}
 		} else {
 			damage(at)
 		}
