@@ -91,7 +91,8 @@ type Log struct {
 	stop  chan struct{}
 	done  chan struct{}
 	once  sync.Once
-	lost  atomic.Int64 // records that found no room
+	lost  atomic.Int64           // records that found no room
+	wrong atomic.Pointer[string] // why records cannot be written; nil: they can
 
 	limiter *rate.Limiter
 	mu      sync.Mutex // guards left
@@ -246,6 +247,7 @@ func (l *Log) step(tick <-chan time.Time) (more bool) {
 	case <-tick:
 		l.writeCounts()
 		l.flush()
+		l.look()
 	}
 	return true
 }
@@ -310,6 +312,42 @@ func (l *Log) flush() {
 			l.waiting = 0
 		}
 	}
+}
+
+// Writable reports whether records can be written to the file that has the log's name, as of a moment ago.
+func (l *Log) Writable() error {
+	if why := l.wrong.Load(); why != nil {
+		return errors.New(*why)
+	}
+	return nil
+}
+
+// look finds out for Writable. It writes nothing: a line of its own would be no record.
+func (l *Log) look() {
+	err := func() error {
+		if l.failed {
+			return errors.New("the last record could not be written")
+		}
+		f, err := os.OpenFile(l.options.File, os.O_WRONLY|os.O_APPEND|syscall.O_NONBLOCK, 0)
+		if err != nil {
+			return fmt.Errorf("%w; send SIGHUP to the broker to have the file made", err)
+		}
+		defer f.Close()
+		is, err := l.file.Stat()
+		if err != nil {
+			return err
+		}
+		if named, err := f.Stat(); err != nil || !os.SameFile(is, named) {
+			return errors.New("another file has its name now; send SIGHUP to the broker to have it written to")
+		}
+		return nil
+	}()
+	if err == nil {
+		l.wrong.Store(nil)
+		return
+	}
+	why := err.Error()
+	l.wrong.Store(&why)
 }
 
 // report says in the broker's log when writing begins and ceases to fail.

@@ -75,6 +75,9 @@ type Store struct {
 	bytes     int64
 	counts    Counts
 	late      []lateAnswer
+	probes    []chan error // of Writable
+
+	file fs.FileInfo // what was opened
 
 	taken []taken // the goroutine's: of the answers that the next transaction stores
 
@@ -183,6 +186,9 @@ func (s *Store) open() error {
 		return err
 	}
 	s.read.SetMaxOpenConns(4)
+	if s.file, err = os.Stat(s.path); err != nil {
+		return err
+	}
 	return s.load(ctx)
 }
 

@@ -48,6 +48,7 @@ func (s *Store) sleep(ok bool) time.Duration {
 // round does everything that is due, and reports whether it could be written. It does not panic.
 func (s *Store) round() (ok bool) {
 	var batch []*creation
+	var probes []chan error
 	err := errors.New("storing commands panicked")
 	defer func() {
 		if v := recover(); v != nil {
@@ -56,6 +57,9 @@ func (s *Store) round() (ok bool) {
 		}
 		for _, c := range batch {
 			c.done <- err
+		}
+		for _, probe := range probes {
+			probe <- err
 		}
 	}()
 	s.receive()
@@ -66,6 +70,8 @@ func (s *Store) round() (ok bool) {
 	s.dirty = nil
 	late := s.late
 	s.late = nil
+	probes = s.probes
+	s.probes = nil
 	states := make([]Command, len(dirty)) // as they are written, whatever becomes of them meanwhile
 	for i, e := range dirty {
 		e.dirty = false
@@ -75,10 +81,17 @@ func (s *Store) round() (ok bool) {
 
 	var o outcome
 	ctx := context.Background()
-	err = transaction(ctx, s.conn, func() (err error) {
-		o, err = s.write(ctx, batch, states, late)
-		return err
-	})
+	if err = s.inPlace(); err == nil {
+		err = transaction(ctx, s.conn, func() (err error) {
+			if len(probes) > 0 {
+				if err = s.rewriteVersion(ctx); err != nil {
+					return err
+				}
+			}
+			o, err = s.write(ctx, batch, states, late)
+			return err
+		})
+	}
 	if err != nil {
 		err = s.failed(err)
 	}
