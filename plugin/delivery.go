@@ -38,7 +38,7 @@ func (g *Gateway) startDelivery(c *config.Config) (err error) {
 		BearerToken:   c.Backend.BearerToken,
 		SigningSecret: c.Backend.SigningSecret,
 		TLS:           c.Backend.TLS,
-		MaxBytes:      c.Journal.MaxBytes,
+		MaxBytes:      forward.ShareOf(deviceBytes(c)),
 		Version:       Version,
 		Gone:          g.suspensions.Gone,
 		Suspended:     suspended,
@@ -50,9 +50,10 @@ func (g *Gateway) startDelivery(c *config.Config) (err error) {
 		return err
 	}
 	err = g.openJournal(journal.Options{
-		Dir:      filepath.Join(c.StateDir, journal.DirName),
-		MaxBytes: c.Journal.MaxBytes,
-		Sync:     c.Journal.Sync,
+		Dir:         filepath.Join(c.StateDir, journal.DirName),
+		MaxBytes:    c.Journal.MaxBytes,
+		DeviceBytes: deviceBytes(c),
+		Sync:        c.Journal.Sync,
 	}, resultTopic(c))
 	if err != nil {
 		return stateError(c, err)
@@ -83,6 +84,14 @@ func standingOf(c *config.Config, log *slog.Logger) standing.State {
 			"status", kept.Status, "since", kept.Since.UTC().Format(time.RFC3339))
 	}
 	return kept
+}
+
+// largestOverhead is more than a message takes in the journal besides what was published.
+const largestOverhead = 1 << 10
+
+// deviceBytes is what one device may have in the journal: its share, and at least one message of the largest size.
+func deviceBytes(c *config.Config) int64 {
+	return max(int64(c.Journal.DeviceShare*float64(c.Journal.MaxBytes)), int64(c.Publish.MaxBytes)+largestOverhead)
 }
 
 // stateError says where the directory that err is about was set, and what to do.

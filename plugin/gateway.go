@@ -26,6 +26,7 @@ import (
 	"mosquitto-bouncer/plugin/replay"
 	"mosquitto-bouncer/plugin/subscription"
 	"mosquitto-bouncer/plugin/suspension"
+	"mosquitto-bouncer/plugin/writable"
 )
 
 // Version is the version of this software.
@@ -153,6 +154,7 @@ type Gateway struct {
 	server           atomic.Pointer[httpd.Server] // nil: none; it serves before it is set here
 	questions        questions
 	slowest          slowest
+	writable         *writable.Checks
 	checks           []func() error // each says what is wrong, for the health check; any goroutine
 	figures          figures
 	stopping         atomic.Bool // nothing more will be given to the broker
@@ -186,6 +188,7 @@ func Start(configFile string, host Host) (_ *Gateway, err error) {
 		log:      slog.New(logs),
 		refusals: newRefusalLog(),
 		relay:    newRelay(),
+		writable: writable.New(slog.New(logs)),
 		panics:   rate.Sometimes{First: 3, Interval: 10 * time.Second},
 
 		complaints:   rate.Sometimes{Interval: 10 * time.Minute},
@@ -257,6 +260,7 @@ func Start(configFile string, host Host) (_ *Gateway, err error) {
 	if err = g.checkBroker(); err != nil {
 		return nil, err
 	}
+	g.watchStores()
 	if c.HTTP.Listen != "" {
 		if err = g.serve(c); err != nil {
 			return nil, err
@@ -353,6 +357,7 @@ func (g *Gateway) stop() {
 			g.log.Error("closing the HTTP listener", "error", err)
 		}
 	}
+	g.writable.Stop()
 	if g.commands != nil {
 		if err := g.commands.close(); err != nil {
 			g.log.Error("closing the store of commands", "error", err)

@@ -157,13 +157,16 @@ func (h *housekeeper) remove(ctx context.Context) bool {
 // reportFull says who fills the journal, while it is full.
 func (h *housekeeper) reportFull(now time.Time) {
 	s := h.g.journal.Stats()
-	refused := s.Refused - h.refused
+	refused := s.Refused - s.OverShare - h.refused
 	if refused == 0 || now.Sub(h.fullAt) < fullInterval {
 		return
 	}
-	h.fullAt, h.refused = now, s.Refused
+	h.fullAt, h.refused = now, s.Refused-s.OverShare
 	h.g.log.Error("publishes were refused as overloaded, the journal had no room for them", "count", refused, "bytes", s.Bytes,
 		"max_bytes", s.MaxBytes, "pending", s.Pending)
+	for _, d := range h.g.journal.Largest(3) {
+		h.g.log.Warn("has most in the journal", "device", d.Device, "bytes", d.Bytes)
+	}
 	for _, b := range h.g.forwarder.Longest(3) {
 		h.g.log.Warn("waiting for the backend", "device", b.Device, "messages", b.Messages, "bytes", b.Bytes)
 	}

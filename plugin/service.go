@@ -130,12 +130,10 @@ func (s service) Health() (wrong []string) {
 	if current, err := g.registry.Health(); err != nil {
 		wrong = append(wrong, fmt.Sprintf("the device database cannot be read: %v; the state of %s is in force", err, current.UTC().Format(time.RFC3339)))
 	}
-	if err := g.commands.store.Counts().Err; err != nil {
-		wrong = append(wrong, err.Error())
-	}
 	if err := g.journal.Stats().Err; err != nil {
 		wrong = append(wrong, err.Error())
 	}
+	wrong = append(wrong, g.writable.Wrong()...)
 	if why := g.ReloadError(); why != "" {
 		wrong = append(wrong, "bouncer.toml was not reloaded: "+why)
 	}

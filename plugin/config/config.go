@@ -192,6 +192,10 @@ type Journal struct {
 	// may cost. 0, written "always": fsync before every PUBACK. Default
 	// "100ms".
 	Sync time.Duration
+	// DeviceShare is the part of MaxBytes that one device's messages and ids
+	// may take, 0.001 to 1, but never less than one message of the largest
+	// size. Default 0.25.
+	DeviceShare float64
 }
 
 // HTTP is [http]: commands, metrics and health.
@@ -345,7 +349,8 @@ func (d *document) backend() Backend {
 
 func (d *document) journal() Journal {
 	j := Journal{
-		MaxBytes: d.size("journal.max_bytes", 1<<30, 1<<20, 1<<40),
+		MaxBytes:    d.size("journal.max_bytes", 1<<30, 1<<20, 1<<40),
+		DeviceShare: d.number("journal.device_share", 0.25, 0.001, 1),
 	}
 	if always, _ := d.value("journal.sync"); always != "always" {
 		j.Sync = d.duration("journal.sync", 100*time.Millisecond, time.Millisecond, 10*time.Second)

@@ -52,7 +52,7 @@ func TestDefaults(t *testing.T) {
 			Response: Response{Topic: "device/{device_id}/response", MaxAge: time.Hour},
 			Command:  Command{Topic: "device/{device_id}/command"},
 			ACL:      ACL{Others: OthersAuto},
-			Journal:  Journal{MaxBytes: 1 << 30, Sync: 100 * time.Millisecond},
+			Journal:  Journal{MaxBytes: 1 << 30, Sync: 100 * time.Millisecond, DeviceShare: 0.25},
 			Audit:    Audit{MaxBytes: 64 << 20, Keep: 8},
 
 			DeadLetters: DeadLetters{MaxBytes: 1 << 30, DeviceShare: 0.1, AtLimit: AtLimitStop},
@@ -119,6 +119,7 @@ others = "defer"
 
 [journal]
 max_bytes = "500MB"
+device_share = 0.5
 sync      = "always"
 
 [http]
@@ -170,7 +171,7 @@ keep      = 3
 		Command:  Command{Topic: "to/{device_id}"},
 		Rejected: Rejected{Topic: "device/{device_id}/rejected"},
 		ACL:      ACL{Others: OthersDefer},
-		Journal:  Journal{MaxBytes: 500e6},
+		Journal:  Journal{MaxBytes: 500e6, DeviceShare: 0.5},
 		HTTP:     HTTP{Listen: "[::]:8080", Token: Secret("http-token"), TLS: got.HTTP.TLS},
 		Registry: Registry{Key: Secret(registryKey)},
 		Audit:    Audit{File: filepath.Join(dir, "audit.jsonl"), MaxBytes: 1 << 20, Keep: 3},
@@ -245,6 +246,7 @@ func TestProblems(t *testing.T) {
 		{"[backend]\ntimeout = \"99ms\"\n", `2: backend.timeout: "99ms" is out of range; use 100ms to 5m, for example "5s"`},
 		{"[backend]\nmax_age = \"59s\"\n", `2: backend.max_age: "59s" is out of range; use 1m to 8760h, for example "72h"`},
 		{"[journal]\nsync = \"never\"\n", `2: journal.sync: "never" is not a duration; write a number and a unit (ms, s, m, h), for example "100ms"`},
+		{"[journal]\ndevice_share = 1.5\n", `2: journal.device_share: 1.5 is out of range; use 0.001 to 1`},
 		{"[backend]\nbatch = 1001\n", `2: backend.batch: 1001 is out of range; use 1 to 1000`},
 		{"[backend]\nbatch = 2\n", `2: backend.batch: messages of many devices go in one request, so the URL cannot name one; remove {device_id} from backend.url, or the line`},
 		{"[backend]\nlinger = \"1s\"\n", `2: backend.linger: does nothing without a batch; set backend.batch or remove the line`},

@@ -49,6 +49,9 @@ const MaxBatch = 1000
 // backend answers must leave room for the others. One message always fits, if the queue has room for it.
 const laneShare = 4
 
+// ShareOf is the Config.MaxBytes of which a device's share is so many bytes.
+func ShareOf(bytes int64) int64 { return bytes * laneShare }
+
 // closeGrace is how long Close waits for the workers once every connection has been cut. Only a callback or a Store
 // that blocks can make it that long.
 const closeGrace = 2 * time.Second
