@@ -185,6 +185,10 @@ func TestFilesAreAway(t *testing.T) {
 			}
 			j, _ := f.open()
 			all := appendAll(t, j, 0, 3)
+			waitFor(t, "the journal to be at rest", func() bool {
+				_, err := os.Stat(f.path(reserveName))
+				return err == nil && j.next.Load() != nil
+			})
 			began := time.Now()
 			if err := c.do(f); err != nil {
 				t.Fatal(err)

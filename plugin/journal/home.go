@@ -106,8 +106,8 @@ func (j *Journal) look(files bool) {
 		j.log.Info("the files of the journal are where they were; it stores messages again")
 	case err != nil && was == nil:
 		err := fmt.Errorf("journal: %w", err)
-		j.lost.Store(&err)
 		j.log.Error("the journal cannot keep messages; they are refused as overloaded", "error", err)
+		j.lost.Store(&err)
 	case err != nil && err.Error() != (*was).Error():
 		err := fmt.Errorf("journal: %w", err)
 		j.lost.Store(&err)
