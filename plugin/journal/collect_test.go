@@ -234,8 +234,15 @@ func TestFileSystemIsAway(t *testing.T) {
 	}{
 		"read-only": {
 			func(dir string) error {
-				return errors.Join(unix.Mount(dir, dir, "", unix.MS_BIND, ""),
-					unix.Mount("", dir, "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY, ""))
+				err := unix.Mount(dir, dir, "", unix.MS_BIND, "")
+				for tries := 0; err == nil; tries++ {
+					remounted := unix.Mount("", dir, "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY, "")
+					if !errors.Is(remounted, unix.EBUSY) || tries == 1000 { // the journal has a file open for a moment
+						return remounted
+					}
+					time.Sleep(time.Millisecond)
+				}
+				return err
 			},
 			func(dir string) error { return unix.Unmount(dir, unix.MNT_DETACH) },
 			"read-only file system",
