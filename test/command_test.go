@@ -307,7 +307,7 @@ func TestCommandErrors(t *testing.T) {
 		{"GET", "/nothing", "", 401, "unauthorized", []string{"Authorization", "Bearer x"}},
 		{"GET", "/nothing", "", 404, "no_such_path", nil},
 		{"POST", "/v1/devices/nobody/commands", "1", 404, "no_such_device", nil},
-		{"POST", "/v1/devices/sensor_001%2f/commands", "1", 404, "no_such_path", nil},
+		{"POST", "/v1/devices/sensor_001%2f/commands", "1", 404, "no_such_device", nil},
 		{"GET", "/v1/commands/01234567-89ab-8def-8123-456789abcdef", "", 404, "no_such_command", nil},
 		{"GET", "/v1/commands/x", "", 404, "no_such_command", nil},
 		{"GET", path, "", 405, "method_not_allowed", nil},

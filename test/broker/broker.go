@@ -283,7 +283,7 @@ func (b *Broker) Address(i int) string {
 }
 
 // HTTPToken is the bearer token with Options.HTTP.
-const HTTPToken = "token-of-the-tests"
+const HTTPToken = "the-token-of-the-tests-which-is-long-enough"
 
 // HTTPAddr is where the plugin listens with Options.HTTP, from the first start on.
 func (b *Broker) HTTPAddr() string { return b.Address(1 + len(b.options.Listeners)) }
