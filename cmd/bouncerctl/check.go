@@ -158,6 +158,7 @@ func (k *checker) check(toml, conf string) {
 		k.checkBroker()
 		k.checkListeners()
 		k.checkTogether()
+		k.checkIdentity()
 	}
 	k.checkMarks(conf)
 }
@@ -377,7 +378,7 @@ func (k *checker) checkBroker() {
 		for _, l := range k.conf.Unguarded(self) {
 			k.error(at(l.Line), "this listener has no plugin line, and per_listener_settings is true: its clients publish to gated topics unchecked; add the plugin lines to it")
 		}
-		if l, found := k.conf.IncomingBridge(); found {
+		if l, found := k.conf.IncomingBridge(); found && !(k.conf.LoadedForAll(self) && !k.before(2, 1, 0)) {
 			k.error(at(l), "with per_listener_settings true no plugin is asked about what a bridge brings; set per_listener_settings false, or let the bridge bring nothing")
 		}
 	}

@@ -141,7 +141,12 @@ func TestDeviceAddNothingHalfDone(t *testing.T) {
 		t.Errorf("registered all the same: %s", got)
 	}
 
-	// There is no CA.
+	// There is no CA, nor one that bouncer.toml names.
+	settings, err := os.ReadFile(filepath.Join(dir, "bouncer.toml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	writeFile(t, filepath.Join(dir, "bouncer.toml"), strings.Replace(string(settings), `issuers   = ["pki/ca.crt"]`, "", 1))
 	if err := os.Rename(filepath.Join(dir, "pki"), filepath.Join(dir, "elsewhere")); err != nil {
 		t.Fatal(err)
 	}

@@ -158,6 +158,7 @@ func (o *initOptions) create(c *creation, dir, plugin string, owner *account) er
 	}
 	settings, err := render("bouncer.toml.tmpl", bouncerValues{
 		Relative: true,
+		CA:       caCert,
 		StateDir: stateDir,
 		Database: database,
 		URL:      o.backend,
@@ -265,6 +266,7 @@ type mosquittoValues struct {
 // bouncerValues fill bouncer.toml.tmpl.
 type bouncerValues struct {
 	Relative                bool
+	CA                      string // the file that issuers names; "": none
 	StateDir, Database, URL string
 }
 
