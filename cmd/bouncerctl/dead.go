@@ -25,7 +25,7 @@ import (
 const defaultLimit = 100
 
 // deathReasons are what a letter can have died of.
-var deathReasons = []string{forward.ReasonRefused, forward.ReasonExpired, forward.ReasonUnreadable, forward.ReasonPanic}
+var deathReasons = []string{forward.ReasonRefused, forward.ReasonExpired, forward.ReasonUnreadable, forward.ReasonUnreadableAnswer, forward.ReasonPanic}
 
 // maxPreview is how much of a payload show prints, in bytes.
 const maxPreview = 1024
@@ -89,7 +89,7 @@ A letter is "dead", or "requeued" while the broker has yet to take it back.`,
 		},
 	}
 	c.Flags().StringVar(&filter.Device, "device", "", "letters of the device `ID`")
-	c.Flags().StringVar(&filter.Reason, "reason", "", "letters that died of `REASON`: refused, expired, unreadable or panic")
+	c.Flags().StringVar(&filter.Reason, "reason", "", "letters that died of `REASON`: refused, expired, unreadable, unreadable_answer or panic")
 	c.Flags().Var(&since, "since", "letters that died within this `time`, such as 90m, 24h or 7d")
 	c.Flag("since").DefValue = ""
 	c.Flags().IntVar(&limit, "limit", defaultLimit, "at most `N` letters, 0 for all")

@@ -279,7 +279,7 @@ func TestDeadUsage(t *testing.T) {
 		{"list --since 0", "--since 0s is not in the past"},
 		{"list --since 1y", `invalid argument "1y" for "--since" flag: not a duration; write a number and a unit (s, m, h, d), for example 24h`},
 		{"list --device a/b", notAnID},
-		{"list --reason=", `--reason "" is none of refused, expired, unreadable, panic`},
+		{"list --reason=", `--reason "" is none of refused, expired, unreadable, unreadable_answer, panic`},
 		{"show", "no letter given"},
 		{"show 1 2", `unexpected argument "2", one letter at a time`},
 		{"show x", `"x" is not the number of a letter`},

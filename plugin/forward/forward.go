@@ -156,6 +156,8 @@ const (
 	ReasonExpired    = "expired"    // older than Config.MaxAge
 	ReasonPanic      = "panic"      // delivering it panicked, maxPanics times
 	ReasonUnreadable = "unreadable" // Store.Load returned ErrUnreadable
+	// ReasonUnreadableAnswer: the backend's answers to it could not be read, maxMisread times.
+	ReasonUnreadableAnswer = "unreadable_answer"
 )
 
 // Answer is the body with which the backend took a message.
@@ -211,6 +213,7 @@ type Forwarder struct {
 	log     *slog.Logger
 	sampler sampler
 	hangUp  func() // makes every request in flight, and every later one, fail at once
+	renew   func(*Credentials)
 
 	intake intake
 	wake   chan struct{} // holds one; see Dispatch
@@ -288,7 +291,7 @@ func New(cfg Config, store Store, answer func(Answer), log *slog.Logger) (*Forwa
 		if cfg.Batch > 1 {
 			f.cfg.courier = func() courier { return c.batchCourier() }
 		}
-		f.hangUp = c.hangUp
+		f.hangUp, f.renew = c.hangUp, c.credentials.Store
 	}
 	for _, status := range cfg.FatalStatuses {
 		if status < MinFatalStatus || status > MaxFatalStatus {

@@ -15,9 +15,26 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	goleak.VerifyTestMain(m, // of the server that the benchmark uses
-		goleak.IgnoreAnyFunction("github.com/valyala/fasthttp.(*workerPool).Start.func2"),
-		goleak.IgnoreAnyFunction("github.com/valyala/fasthttp.updateServerDate.func1"))
+	goleak.VerifyTestMain(patient{m}, serverGoroutines...)
+}
+
+// serverGoroutines are of the server that the benchmark uses.
+var serverGoroutines = []goleak.Option{
+	goleak.IgnoreAnyFunction("github.com/valyala/fasthttp.(*workerPool).Start.func2"),
+	goleak.IgnoreAnyFunction("github.com/valyala/fasthttp.updateServerDate.func1"),
+}
+
+// patient waits for fasthttp's cleaner, which outlives Close by Config.idle.
+type patient struct{ *testing.M }
+
+func (m patient) Run() int {
+	code := m.M.Run()
+	for range 20 { // each tries for a while
+		if goleak.Find(serverGoroutines...) == nil {
+			break
+		}
+	}
+	return code
 }
 
 // logBuffer is a log that a test can read while it is written.

@@ -284,7 +284,7 @@ func TestOutcomes(t *testing.T) {
 		{status: 400, response: "HTTP/1.1 400 No\r\nContent-Length: 10\r\n\r\n{", means: meansRefused},
 		{response: "HTTP/1.1 20", means: meansFailed},
 		{response: "garbage\r\n", means: meansFailed},
-		{response: "HTTP/1.1 200 OK\r\nX: " + strings.Repeat("x", readBufferSize) + "\r\n\r\n ", means: meansFailed},
+		{response: "HTTP/1.1 200 OK\r\nX: " + strings.Repeat("x", maxAnswerHead) + "\r\n\r\n ", means: meansFailed},
 	} {
 		response := test.response
 		if response == "" {
@@ -325,8 +325,8 @@ func TestOutcomes(t *testing.T) {
 			if r := courier.send(); meaningOf(r.status, r.err == nil, nil) != meansFailed || r.err == nil {
 				t.Errorf("after hanging up: %+v", r)
 			}
-			if len(c.conns) != 0 || c.http.ConnsCount() != 0 {
-				t.Errorf("%d connections known, fasthttp counts %d", len(c.conns), c.http.ConnsCount())
+			if c.conns.len() != 0 || c.http.ConnsCount() != 0 {
+				t.Errorf("%d connections known, fasthttp counts %d", c.conns.len(), c.http.ConnsCount())
 			}
 		})
 	}
@@ -492,7 +492,7 @@ func TestSlowBackend(t *testing.T) {
 	if s := x.drain(); s.Delivered != 1 || s.Retries < 1 {
 		t.Errorf("%+v", s)
 	}
-	if x.log.count("retrying", `error="fasthttp: timeout"`) != 1 {
+	if x.log.count("retrying", `error="no answer within 50ms (backend.timeout)"`) != 1 {
 		t.Errorf("log:\n%s", x.log)
 	}
 }
@@ -678,7 +678,7 @@ func TestPanicInAnswer(t *testing.T) {
 }
 
 // certificate makes a certificate; issuer nil: a CA.
-func certificate(t *testing.T, name string, issuer *tls.Certificate) tls.Certificate {
+func certificate(t testing.TB, name string, issuer *tls.Certificate) tls.Certificate {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -739,11 +739,12 @@ func TestTLS(t *testing.T) {
 	foreignRoots := x509.NewCertPool()
 	foreignRoots.AddCert(foreign.Leaf)
 	for want, cfg := range map[string]*tls.Config{
-		"certificate signed by unknown authority": {RootCAs: foreignRoots, Certificates: []tls.Certificate{own}},
-		"not 127.0.0.2":            {RootCAs: roots, Certificates: []tls.Certificate{own}, ServerName: "127.0.0.2"},
-		"server closed connection": {RootCAs: roots}, // TLS 1.3: the alert comes after the handshake
-		"tls: ":                    {RootCAs: roots, MaxVersion: tls.VersionTLS12},
-		"unknown authority":        nil,
+		`certificate is signed by unknown authority \"CN=CA\": name the CA`: {RootCAs: foreignRoots, Certificates: []tls.Certificate{own}},
+		"certificate is for 127.0.0.1, not 127.0.0.2":                       {RootCAs: roots, Certificates: []tls.Certificate{own}, ServerName: "127.0.0.2"},
+		"wants a client certificate: set":                                   {RootCAs: roots}, // TLS 1.3: the alert comes after the handshake
+		"wants a client certificate":                                        {RootCAs: roots, MaxVersion: tls.VersionTLS12},
+		"wants a client certificate of another CA":                          {RootCAs: roots, Certificates: []tls.Certificate{foreign}},
+		"signed by unknown authority":                                       nil,
 	} {
 		x := start(t, Config{URL: s.URL, TLS: cfg})
 		x.enqueue(message("a", 1))

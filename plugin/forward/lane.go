@@ -167,6 +167,7 @@ type span struct {
 	n        int
 	attempts int // requests that each of the messages was in
 	panics   int // attempts that panicked
+	misread  int // requests whose answer could not be read
 }
 
 func (p *parcel) device() string { return p.parts[0].lane.device }

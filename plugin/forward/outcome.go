@@ -23,6 +23,7 @@ type reply struct {
 	unusable    string // why the body of a 2xx is not handed on
 	excerpt     string // of the body of a final refusal
 	latency     time.Duration
+	misread     bool // there is an answer, perhaps even a success, but it cannot be read
 }
 
 type outcome uint8

@@ -2,18 +2,17 @@ package forward
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/url"
+	"slices"
 	"strings"
-	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
-	standardwebhooks "github.com/standard-webhooks/standard-webhooks/libraries/go"
 	"github.com/valyala/fasthttp"
 )
 
@@ -28,15 +27,10 @@ const (
 )
 
 const (
-	maxAnswer  = 64 << 10
 	maxExcerpt = 1 << 10
 	// maxIdleConn is below the keep-alive of the usual servers (Node.js and uvicorn: 5 s), so that we hang up first
 	// and no request meets a connection that the server is just closing.
 	maxIdleConn = 4 * time.Second
-	// maxConn makes a busy connection give way to one that goes where the name now points.
-	maxConn         = 5 * time.Minute
-	readBufferSize  = 16 << 10 // also bounds the headers of a response
-	writeBufferSize = 4 << 10  // a usual message fits, headers and all
 )
 
 // client is the HTTP side, shared by the couriers.
@@ -45,69 +39,49 @@ type client struct {
 	target    target
 	timeout   time.Duration
 	userAgent string
-	bearer    string                    // "Bearer TOKEN" or ""
-	signer    *standardwebhooks.Webhook // nil: no signature
+
+	// credentials are those of the requests to come.
+	credentials atomic.Pointer[Credentials]
 
 	ctx    context.Context // done after hangUp
 	cancel context.CancelFunc
-
-	mu     sync.Mutex
-	conns  map[*conn]struct{} // open ones, in use or idle
-	closed bool
+	conns  conns
 }
 
 func newClient(cfg Config, t target) (*client, error) {
-	c := &client{target: t, timeout: cfg.Timeout, userAgent: "mosquitto-bouncer", conns: make(map[*conn]struct{})}
+	c := &client{target: t, timeout: cfg.Timeout, userAgent: "mosquitto-bouncer"}
+	c.conns.open = make(map[*conn]struct{})
 	if cfg.Version != "" {
 		c.userAgent += "/" + cfg.Version
 	}
 	if !visible(c.userAgent) {
 		return nil, fmt.Errorf("version %q cannot be part of an HTTP header", cfg.Version)
 	}
-	if len(cfg.BearerToken) > 0 {
-		if c.bearer = "Bearer " + string(cfg.BearerToken); !visible(string(cfg.BearerToken)) {
-			return nil, errors.New("the bearer token holds a character that cannot be part of an HTTP header: " +
-				"only printable ASCII without spaces or line ends is allowed")
-		}
-	}
-	var err error
-	if c.signer, err = newSigner(cfg.SigningSecret); err != nil {
+	credentials, err := NewCredentials(cfg.BearerToken, cfg.SigningSecret, cfg.TLS)
+	if err != nil {
 		return nil, err
 	}
+	c.credentials.Store(credentials)
 	idle := cfg.idle
 	if idle == 0 {
 		idle = maxIdleConn
-	}
-	tlsConfig := cfg.TLS.Clone() // nil stays nil
-	if tlsConfig == nil {
-		tlsConfig = &tls.Config{}
-	}
-	tlsConfig.MinVersion = max(tlsConfig.MinVersion, tls.VersionTLS12)
-	tlsConfig.NextProtos = []string{"http/1.1"}
-	if tlsConfig.ClientSessionCache == nil {
-		// A device that reports once a minute finds the connection closed each time; resuming saves the handshake's
-		// public-key operations.
-		tlsConfig.ClientSessionCache = tls.NewLRUClientSessionCache(0)
 	}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	c.http = &fasthttp.HostClient{
 		Addr:        fasthttp.AddMissingPort(t.host, t.scheme == "https"),
 		IsTLS:       t.scheme == "https",
-		TLSConfig:   tlsConfig,
 		DialTimeout: c.dial,
+		Transport:   &transport{client: c},
 
 		// Twice as many as requests: a connection that is being closed still counts, and fasthttp fails a request
 		// rather than let it wait.
 		MaxConns:            2 * cfg.Concurrency,
 		MaxIdleConnDuration: idle,
-		MaxConnDuration:     maxConn,
 		ConnPoolStrategy:    fasthttp.LIFO, // the surplus of a burst idles out
 
-		ReadTimeout:         cfg.Timeout,
-		WriteTimeout:        cfg.Timeout,
-		ReadBufferSize:      readBufferSize,
-		WriteBufferSize:     writeBufferSize,
-		MaxResponseBodySize: maxAnswer,
+		ReadTimeout:     cfg.Timeout,
+		WriteTimeout:    cfg.Timeout,
+		WriteBufferSize: writeBufferSize,
 
 		// One repetition, at once, on a connection the server has closed meanwhile; our own back-off does the rest.
 		MaxIdemponentCallAttempts: 2,
@@ -130,25 +104,40 @@ func (c *client) retryStale(_ *fasthttp.Request, _ int, err error) (resetTimeout
 	return false, false
 }
 
-// dial connects by IPv4 or IPv6, whichever answers first. Unlike fasthttp's dialler it can be interrupted, and it
-// resolves the name each time.
+// dial connects by IPv4 or IPv6, whichever answers first, and shakes hands for https. Unlike fasthttp's dialler it can be
+// interrupted, and it resolves the name each time. The error is one for the log.
 func (c *client) dial(addr string, timeout time.Duration) (net.Conn, error) {
 	if timeout <= 0 {
 		timeout = c.timeout
 	}
-	d := net.Dialer{Timeout: timeout}
-	nc, err := d.DialContext(c.ctx, "tcp", addr)
+	ctx, cancel := context.WithTimeout(c.ctx, timeout)
+	defer cancel()
+	var d net.Dialer
+	nc, err := d.DialContext(ctx, "tcp", addr)
+	if err != nil {
+		return nil, explainDial(err, addr, c.timeout)
+	}
+	tcp, ok := nc.(*net.TCPConn)
+	if !ok {
+		_ = nc.Close()
+		return nil, fmt.Errorf("internal error: %T is no TCP connection", nc)
+	}
+	conn, err := newConn(tcp, c.credentials.Load(), &c.conns)
 	if err != nil {
 		return nil, err
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.closed {
-		nc.Close()
-		return nil, net.ErrClosed
+	conn.timeout = c.timeout
+	if c.target.scheme == "https" {
+		host, _, err := net.SplitHostPort(addr)
+		if err == nil {
+			err = conn.secure(ctx, conn.credentials.tls, host)
+		}
+		if err != nil {
+			err = conn.explain(err)
+			_ = conn.Close()
+			return nil, err
+		}
 	}
-	conn := &conn{Conn: nc, client: c}
-	c.conns[conn] = struct{}{}
 	return conn, nil
 }
 
@@ -156,30 +145,8 @@ func (c *client) dial(addr string, timeout time.Duration) (net.Conn, error) {
 // behind but a goroutine of fasthttp's, which ends at the end of its sleep of at most maxIdleConn.
 func (c *client) hangUp() {
 	c.cancel()
-	c.mu.Lock()
-	c.closed = true
-	open := make([]*conn, 0, len(c.conns))
-	for conn := range c.conns {
-		open = append(open, conn)
-	}
-	c.mu.Unlock()
-	for _, conn := range open {
-		conn.Close()
-	}
+	c.conns.closeAll()
 	c.http.CloseIdleConnections()
-}
-
-// conn is a connection that its client knows while it is open.
-type conn struct {
-	net.Conn
-	client *client
-}
-
-func (c *conn) Close() error {
-	c.client.mu.Lock()
-	delete(c.client.conns, c)
-	c.client.mu.Unlock()
-	return c.Conn.Close()
 }
 
 // exchange is a request and its response, used again and again.
@@ -188,6 +155,8 @@ type exchange struct {
 	req  fasthttp.Request
 	resp fasthttp.Response
 	buf  []byte
+
+	credentials *Credentials // whose token req has
 }
 
 func (x *exchange) init(c *client, contentType string) {
@@ -197,17 +166,26 @@ func (x *exchange) init(c *client, contentType string) {
 	x.req.Header.SetContentType(contentType)
 	// Without the field any content coding would be acceptable (RFC 9110, section 12.5.3).
 	x.req.Header.Set("Accept-Encoding", "identity")
-	if c.bearer != "" {
-		x.req.Header.Set("Authorization", c.bearer)
+}
+
+// authorize gives the request the token that is in force, and returns the credentials it is from.
+func (x *exchange) authorize() *Credentials {
+	if now := x.client.credentials.Load(); now != x.credentials {
+		x.credentials = now
+		x.req.Header.Del("Authorization")
+		if now.bearer != "" {
+			x.req.Header.Set("Authorization", now.bearer)
+		}
 	}
+	return x.credentials
 }
 
 // do makes the attempt. The Idempotency-Key in buf, without its quotes, also makes the webhook-id.
 func (x *exchange) do(body []byte) (r reply) {
 	x.req.SetBodyRaw(body)
 	defer x.req.SetBodyRaw(nil)
-	if x.signer != nil {
-		if r.err = x.sign(x.buf, body, time.Now()); r.err != nil {
+	if with := x.authorize(); with.signer != nil {
+		if r.err = x.sign(with.signer, x.buf, body, time.Now()); r.err != nil {
 			return r
 		}
 	}
@@ -216,15 +194,18 @@ func (x *exchange) do(body []byte) (r reply) {
 	r.err = x.http.DoTimeout(&x.req, &x.resp, x.timeout)
 	r.latency = time.Since(start)
 
-	// 200 is also what StatusCode says when there was no status line, which is never the case without an error; with
-	// one, a 200 counts for nothing anyway.
-	r.status = x.resp.StatusCode()
-	if errors.Is(r.err, fasthttp.ErrBodyTooLarge) {
-		r.err = nil
+	switch failed, ok := errors.AsType[*failure](r.err); {
+	case r.err == nil:
+		r.status = x.resp.StatusCode()
+	case errors.Is(r.err, errTooLong):
+		r.status, r.err = x.resp.StatusCode(), nil
 		r.unusable = fmt.Sprintf("longer than %d bytes", maxAnswer)
+	case ok:
+		r.status = failed.status
 	}
-	if r.err != nil && r.status == fasthttp.StatusOK {
-		r.status = 0
+	r.describe(x.timeout)
+	if r.status == fasthttp.StatusBadRequest && x.target.scheme == "http" && x.fromTLSPort() {
+		r.status, r.err = 0, errSpeaksTLS
 	}
 	if r.status >= 300 {
 		r.retryAfter = parseRetryAfter(string(x.resp.Header.Peek(fasthttp.HeaderRetryAfter)), time.Now())
@@ -233,12 +214,13 @@ func (x *exchange) do(body []byte) (r reply) {
 	return r
 }
 
-// coding returns the content coding of the response, "" if there is none.
-func (x *exchange) coding() string {
-	if coding := string(x.resp.Header.ContentEncoding()); coding != "identity" {
-		return coding
-	}
-	return ""
+// coding returns the coding of the response's body, "" if there is none.
+func (x *exchange) coding() string { return string(x.resp.Header.ContentEncoding()) }
+
+// fromTLSPort reports whether the response is that of a server that wants TLS.
+func (x *exchange) fromTLSPort() bool {
+	body := string(x.resp.Body()[:min(len(x.resp.Body()), maxExcerpt)])
+	return slices.ContainsFunc(tlsPortAnswers, func(text string) bool { return strings.Contains(body, text) })
 }
 
 // excerpt returns what the response's body begins with: nothing of a compressed one, or of one that was not read

@@ -39,9 +39,9 @@ func newSigner(secret []byte) (*standardwebhooks.Webhook, error) {
 // The id is the Idempotency-Key without its quotes. Full stops in it are escaped: the receiver could not tell where it
 // ends, and the signature for one id, time and body would be good for another. The timestamp is that of the attempt, for
 // receivers refuse what is minutes old.
-func (x *exchange) sign(key, body []byte, now time.Time) error {
+func (x *exchange) sign(signer *standardwebhooks.Webhook, key, body []byte, now time.Time) error {
 	id := strings.ReplaceAll(strings.Trim(string(key), `"`), ".", "%2E")
-	signature, err := x.signer.Sign(id, now, body)
+	signature, err := signer.Sign(id, now, body)
 	if err != nil {
 		return fmt.Errorf("signing: %w", err)
 	}

@@ -84,9 +84,9 @@ func TestSignatureIsFresh(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	x := &exchange{client: &client{signer: signer}}
+	x := &exchange{}
 	for _, at := range []int64{1727712000, 1727712600} {
-		if err := x.sign([]byte(`"a:1"`), []byte("{}"), time.Unix(at, 999)); err != nil {
+		if err := x.sign(signer, []byte(`"a:1"`), []byte("{}"), time.Unix(at, 999)); err != nil {
 			t.Fatal(err)
 		}
 		h := http.Header{}

@@ -123,7 +123,13 @@ func (f *Forwarder) try(w *worker, p *parcel) (a attempt) {
 		a.sent = true
 		a.outcome = f.judge(p, &a.reply)
 		a.accepted = w.accepted
-		if a.outcome == dead {
+		if a.outcome == retry && a.givenUp(p) {
+			a.outcome, a.letter = dead, DeadLetter{Reason: ReasonUnreadableAnswer, Status: a.status}
+			a.status = 0 // it says nothing about the backend
+			if p.spans[0].n > 1 {
+				a.outcome = split
+			}
+		} else if a.outcome == dead {
 			a.letter = DeadLetter{Reason: ReasonRefused, Status: a.status, Excerpt: a.excerpt}
 		}
 	}
@@ -241,6 +247,9 @@ func (f *Forwarder) bury(pos uint64, a *attempt) (err error) {
 		}
 	}()
 	args := []any{"device", a.device, "message_id", a.messageID, "reason", a.letter.Reason, "status", a.letter.Status}
+	if a.letter.Reason == ReasonUnreadableAnswer && a.err != nil {
+		args = append(args, "error", a.err)
+	}
 	if err = f.store.Dead(a.device, pos, a.letter); err != nil {
 		return fmt.Errorf("storing the dead letter of a message that is %s: %w", a.letter.Reason, err)
 	}
@@ -415,7 +424,9 @@ func (f *Forwarder) noteTrouble(p *parcel, a *attempt, probe bool, now time.Time
 	if a.panicked {
 		return backoff(failures, maxBackoff)
 	}
-	e.down = f.breaker.failure(p, probe, now)
+	if !a.misread || !a.succeeded() { // else the backend is up, and says so
+		e.down = f.breaker.failure(p, probe, now)
+	}
 	e.failing = f.outage.warn(now)
 	if p.spans[0].attempts >= splitAfter && mayBeTheMessage(&a.reply) && f.halve(p, now, max(backoff(1, maxBackoff), a.retryAfter)) {
 		return backoff(1, maxBackoff)
