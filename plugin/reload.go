@@ -2,12 +2,10 @@ package plugin
 
 import (
 	"bytes"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
 	"reflect"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -17,6 +15,7 @@ import (
 	"mosquitto-bouncer/plugin/audit"
 	"mosquitto-bouncer/plugin/brokerconf"
 	"mosquitto-bouncer/plugin/config"
+	"mosquitto-bouncer/plugin/forward"
 	"mosquitto-bouncer/plugin/registry"
 )
 
@@ -34,7 +33,9 @@ type reloader struct {
 type reloaded struct {
 	config *config.Config
 	key    *registry.Key // of config
-	err    error
+	// backend are the credentials of config.
+	backend *forward.Credentials
+	err     error
 }
 
 // newReloader starts a reloader. ready is called, from its goroutine, when there is a result.
@@ -61,7 +62,11 @@ func (r *reloader) read(file string, log *slog.Logger) {
 	if err == nil {
 		key, err = registryKey(c)
 	}
-	r.result.Store(&reloaded{c, key, err})
+	var backend *forward.Credentials
+	if err == nil {
+		backend, err = backendCredentials(c)
+	}
+	r.result.Store(&reloaded{config: c, key: key, backend: backend, err: err})
 }
 
 func (r *reloader) request() {
@@ -138,15 +143,26 @@ func (g *Gateway) takeReload() {
 	}
 	g.reloader.failed.Store(nil)
 	later := needRestart(g.config, r.config)
+	renewed := newRenewal(g.config, r.config)
 	g.adopt(r.config, r.key)
 	warnOfToken(g.log, r.config)
+	if err := g.renew(renewed, r); err != nil {
+		g.log.Error("secrets and certificates were not renewed", "error", err)
+	} else if len(renewed.keys) > 0 {
+		g.log.Info("secrets and certificates were renewed", "settings", strings.Join(renewed.keys, ","))
+	}
 	said := audit.Record{Event: audit.Reload, Result: "ok"}
+	var details []string
+	if len(renewed.keys) > 0 {
+		details = append(details, "renewed: "+strings.Join(renewed.keys, ", "))
+	}
 	if len(later) > 0 {
-		said.Detail = "need a restart: " + strings.Join(later, ", ")
+		details = append(details, "need a restart: "+strings.Join(later, ", "))
 		g.log.Warn("bouncer.toml was reloaded, but some changes need a restart of the broker", "settings", strings.Join(later, ","))
 	} else {
 		g.log.Info("bouncer.toml was reloaded", "config", g.file)
 	}
+	said.Detail = strings.Join(details, "; ")
 	g.audit.Add(said)
 }
 
@@ -217,10 +233,10 @@ func needRestart(now, next *config.Config) (keys []string) {
 			keys = append(keys, s.key)
 		}
 	}
-	if a, b := now.Backend, next.Backend; !sameTLS(a.TLS, b.TLS) || !sameBut(a, b, "TLS") {
+	if backendNeedsRestart(now, next) {
 		keys = append(keys, "backend")
 	}
-	if a, b := now.HTTP, next.HTTP; !sameTLS(a.TLS, b.TLS) || !sameBut(a, b, "TLS") {
+	if listenerNeedsRestart(now, next) {
 		keys = append(keys, "http")
 	}
 	if now.Registry.Key != nil && next.Registry.Key == nil {
@@ -230,29 +246,4 @@ func needRestart(now, next *config.Config) (keys []string) {
 		keys = append(keys, "audit.file")
 	}
 	return keys
-}
-
-// sameBut compares two structs in all fields but one.
-func sameBut(a, b any, field string) bool {
-	x, y := reflect.ValueOf(a), reflect.ValueOf(b)
-	for i := range x.NumField() {
-		if x.Type().Field(i).Name != field && !reflect.DeepEqual(x.Field(i).Interface(), y.Field(i).Interface()) {
-			return false
-		}
-	}
-	return true
-}
-
-// sameTLS compares what configurations set: the certificates and the CAs. The private key belongs to its certificate.
-func sameTLS(a, b *tls.Config) bool {
-	if a == nil || b == nil {
-		return a == b
-	}
-	certificates := slices.EqualFunc(a.Certificates, b.Certificates, func(x, y tls.Certificate) bool {
-		return reflect.DeepEqual(x.Certificate, y.Certificate)
-	})
-	if a.RootCAs == nil || b.RootCAs == nil {
-		return certificates && a.RootCAs == b.RootCAs
-	}
-	return certificates && a.RootCAs.Equal(b.RootCAs)
 }

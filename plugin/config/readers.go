@@ -359,6 +359,15 @@ func (d *document) keyPair(certKey, keyKey string) []tls.Certificate {
 		return nil
 	}
 	pair, err := tls.X509KeyPair(cert, key)
+	if err != nil { // one of them may have been renewed between the two readings: read both again
+		if again, failed := readFile(certPath, 0); failed == nil {
+			cert = again
+		}
+		if again, failed := readFile(keyPath, 0o007); failed == nil {
+			key = again
+		}
+		pair, err = tls.X509KeyPair(cert, key)
+	}
 	if err != nil {
 		d.problem(certKey, "%q and %q are no pair (%v); name a PEM certificate and its unencrypted private key", certPath, keyPath, err)
 		return nil

@@ -680,13 +680,24 @@ func TestPanicInAnswer(t *testing.T) {
 // certificate makes a certificate; issuer nil: a CA.
 func certificate(t testing.TB, name string, issuer *tls.Certificate) tls.Certificate {
 	t.Helper()
+	return certificateOf(t, name, issuer, 0)
+}
+
+// shifted makes a server's certificate whose time of validity is shifted.
+func shifted(t testing.TB, issuer *tls.Certificate, by time.Duration) tls.Certificate {
+	t.Helper()
+	return certificateOf(t, "server", issuer, by)
+}
+
+func certificateOf(t testing.TB, name string, issuer *tls.Certificate, shift time.Duration) tls.Certificate {
+	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
 	template := &x509.Certificate{
 		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: name},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		NotBefore: time.Now().Add(shift - time.Hour), NotAfter: time.Now().Add(shift + time.Hour),
 		IsCA: issuer == nil, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
 		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},

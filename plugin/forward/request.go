@@ -46,6 +46,7 @@ type client struct {
 	ctx    context.Context // done after hangUp
 	cancel context.CancelFunc
 	conns  conns
+	probe  tlsProbe
 }
 
 func newClient(cfg Config, t target) (*client, error) {

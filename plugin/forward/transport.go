@@ -73,6 +73,9 @@ func (t *transport) RoundTrip(hc *fasthttp.HostClient, req *fasthttp.Request, re
 		case errors.Is(err, errTooLong):
 			return false, err
 		}
+		if !used && status == 0 && t.client.wantsTLS(err) {
+			return false, &failure{err: errSpeaksTLS}
+		}
 		return true, &failure{status, c.explain(err)}
 	}
 }

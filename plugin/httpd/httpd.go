@@ -113,28 +113,31 @@ type Options struct {
 type Server struct {
 	options Options
 	service Service
-	token   [sha256.Size]byte
-	guard   *guard
-	conns   *limitListener
-	server  *fasthttp.Server
-	served  chan struct{}
-	ln      net.Listener
-	ctx     context.Context // done when the server stops: ends what waits
-	cancel  context.CancelFunc
+	// identity is what is in force.
+	identity atomic.Pointer[identity]
+	guard    *guard
+	conns    *limitListener
+	server   *fasthttp.Server
+	served   chan struct{}
+	ln       net.Listener
+	ctx      context.Context // done when the server stops: ends what waits
+	cancel   context.CancelFunc
 
 	answers [6]atomic.Uint64 // by the first digit of the status
 }
 
 // Start listens. The error says what to do about it.
 func Start(o Options, service Service) (*Server, error) {
-	if len(o.Token) == 0 {
-		return nil, errors.New("http: there is no token, and without one everybody could command the devices")
-	}
-	listener, conns, err := listen(o)
+	first, err := newIdentity(o.Token, o.TLS)
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{options: o, service: service, token: sha256.Sum256(o.Token), served: make(chan struct{}), ln: listener, conns: conns}
+	s := &Server{options: o, service: service, served: make(chan struct{})}
+	s.identity.Store(first)
+	if s.ln, s.conns, err = s.listen(); err != nil {
+		return nil, err
+	}
+	listener := s.ln
 	s.guard = newGuard(o.Refused, func(r Refusal, count uint64) {
 		o.Log.Warn("HTTP requests without the valid token refused", "count", count, "last_client", r.Client)
 	})
@@ -173,7 +176,8 @@ func Start(o Options, service Service) (*Server, error) {
 }
 
 // listen opens the listener. Without TLS it must be the loopback interface's, whatever the name in o.Listen resolved to.
-func listen(o Options) (net.Listener, *limitListener, error) {
+func (s *Server) listen() (net.Listener, *limitListener, error) {
+	o := &s.options
 	l, err := net.Listen("tcp", o.Listen)
 	if err != nil {
 		return nil, nil, fmt.Errorf("http: cannot listen on %s: %w; free the port, or name another one", o.Listen, err)
@@ -185,10 +189,7 @@ func listen(o Options) (net.Listener, *limitListener, error) {
 		}
 		return limited, limited, nil
 	}
-	config := o.TLS.Clone()
-	config.MinVersion = max(config.MinVersion, tls.VersionTLS12)
-	config.NextProtos = []string{"http/1.1"}
-	return tls.NewListener(limited, config), limited, nil
+	return tls.NewListener(limited, &tls.Config{GetConfigForClient: s.choose}), limited, nil
 }
 
 // Addr is where the server listens.
@@ -257,7 +258,7 @@ func times(ctx *fasthttp.RequestCtx, header string) (n int) {
 func (s *Server) authorized(ctx *fasthttp.RequestCtx) bool {
 	scheme, token, _ := strings.Cut(string(ctx.Request.Header.Peek("Authorization")), " ")
 	sum := sha256.Sum256([]byte(token))
-	return subtle.ConstantTimeCompare(sum[:], s.token[:]) == 1 && strings.EqualFold(scheme, "Bearer") && times(ctx, "Authorization") == 1
+	return subtle.ConstantTimeCompare(sum[:], s.identity.Load().token[:]) == 1 && strings.EqualFold(scheme, "Bearer") && times(ctx, "Authorization") == 1
 }
 
 // quiet drops what fasthttp says of clients that break off; what matters is counted.
