@@ -123,12 +123,15 @@ static bool is_issued(struct known *k)
  * client's own word. */
 struct bouncer_identity bouncer_identify(struct mosquitto *client, const char *username)
 {
-	struct bouncer_identity identity = {false, false};
+	struct bouncer_identity identity = {0};
 
-	if(!username) return identity;
 	X509 *certificate = mosquitto_client_certificate(client); /* a reference of our own */
 	if(!certificate) return identity;
 	struct known *k = look_up(certificate);
+	identity.presented = true;
+	identity.common_name = k->text;
+	identity.common_name_len = k->text ? k->len : 0;
+	if(!username) return identity;
 	identity.certified = k->text && k->len == strlen(username) && memcmp(k->text, username, k->len) == 0;
 	identity.other_issuer = identity.certified && !is_issued(k);
 	return identity;

@@ -10,6 +10,9 @@ struct mosquitto;
 
 /* What a client's certificate vouches for. */
 struct bouncer_identity {
+	bool presented;    /* it presented one */
+	const unsigned char *common_name; /* its first common name, until the next is looked at; NULL: none that is text */
+	size_t common_name_len;
 	bool certified;    /* it presented one, whose first common name is its user name, byte for byte */
 	bool other_issuer; /* and none of the issuers has signed it, though there are some */
 };

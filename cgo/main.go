@@ -23,6 +23,8 @@ import (
 	"time"
 	"unsafe"
 
+	"golang.org/x/time/rate"
+
 	"mosquitto-bouncer/plugin"
 	"mosquitto-bouncer/plugin/downlink"
 	"mosquitto-bouncer/plugin/subscription"
@@ -34,6 +36,9 @@ var (
 	gateway *plugin.Gateway
 	users   int
 )
+
+// panics is how often a panic that gets here is worth a line in the log: a client may provoke it.
+var panics = rate.Sometimes{First: 3, Interval: 10 * time.Second}
 
 // main is never called: the broker calls the exported functions.
 func main() {}
@@ -191,7 +196,9 @@ func bouncer_tick() {
 func deny(where string, answer *C.int) {
 	if v := recover(); v != nil {
 		*answer = 0
-		broker{}.Log(slog.LevelError, fmt.Sprintf("internal error in %s, caught: %v; please report it", where, v))
+		panics.Do(func() {
+			broker{}.Log(slog.LevelError, fmt.Sprintf("internal error in %s, caught: %v; please report it", where, v))
+		})
 	}
 }
 
@@ -200,6 +207,8 @@ func borrowPublish(p *C.struct_bouncer_publish) plugin.Publish {
 		Connection: uintptr(p.connection),
 		Identity:   borrow(unsafe.Pointer(p.identity), p.identity_len),
 		Certified:  bool(p.certified),
+		Presented:  bool(p.presented),
+		CommonName: borrow(unsafe.Pointer(p.common_name), p.common_name_len),
 
 		OtherIssuer:   bool(p.other_issuer),
 		Subscriptions: int(p.subscriptions),
@@ -211,6 +220,7 @@ func borrowPublish(p *C.struct_bouncer_publish) plugin.Publish {
 		Retain:     bool(p.retain),
 		Properties: unsafe.Pointer(p.properties),
 
+		PropertyBytes: int(p.properties_size),
 		Correlation:   borrow(p.correlation, p.correlation_len),
 		ResponseTopic: borrow(unsafe.Pointer(p.response_topic), p.response_topic_len),
 	}
@@ -312,6 +322,17 @@ func (broker) SetOthers(others plugin.Others) {
 		C.bouncer_set_others(C.BOUNCER_OTHERS_IGNORE)
 	default:
 		C.bouncer_set_others(C.BOUNCER_OTHERS_DEFER)
+	}
+}
+
+func (broker) SetStrangers(strangers plugin.Strangers) {
+	switch strangers {
+	case plugin.StrangersAny:
+		C.bouncer_set_strangers(C.BOUNCER_STRANGERS_ANY)
+	case plugin.StrangersByName:
+		C.bouncer_set_strangers(C.BOUNCER_STRANGERS_BY_NAME)
+	default:
+		C.bouncer_set_strangers(C.BOUNCER_STRANGERS_BY_CERTIFICATE)
 	}
 }
 

@@ -46,6 +46,9 @@ static struct {
 	struct bouncer_identity identity;
 } looked_at;
 
+/* See bouncer_set_strangers. */
+static int strangers = BOUNCER_STRANGERS_ANY;
+
 /* Whether Go may have a message in hand of which it cannot tell yet whether it is a last will: see Gateway.Access. */
 static bool unsettled;
 
@@ -89,6 +92,9 @@ static void fill(struct bouncer_publish *publish, struct mosquitto *client, cons
 
 static void identify(struct bouncer_publish *publish, struct bouncer_identity identity)
 {
+	publish->presented = identity.presented;
+	publish->common_name = identity.common_name;
+	publish->common_name_len = identity.common_name_len;
 	publish->certified = identity.certified;
 	publish->other_issuer = identity.other_issuer;
 }
@@ -150,6 +156,7 @@ static int on_message(int event, void *event_data, void *userdata)
 	fill(&publish, message->client, message->topic, message->payload, message->payloadlen, message->qos,
 			message->retain);
 	publish.properties = message->properties;
+	publish.properties_size = bouncer_properties_size(message->properties);
 	bool checked = looked_at.client == message->client && looked_at.topic == message->topic;
 	identify(&publish, checked ? looked_at.identity : bouncer_identify(message->client, publish.identity));
 	looked_at.client = NULL;
@@ -191,17 +198,19 @@ static int decided(int decision, struct mosquitto *client)
 /* Whether a client is known to be no device and its wish to be none of the gateway's concern, without asking Go. */
 static bool is_bystander(const struct mosquitto_evt_acl_check *check)
 {
-	if(!check->topic) return false;
+	if(!check->topic || strangers == BOUNCER_STRANGERS_BY_CERTIFICATE) return false;
+	const char *username = mosquitto_client_username(check->client);
+	if(strangers != BOUNCER_STRANGERS_ANY && length(username) == 0) return false;
 	switch(check->access){
 		case MOSQ_ACL_READ:
 			/* Of a gated topic Go has to see last wills, what is retained and what is empty. */
 			return (!bouncer_may_be_gated(check->topic) || (!unsettled && !check->retain && check->payloadlen > 0))
 					&& !bouncer_is_question(check->payload, check->payloadlen)
-					&& bouncer_is_bystander(mosquitto_client_username(check->client), mosquitto_client_id(check->client));
+					&& bouncer_is_bystander(username, mosquitto_client_id(check->client));
 		case MOSQ_ACL_WRITE:
 			/* Go settles what is unsettled, and where the broker never ticks, gives it what waits for it. */
 			return ticks && !unsettled && !bouncer_may_concern(check->topic)
-					&& bouncer_is_bystander(mosquitto_client_username(check->client), mosquitto_client_id(check->client));
+					&& bouncer_is_bystander(username, mosquitto_client_id(check->client));
 		default:
 			return false;
 	}
@@ -221,8 +230,10 @@ static int on_access(int event, void *event_data, void *userdata)
 	uint64_t changes = __atomic_load_n(&bouncer_device_changes, __ATOMIC_ACQUIRE);
 	fill(&publish, check->client, check->topic, check->payload, check->payloadlen, check->qos, check->retain);
 	if(check->access != MOSQ_ACL_WRITE){
-		if(check->access != MOSQ_ACL_READ){
+		if(check->access != MOSQ_ACL_READ || strangers == BOUNCER_STRANGERS_BY_CERTIFICATE){
 			identify(&publish, bouncer_identify(check->client, publish.identity));
+		}
+		if(check->access != MOSQ_ACL_READ){
 			publish.subscriptions = mosquitto_client_sub_count(check->client);
 		}
 		int decision = bouncer_access(check->access, &publish);
@@ -306,6 +317,11 @@ void bouncer_set_others(int others)
 		case BOUNCER_OTHERS_IGNORE: not_concerned = PLUGIN_IGNORE; break;
 		default: not_concerned = MOSQ_ERR_PLUGIN_DEFER; break;
 	}
+}
+
+void bouncer_set_strangers(int by)
+{
+	strangers = by;
 }
 
 bool bouncer_broker_is_2_1(void)

@@ -26,6 +26,10 @@ struct bouncer_publish {
 	int qos;
 	bool retain;
 	const void *properties; /* of MQTT 5, in a message; NULL: none */
+	long properties_size; /* in bytes of the packet; -1: too many, or they cannot be counted */
+	bool presented; /* a certificate was presented; common_name is its first common name, NULL where that is no text */
+	const unsigned char *common_name;
+	size_t common_name_len;
 	bool certified; /* a certificate was presented and identity is its common name */
 	bool other_issuer; /* and none of the issuers has signed it, though there are some */
 	int subscriptions; /* the length of the broker's list of the session's; in SUBSCRIBE and UNSUBSCRIBE alone */
@@ -61,6 +65,14 @@ enum bouncer_others {
 	BOUNCER_OTHERS_IGNORE = 2, /* from 2.1 on alone */
 };
 void bouncer_set_others(int others);
+
+/* By what clients have to be told apart whose certificates are no registered device's. */
+enum bouncer_strangers {
+	BOUNCER_STRANGERS_ANY = 0,
+	BOUNCER_STRANGERS_BY_NAME = 1,
+	BOUNCER_STRANGERS_BY_CERTIFICATE = 2, /* what is known of a user name says nothing of a client */
+};
+void bouncer_set_strangers(int strangers);
 
 /* Names topics that are the gateway's concern: those that begin and end so, with one level between. Called at the start. */
 void bouncer_guard_topic(const char *before, const char *after, bool gated);

@@ -8,16 +8,21 @@
 
 #include <mqtt_protocol.h>
 
+/* How many properties are counted: one takes the broker more memory than it has bytes in a packet. */
+#define MAX_COUNTED 64
+
 /* How many user properties are looked at: each is copied to be read. */
 #define MAX_LOOKED_AT 16
 
 /* The functions that read properties. Debian's 2.0.21 does not export them from the broker; the client library of the
- * same version, on which the broker's package depends, has the same ones. Without either nothing is read, which costs a
- * client the correlation data on its response. */
+ * same version, on which the broker's package depends, has the same ones. Without either nothing is read, and a message
+ * with properties on a gated topic is refused, since nobody can say how large it is. */
 static const mosquitto_property *(*read_byte)(const mosquitto_property *, int, uint8_t *, bool);
 static const mosquitto_property *(*read_binary)(const mosquitto_property *, int, void **, uint16_t *, bool);
 static const mosquitto_property *(*read_string)(const mosquitto_property *, int, char **, bool);
 static const mosquitto_property *(*read_string_pair)(const mosquitto_property *, int, char **, char **, bool);
+static const mosquitto_property *(*next_property)(const mosquitto_property *);
+static int (*identifier)(const mosquitto_property *);
 
 static void find(void *function, void *library, const char *name)
 {
@@ -40,6 +45,55 @@ static void find_all(void)
 	find(&read_binary, library, "mosquitto_property_read_binary");
 	find(&read_string, library, "mosquitto_property_read_string");
 	find(&read_string_pair, library, "mosquitto_property_read_string_pair");
+	find(&next_property, library, "mosquitto_property_next");
+	find(&identifier, library, "mosquitto_property_identifier");
+}
+
+/* The bytes of one property in a packet, its identifier included; -1: it cannot be read. */
+static long property_size(const mosquitto_property *property)
+{
+	char *name = NULL, *text = NULL;
+	void *data = NULL;
+	uint16_t len = 0;
+	long size = -1;
+
+	switch(identifier(property)){
+		case MQTT_PROP_PAYLOAD_FORMAT_INDICATOR: return 2;
+		case MQTT_PROP_TOPIC_ALIAS: return 3;
+		case MQTT_PROP_MESSAGE_EXPIRY_INTERVAL: return 5;
+		case MQTT_PROP_CONTENT_TYPE:
+		case MQTT_PROP_RESPONSE_TOPIC:
+			if(read_string(property, identifier(property), &text, false)) size = 3 + (long)(text ? strlen(text) : 0);
+			break;
+		case MQTT_PROP_CORRELATION_DATA:
+			if(read_binary(property, MQTT_PROP_CORRELATION_DATA, &data, &len, false)) size = 3 + (long)len;
+			break;
+		case MQTT_PROP_USER_PROPERTY:
+			if(read_string_pair(property, MQTT_PROP_USER_PROPERTY, &name, &text, false)){
+				size = 5 + (long)(name ? strlen(name) : 0) + (long)(text ? strlen(text) : 0);
+			}
+			break;
+		default: return 5; /* none that a client may send */
+	}
+	free(name);
+	free(text);
+	free(data);
+	return size;
+}
+
+long bouncer_properties_size(const mosquitto_property *properties)
+{
+	long total = 0;
+
+	if(!properties) return 0;
+	find_all();
+	if(!read_binary || !read_string || !read_string_pair || !next_property || !identifier) return -1;
+	for(int i = 0; properties; i++, properties = next_property(properties)){
+		long size = i < MAX_COUNTED ? property_size(properties) : -1;
+		if(size < 0) return -1;
+		total += size;
+	}
+	return total;
 }
 
 void bouncer_read_request(const mosquitto_property *properties, struct bouncer_request *request)

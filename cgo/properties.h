@@ -27,6 +27,9 @@ size_t bouncer_traceparent(const mosquitto_property *properties, char value[BOUN
 /* Copies the properties that a subscriber is to see of a message: those that the broker shows a plugin. Returns MOSQ_ERR_*,
  * and an empty list with a failure. Without the functions that read them, the list is empty. */
 int bouncer_copy_properties(mosquitto_property **list, const mosquitto_property *properties);
+/* Returns how many bytes the properties of a publish take in a packet; -1: there are more than 64, or nothing can read
+ * them. */
+long bouncer_properties_size(const mosquitto_property *properties);
 
 /* What a publish to a device bears. user is pairs of name and value, one after the other. */
 struct bouncer_properties {

@@ -90,10 +90,11 @@ func (g *Gateway) Topics(name func(before, after string, gated bool)) {
 	}
 }
 
-// OnDeviceChange has changed called after every change of the registry, from another goroutine, and whenever another client
+// OnDeviceChange has changed called after every change of the registry, from another goroutine, of [acl], and whenever another client
 // id becomes somebody's: only then can a user name become a device's, or a client id another identity's. Whoever has noted before that a Read, or a Write to a topic that Topics does not name, was not
 // concerned may keep to that until then.
 func (g *Gateway) OnDeviceChange(changed func()) {
+	g.deviceChange = changed
 	g.registry.OnChange(changed)
 	g.clientIDs.changed = changed
 }
@@ -113,12 +114,16 @@ func (g *Gateway) write(p *Publish) Decision {
 			g.forbid(p, errOwnTopic)
 			return Deny
 		}
-		if g.isDevice(p.Identity) {
+		switch g.confinement.of(p) {
+		case ofOthers:
+			g.clientIDs.note(p)
+			return NotConcerned
+		case ofDevice:
 			g.forbid(p, errPublish)
-			return Deny
+		default:
+			g.forbid(p, errUnknownCertificate)
 		}
-		g.clientIDs.note(p)
-		return NotConcerned
+		return Deny
 	}
 	if g.hasDeparted(p) {
 		g.forbid(p, errWill)
@@ -131,12 +136,6 @@ func (g *Gateway) write(p *Publish) Decision {
 	g.pending.set = false
 	g.refuse(p, g.pending.device, g.pending.envelope, g.pending.reason, g.pending.detail)
 	return Deny
-}
-
-// isDevice reports whether a user name is that of a registered device, or of one that was registered since the start: to
-// be removed gives nobody more rights. The name is enough, whoever bears it.
-func (g *Gateway) isDevice(identity []byte) bool {
-	return g.registry.Lookup(identity) != nil || g.registry.WasRegistered(identity)
 }
 
 // forbid says in the log that a client has no business with a topic.
@@ -191,13 +190,17 @@ func (g *Gateway) read(p *Publish) Decision {
 	if g.clientIDs.foreign(p) {
 		return Deny // it has taken over the session, and what waits in it is not for it to read
 	}
-	if !g.isDevice(p.Identity) {
+	switch g.confinement.of(p) {
+	case ofOthers:
 		return NotConcerned
-	}
-	if d := g.registry.Lookup(p.Identity); d != nil && d.Disabled {
+	case ofDevice:
+		if d := g.registry.Lookup(p.Identity); d != nil && d.Disabled {
+			return Deny
+		}
+		return g.ownTopic(p)
+	default:
 		return Deny
 	}
-	return g.ownTopic(p)
 }
 
 // ownTopic decides on a device's wish to have what is published to a topic. Who bears the name without the certificate,
@@ -209,31 +212,6 @@ func (g *Gateway) ownTopic(p *Publish) Decision {
 		}
 	}
 	return Deny
-}
-
-// Retained decides whether the broker may go on serving a retained message of a gated topic: it asks so before it hands
-// one to a new subscriber when check_retain_source is set. The clock and the ids are left aside, because the message was
-// accepted when it came; p.Certified is too, because the publisher may have gone.
-func (g *Gateway) Retained(p *Publish) (decision Decision) {
-	defer func() {
-		if v := recover(); v != nil {
-			decision = Deny
-			g.survived("retained message", v)
-		}
-	}()
-	level, gated := deviceLevel(g.gated, p.Topic)
-	if !gated {
-		return NotConcerned
-	}
-	d := g.devices.of(g.registry.Lookup(p.Identity))
-	if !bytes.Equal(level, p.Identity) || d == nil || d.registered.Disabled || len(p.Payload) > g.decision.maxBytes {
-		return Deny
-	}
-	e, err := g.readers.Decode(p.Payload)
-	if err != nil || !bytes.Equal(e.DeviceID, p.Identity) || !d.signed(e) {
-		return Deny
-	}
-	return Allow
 }
 
 // A pendingVerdict is the verdict on the message that the broker asked about last, with the message.
@@ -270,6 +248,7 @@ func (v *pendingVerdict) keep(p *Publish, maxBytes int) {
 	v.publish.Topic = take(len(p.Topic))
 	v.publish.Identity = take(len(p.Identity))
 	v.publish.ClientID = take(len(p.ClientID))
+	v.publish.CommonName = nil // of the certificate, which is not kept
 }
 
 // sameMessage reports whether p is the same message on the same topic, whoever reads it.

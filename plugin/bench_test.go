@@ -20,6 +20,7 @@ import (
 	"mosquitto-bouncer/plugin/forward"
 	"mosquitto-bouncer/plugin/registry"
 	"mosquitto-bouncer/plugin/replay"
+	"mosquitto-bouncer/plugin/sampler"
 )
 
 // What the benchmarks below publish: as many messages, of as many devices, as a processor's caches do not foresee.
@@ -62,6 +63,7 @@ func (silentBroker) SetIssuers([][]byte) bool                    { return true }
 func (silentBroker) Fingerprint(uintptr) (sum [32]byte, ok bool) { return }
 func (silentBroker) Wake()                                       {}
 func (silentBroker) SetOthers(Others)                            {}
+func (silentBroker) SetStrangers(Strangers)                      {}
 func (silentBroker) Is2_1() bool                                 { return false }
 func (silentBroker) Traceparent(unsafe.Pointer) string           { return "" }
 
@@ -146,8 +148,10 @@ func (g *benchGateway) saturate() {
 			g.pending.set = false
 		}
 	}
-	for range refusalsBurst {
-		g.refuse(g.publishes[0], nil, nil, Malformed, nil)
+	for i := range sampler.Burst {
+		p := *g.publishes[0]
+		p.Identity = fmt.Appendf(nil, "other_%d", i)
+		g.refuse(&p, nil, nil, Malformed, nil)
 	}
 }
 

@@ -92,7 +92,7 @@ func (o *offenders) ended(connection uintptr) bool {
 
 // disconnect hands each offender to kick, and says so in the log through say. Only in a tick: the broker calls back while
 // it disconnects.
-func (o *offenders) disconnect(kick func(client string), say func(line string)) {
+func (o *offenders) disconnect(kick func(client string), say func(device, line string)) {
 	if len(o.waiting) == 0 {
 		return
 	}
@@ -103,10 +103,10 @@ func (o *offenders) disconnect(kick func(client string), say func(line string)) 
 		line.WriteString("disconnected ")
 		line.WriteString(offender.why)
 		line.WriteString(" device=")
-		line.Write(appendValue(nil, []byte(offender.device)))
+		line.Write(appendValue(nil, cut([]byte(offender.device), 64)))
 		line.WriteString(" client=")
-		line.Write(appendValue(nil, []byte(offender.client)))
-		say(line.String())
+		line.Write(appendValue(nil, cut([]byte(offender.client), 64)))
+		say(offender.device, line.String())
 		o.kick(func() { kick(offender.client) })
 	}
 }

@@ -358,7 +358,9 @@ func (g *Gateway) give(p *downlink.Publish) bool {
 	}
 	if err := g.host.Publish(*p); err != nil {
 		g.figures.downRefused.Add(1)
-		g.host.Log(slog.LevelWarn, fmt.Sprintf("the broker did not take a message for a device topic=%s error=%q", p.Topic, err))
+		if g.sampler.Allow(time.Now(), []byte(p.Topic), "not taken by the broker", false) {
+			g.host.Log(slog.LevelWarn, fmt.Sprintf("the broker did not take a message for a device topic=%s error=%q", p.Topic, err))
+		}
 		return false
 	}
 	g.figures.downPublished.Add(1)

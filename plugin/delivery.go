@@ -58,6 +58,9 @@ func (g *Gateway) startDelivery(c *config.Config) (err error) {
 	if err != nil {
 		return stateError(c, err)
 	}
+	if err = g.startConfinement(c); err != nil {
+		return err
+	}
 	g.store.letters, err = deadletter.OpenWithin(filepath.Join(c.StateDir, deadletter.FileName), letterLimits(c.DeadLetters, g.journal))
 	if err != nil {
 		return stateError(c, err)

@@ -21,7 +21,6 @@ type device struct {
 
 	limiter    *rate.Limiter // of its publishes; nil: no limit
 	limits     uint32        // devices.limits when limiter was set
-	lines      *rate.Limiter // of its refusals in the log; nil: none yet
 	publishers [4]publisher
 	departures uint32 // connections of publishers that have ended, and one more
 	topic      lastTopic

@@ -19,11 +19,14 @@ import (
 	"mosquitto-bouncer/plugin/config"
 	"mosquitto-bouncer/plugin/downlink"
 	"mosquitto-bouncer/plugin/envelope"
+	"mosquitto-bouncer/plugin/former"
 	"mosquitto-bouncer/plugin/forward"
 	"mosquitto-bouncer/plugin/httpd"
 	"mosquitto-bouncer/plugin/journal"
 	"mosquitto-bouncer/plugin/registry"
 	"mosquitto-bouncer/plugin/replay"
+	"mosquitto-bouncer/plugin/retained"
+	"mosquitto-bouncer/plugin/sampler"
 	"mosquitto-bouncer/plugin/subscription"
 	"mosquitto-bouncer/plugin/suspension"
 	"mosquitto-bouncer/plugin/writable"
@@ -78,6 +81,9 @@ type Host interface {
 	SetIssuers([][]byte) bool
 	// SetOthers says how questions of access are answered that are not the gateway's concern. Broker's thread only.
 	SetOthers(Others)
+	// SetStrangers says by what clients have to be told apart whose certificates are no registered device's. Broker's
+	// thread only.
+	SetStrangers(Strangers)
 	// Is2_1 reports whether the broker is Mosquitto 2.1 or later.
 	Is2_1() bool
 	// Traceparent returns what the user property of this name says, "" if there is none or it is longer than one can be.
@@ -98,14 +104,23 @@ type Gateway struct {
 	own        []gatedTopic
 	response   string // topic with config.DeviceID in it; empty: none
 
-	registry  *registry.Registry
-	clientIDs clientIDs
-	devices   devices
-	seen      *replay.Set
-	decision  circumstances
-	pending   pendingVerdict
-	readers   envelope.Decoder // of messages that are being delivered
-	relay     relay
+	// removed is confinement.removed; nil: it is not read yet.
+	removed      atomic.Pointer[former.Set]
+	confinement  confinement
+	deviceChange func() // see OnDeviceChange; nil: not set yet
+	verified     *retained.Memory
+	// forgetRetained forgets what was retained of removed devices; nil: nothing is known yet.
+	forgetRetained atomic.Pointer[func(ids []string)]
+	clears         *downlink.Queue // empty retained messages that an operator has ordered
+	orders         *orders
+	registry       *registry.Registry
+	clientIDs      clientIDs
+	devices        devices
+	seen           *replay.Set
+	decision       circumstances
+	pending        pendingVerdict
+	readers        envelope.Decoder // of messages that are being delivered
+	relay          relay
 	// checksRetained: a retained message of a gated topic is served only as long as its device is registered and enabled.
 	checksRetained bool
 	departed       uintptr // the connection that ended last since the last tick; 0: none
@@ -135,8 +150,9 @@ type Gateway struct {
 	config   *config.Config // as it is in force
 	reloader *reloader
 	revoked  revoked
-	audit    *audit.Log // nil: none
-	refusals *refusalLog
+	audit    *audit.Log       // nil: none
+	sampler  *sampler.Sampler // of every log line that a client can provoke
+	refusals refusalLog
 	panics   rate.Sometimes // how often a panic is worth its stack in the log
 	clockOff clockOff
 	ticks    uint64 // how often Tick was called
@@ -170,7 +186,7 @@ func Start(configFile string, host Host) (_ *Gateway, err error) {
 	if err != nil {
 		return nil, err
 	}
-	logs := newLogQueue()
+	logs, lines := newLogQueue(), sampler.New()
 	g := &Gateway{
 		host:     host,
 		file:     configFile,
@@ -185,8 +201,9 @@ func Start(configFile string, host Host) (_ *Gateway, err error) {
 		seen:     replay.New(maxRemembered, c.Publish.Tolerance),
 		answers:  downlink.NewQueue(maxAnswers, maxAnswerBytes),
 		logs:     logs,
-		log:      slog.New(logs),
-		refusals: newRefusalLog(),
+		log:      slog.New(lines.Handler(logs)),
+		sampler:  lines,
+		refusals: refusalLog{sampler: lines},
 		relay:    newRelay(),
 		writable: writable.New(slog.New(logs)),
 		panics:   rate.Sometimes{First: 3, Interval: 10 * time.Second},
@@ -248,6 +265,9 @@ func Start(configFile string, host Host) (_ *Gateway, err error) {
 			return nil, err
 		}
 	}
+	if err = g.startRetained(c); err != nil {
+		return nil, err
+	}
 	g.restoreAnswers(g.recoveredAnswers)
 	g.recoveredAnswers = nil
 	if err = g.useIssuers(c.Publish.Issuers, c.Where("publish.issuers")); err != nil {
@@ -257,10 +277,14 @@ func Start(configFile string, host Host) (_ *Gateway, err error) {
 	g.settleOthers(g.brokerConf, err)
 	g.checksRetained = checksRetained(g.brokerConf)
 	g.decision.userNameIsClientID = userNameIsClientID(g.brokerConf)
+	g.settleStrangers(g.brokerConf)
 	if err = g.checkBroker(); err != nil {
 		return nil, err
 	}
 	g.watchStores()
+	if err = g.startOrders(c); err != nil {
+		return nil, err
+	}
 	if c.HTTP.Listen != "" {
 		if err = g.serve(c); err != nil {
 			return nil, err
@@ -290,11 +314,16 @@ func (g *Gateway) Tick() {
 	g.drain()
 	g.forwarder.Dispatch()
 	g.kickRevoked()
-	g.offenders.disconnect(g.host.Kick, func(line string) { g.host.Log(slog.LevelWarn, line) })
+	g.followStrangers()
+	g.offenders.disconnect(g.host.Kick, func(device, line string) {
+		if g.sampler.Allow(now, []byte(device), "disconnected", false) {
+			g.host.Log(slog.LevelWarn, line)
+		}
+	})
 	g.sessionQuestions.tick(g.ticks, g.host.Publish)
 	g.seen.Expire(now.Unix(), expirePerTick)
 	g.noteForgotten(now.Unix())
-	g.refusals.flush(now, g.host.Log)
+	reportLeftOut(g.sampler, now, g.host.Log)
 }
 
 // Disconnected notes that a client's connection has ended, and what has become of its session. Of p only Connection,
@@ -366,6 +395,19 @@ func (g *Gateway) stop() {
 	g.stopDelivery()
 	if g.reloader != nil {
 		g.reloader.stop() // it wakes, as does the registry, so they go first
+	}
+	if g.orders != nil {
+		g.orders.stop()
+	}
+	if g.verified != nil {
+		if err := g.verified.Close(); err != nil {
+			g.log.Error("closing the memory of retained messages", "error", err)
+		}
+	}
+	if removed := g.removed.Load(); removed != nil {
+		if err := removed.Close(); err != nil {
+			g.log.Error("closing the device ids", "error", err)
+		}
 	}
 	if g.registry != nil {
 		if err := g.registry.Close(); err != nil {

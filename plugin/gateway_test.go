@@ -32,6 +32,7 @@ type aBroker struct {
 	fingerprint [32]byte
 	issuers     [][]byte
 	others      Others
+	strangers   Strangers
 	wakes       atomic.Int64
 }
 
@@ -45,6 +46,7 @@ func (b *aBroker) Fingerprint(uintptr) ([32]byte, bool) {
 func (b *aBroker) Wake()                             { b.wakes.Add(1) }
 func (b *aBroker) SetIssuers(all [][]byte) bool      { b.issuers = all; return true }
 func (b *aBroker) SetOthers(o Others)                { b.others = o }
+func (b *aBroker) SetStrangers(s Strangers)          { b.strangers = s }
 func (b *aBroker) Is2_1() bool                       { return false }
 func (b *aBroker) Traceparent(unsafe.Pointer) string { return "" }
 func (b *aBroker) last() string                      { return b.lines[len(b.lines)-1] }
@@ -311,6 +313,11 @@ func TestRetainedMessagesMayBeServed(t *testing.T) {
 	}
 	if g.Retained(by(retained, "dashboard", "news")) != NotConcerned {
 		t.Error("other topics are the gateway's business")
+	}
+	for _, topic := range []string{"response", "response/1", "command"} {
+		if g.Retained(by(retained, "sensor_001", "device/sensor_001/"+topic)) != Deny {
+			t.Errorf("a %s that was retained before the plugin came is served", topic)
+		}
 	}
 }
 

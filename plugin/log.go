@@ -10,7 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/time/rate"
+	"mosquitto-bouncer/plugin/sampler"
 )
 
 // maxQueuedLines is how many log lines may wait for the broker's thread.
@@ -126,44 +126,26 @@ func appendValue(line, value []byte) []byte {
 	return strconv.AppendQuote(line, string(value))
 }
 
-// A refusalLog writes one line for each refusal, up to so many a second for each device and for all together; what it
-// leaves out it counts, and says so. Broker's thread only.
+// A refusalLog writes one line for each refusal, as far as the sampler allows it. Broker's thread only.
 type refusalLog struct {
-	limiter  *rate.Limiter
-	leftOut  int
-	reported time.Time
-	line     []byte
+	sampler *sampler.Sampler
+	line    []byte
 }
 
-// Refusal lines: of one device one a second, after a burst of 100; of all together 20 a second, after a burst of 200.
-const (
-	deviceRefusalsPerSecond = 1
-	deviceRefusalsBurst     = 100
-	refusalsPerSecond       = 20
-	refusalsBurst           = 200
-)
+// refusedLine is what the sampler calls the lines of refusals.
+const refusedLine = "refused"
 
-func newRefusalLog() *refusalLog {
-	return &refusalLog{limiter: rate.NewLimiter(refusalsPerSecond, refusalsBurst)}
-}
-
-// refused writes the line of one refusal; d is the registered device it is of, if it is one's. Identity, client id, topic
-// and message id are the publisher's own words: quoted where they need it, and cut where they are long.
-func (l *refusalLog) refused(now time.Time, p *Publish, d *device, messageID []byte, reason Reason, detail error, write func(slog.Level, string)) {
-	if d != nil {
-		if d.lines == nil {
-			d.lines = rate.NewLimiter(deviceRefusalsPerSecond, deviceRefusalsBurst)
-		}
-		if !d.lines.AllowN(now, 1) {
-			l.leftOut++
-			return
-		}
+// refused writes the line of one refusal. Identity, client id, topic and message id are the publisher's own words: quoted
+// where they need it, and cut where they are long.
+func (l *refusalLog) refused(now time.Time, p *Publish, messageID []byte, reason Reason, detail error, write func(slog.Level, string)) {
+	who := p.Identity
+	if len(who) == 0 {
+		who = p.ClientID
 	}
-	if !l.limiter.AllowN(now, 1) {
-		l.leftOut++
+	if !l.sampler.Allow(now, who, refusedLine, false) {
 		return
 	}
-	l.flush(now, write)
+	reportLeftOut(l.sampler, now, write)
 	line := append(l.line[:0], "refused device="...)
 	line = appendValue(line, cut(p.Identity, 64))
 	line = append(line, " topic="...)
@@ -184,13 +166,11 @@ func (l *refusalLog) refused(now time.Time, p *Publish, d *device, messageID []b
 	write(slog.LevelWarn, string(line))
 }
 
-// flush says how many refusals were left out, if any, at most once a second.
-func (l *refusalLog) flush(now time.Time, write func(slog.Level, string)) {
-	if l.leftOut == 0 || now.Sub(l.reported) < time.Second {
-		return
+// reportLeftOut says how many lines were left out, if any, at most once a second.
+func reportLeftOut(s *sampler.Sampler, now time.Time, write func(slog.Level, string)) {
+	if count, kinds := s.Report(now); count > 0 {
+		write(slog.LevelWarn, "clients caused more lines than the log takes; lines left out count="+strconv.Itoa(count)+" of="+strconv.Quote(kinds))
 	}
-	write(slog.LevelWarn, "refused more than the log takes; lines left out count="+strconv.Itoa(l.leftOut))
-	l.leftOut, l.reported = 0, now
 }
 
 // cut returns at most the first n bytes of text.

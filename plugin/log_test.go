@@ -1,10 +1,13 @@
 package plugin
 
 import (
+	"fmt"
 	"log/slog"
 	"strings"
 	"testing"
 	"time"
+
+	"mosquitto-bouncer/plugin/sampler"
 )
 
 // maxLine leaves room for the broker's time stamp in the 1000 bytes at which it cuts a line.
@@ -16,39 +19,41 @@ type aLog []string
 func (l *aLog) write(_ slog.Level, line string) { *l = append(*l, line) }
 
 func TestRefusalsAreSampledAndCounted(t *testing.T) {
-	l, log := newRefusalLog(), aLog{}
+	lines, log := sampler.New(), aLog{}
+	l := refusalLog{sampler: lines}
 	start := time.Unix(now, 0)
-	for range refusalsBurst + 250 {
-		l.refused(start, publish("sensor_001", nil), nil, nil, Stale, nil, log.write)
+	for i := range sampler.Burst + 250 {
+		l.refused(start, publish(fmt.Sprintf("sensor_%04d", i), nil), nil, Stale, nil, log.write)
 	}
-	if len(log) != refusalsBurst {
-		t.Fatalf("%d lines, want %d", len(log), refusalsBurst)
+	if len(log) != sampler.Burst {
+		t.Fatalf("%d lines, want %d", len(log), sampler.Burst)
 	}
-	if want := "refused device=sensor_001 topic=device/sensor_001/data reason=stale client=c"; log[0] != want {
+	if want := "refused device=sensor_0000 topic=device/sensor_0000/data reason=stale client=c"; log[0] != want {
 		t.Errorf("got %q, want %q", log[0], want)
 	}
-	l.flush(start.Add(time.Second), log.write)
-	if want := "refused more than the log takes; lines left out count=250"; log[len(log)-1] != want {
+	reportLeftOut(lines, start.Add(time.Second), log.write)
+	if want := `clients caused more lines than the log takes; lines left out count=250 of="refused: 250"`; log[len(log)-1] != want {
 		t.Errorf("got %q, want %q", log[len(log)-1], want)
 	}
 	before := len(log)
-	l.flush(start.Add(3*time.Second), log.write)
+	reportLeftOut(lines, start.Add(3*time.Second), log.write)
 	if len(log) != before {
 		t.Error("the same refusals were counted twice")
 	}
 }
 
-// A device that keeps failing leaves room in the log for the others.
+// A client that keeps failing leaves room in the log for the others, whether it is a device or not.
 func TestRefusalsOfOneDeviceAreSampled(t *testing.T) {
-	l, log, d := newRefusalLog(), aLog{}, new(device)
+	log := aLog{}
+	l := refusalLog{sampler: sampler.New()}
 	start := time.Unix(now, 0)
-	for range refusalsBurst {
-		l.refused(start, publish("sensor_001", nil), d, nil, BadSignature, nil, log.write)
+	for range sampler.Burst {
+		l.refused(start, publish("sensor_001", nil), nil, BadSignature, nil, log.write)
 	}
-	if len(log) != deviceRefusalsBurst {
-		t.Fatalf("%d lines of one device, want %d", len(log), deviceRefusalsBurst)
+	if len(log) != sampler.ClientBurst {
+		t.Fatalf("%d lines of one device, want %d", len(log), sampler.ClientBurst)
 	}
-	l.refused(start, publish("sensor_002", nil), new(device), nil, Stale, nil, log.write)
+	l.refused(start, publish("sensor_002", nil), nil, Stale, nil, log.write)
 	if last := log[len(log)-1]; !strings.HasPrefix(last, "refused device=sensor_002 ") {
 		t.Errorf("the other device's line is missing; last is %q", last)
 	}
@@ -56,16 +61,16 @@ func TestRefusalsOfOneDeviceAreSampled(t *testing.T) {
 
 // What a publisher chose must neither break a line nor pass for another value.
 func TestRefusalLineQuotesThePublishersWords(t *testing.T) {
-	l, log := newRefusalLog(), aLog{}
+	l, log := refusalLog{sampler: sampler.New()}, aLog{}
 	p := &Publish{Identity: []byte("a b\nbouncer: accepted"), ClientID: []byte("c reason=accepted"), Topic: []byte("device/\x1b[31m/data")}
-	l.refused(time.Unix(now, 0), p, nil, nil, Malformed, nil, log.write)
+	l.refused(time.Unix(now, 0), p, nil, Malformed, nil, log.write)
 	want := `refused device="a b\nbouncer: accepted" topic="device/\x1b[31m/data" reason=malformed client="c reason=accepted"`
 	if log[0] != want {
 		t.Errorf("got  %s\nwant %s", log[0], want)
 	}
 	p = publish(strings.Repeat("x", 70000), nil)
 	p.ClientID = []byte(strings.Repeat("\xff", 70000))
-	l.refused(time.Unix(now, 0), p, nil, nil, Malformed, nil, log.write)
+	l.refused(time.Unix(now, 0), p, nil, Malformed, nil, log.write)
 	if len(log[1]) > maxLine {
 		t.Errorf("a line of %d bytes", len(log[1]))
 	}

@@ -52,12 +52,18 @@ func (g *Gateway) Message(p *Publish) (outcome Outcome) {
 		g.decide(p, level)
 	}
 	v.set = false
+	if v.reason.good() && (p.PropertyBytes < 0 || len(p.Payload)+p.PropertyBytes > g.decision.maxBytes) {
+		v.reason, v.detail = TooLarge, errProperties
+	}
 	switch v.reason {
 	case Accepted:
 		v.reason, v.detail = g.accept(p, v.device, v.envelope)
 		if v.reason == Accepted {
 			g.figures.verdicts[Accepted].Add(1)
 			v.device.verdicts.accept(g.decision.now)
+			if p.Retain {
+				g.verified.Note(p.Topic, p.Payload)
+			}
 			if g.relay.takes(p.Topic, p.QoS) {
 				return Relay
 			}
@@ -146,6 +152,7 @@ func (g *Gateway) accept(p *Publish, d *device, e *envelope.Envelope) (Reason, e
 }
 
 var (
+	errProperties = errors.New("with its MQTT 5 properties the message is larger than [publish] max_bytes, or it has more of them than are counted")
 	errRemembered = errors.New("as many message ids are remembered as there is room for")
 	errAnswers    = errors.New("too many answers to commands wait to be stored")
 )

@@ -77,7 +77,7 @@ func (g *Gateway) refuse(p *Publish, d *device, e *envelope.Envelope, reason Rea
 		d.verdicts.add(reason)
 	}
 	g.notify(p, messageID, reason, detail)
-	g.refusals.refused(g.decision.now, p, d, messageID, reason, detail, g.host.Log)
+	g.refusals.refused(g.decision.now, p, messageID, reason, detail, g.host.Log)
 	g.auditDenial(p, messageID, reason, detail)
 	if reason == BadSignature && g.maxBad > 0 && d.bad.add(g.decision.now, g.maxBad) {
 		g.offenders.add(p, fmt.Sprintf("for %d bad signatures in a minute ([publish] max_bad_signatures)", g.maxBad))

@@ -178,6 +178,8 @@ func (g *Gateway) adopt(next *config.Config, key *registry.Key) {
 	} else {
 		now.Publish.Issuers = next.Publish.Issuers
 	}
+	g.confinement.configure(now.ACL)
+	g.settleStrangers(g.brokerConf)
 	g.decision.maxBytes = now.Publish.MaxBytes
 	g.devices.setLimit(deviceLimit(&now))
 	g.maxBad = now.Publish.MaxBadSignatures

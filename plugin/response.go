@@ -75,6 +75,7 @@ func (g *Gateway) drain() {
 	g.takeRequeued()
 	g.answers.Drain(g.publishDown)
 	g.drainCommands()
+	g.drainClears()
 	g.answerQuestions()
 	g.flushLog()
 }

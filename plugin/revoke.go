@@ -52,17 +52,34 @@ func (r *revoked) take(n int) (ids []string, leftOut int) {
 
 // devicesChanged takes note of a change of the registry, whose goroutine calls it.
 func (g *Gateway) devicesChanged(changes []registry.Change) {
-	var ids []string
+	g.auditChanges(changes)
+	var revoked, added, removed []string
 	for _, c := range changes {
-		if c.What == registry.Disabled || c.What == registry.Removed {
-			ids = append(ids, c.ID)
+		switch c.What {
+		case registry.Added:
+			added = append(added, c.ID)
+		case registry.Removed:
+			removed = append(removed, c.ID)
+			revoked = append(revoked, c.ID)
+		case registry.Disabled:
+			revoked = append(revoked, c.ID)
 		}
 	}
-	if len(ids) > 0 {
-		g.revoked.add(ids)
+	if former := g.removed.Load(); former != nil {
+		former.Registered(added)
+	}
+	if forget := g.forgetRetained.Load(); forget != nil {
+		(*forget)(removed)
+	}
+	if len(revoked) > 0 {
+		g.revoked.add(revoked)
 		g.waker.Wake()
 	}
 	g.rotated.Load().secretsChanged(changes)
+}
+
+// auditChanges records a change of the registry.
+func (g *Gateway) auditChanges(changes []registry.Change) {
 	if g.audit == nil {
 		return
 	}

@@ -21,9 +21,13 @@ func (g *Gateway) subscribe(p *Publish) Decision {
 		g.refuseForeign(p)
 		return Deny
 	}
-	if !g.isDevice(p.Identity) {
+	switch g.confinement.of(p) {
+	case ofOthers:
 		g.clientIDs.note(p)
 		return NotConcerned
+	case unknownCertificate:
+		g.forbid(p, errUnknownCertificate)
+		return Deny
 	}
 	d := g.ownTopic(p)
 	switch {
@@ -55,7 +59,7 @@ func (g *Gateway) subscriptionStays(p *Publish, foreign bool) Decision {
 	switch {
 	case foreign:
 		return Allow
-	case !g.isDevice(p.Identity):
+	case g.confinement.of(p) == ofOthers:
 		return NotConcerned
 	default:
 		return g.ownTopic(p)
@@ -70,8 +74,10 @@ func (g *Gateway) unsubscribe(p *Publish) Decision {
 	case g.clientIDs.foreign(p):
 		g.refuseForeign(p)
 		return Deny
-	case !g.isDevice(p.Identity):
+	case g.confinement.of(p) == ofOthers:
 		return NotConcerned
+	case g.confinement.of(p) == unknownCertificate:
+		return Allow
 	case !p.Certified || p.OtherIssuer || !g.isOwnTopic(p) && !bytes.Equal(p.ClientID, p.Identity):
 		g.forbid(p, errUnsubscription)
 		return Deny

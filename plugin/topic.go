@@ -32,6 +32,9 @@ func (g gatedTopic) device(topic []byte) ([]byte, bool) {
 	return level, bytes.IndexByte(level, '/') < 0
 }
 
+// of returns the topic of a device.
+func (g gatedTopic) of(id string) string { return g.before + id + g.after }
+
 // deviceAbove is device for a filter to which the topics below belong, each by its full name: a subscription with a
 // wildcard is none of them.
 func (g gatedTopic) deviceAbove(topic []byte) ([]byte, bool) {

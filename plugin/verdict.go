@@ -95,6 +95,10 @@ type Publish struct {
 	Identity []byte
 	// Certified reports whether the client presented a certificate whose common name is Identity.
 	Certified bool
+	// Presented reports whether the client presented any certificate, and CommonName is the common name of that; nil where
+	// there is none that is text. Of a Read they are told only with StrangersByCertificate.
+	Presented  bool
+	CommonName []byte
 	// OtherCertificate reports that certificates are pinned for the device, and that the client's is none of them. The
 	// gateway finds it out itself.
 	OtherCertificate bool
@@ -119,6 +123,9 @@ type Publish struct {
 	// Properties are the broker's MQTT 5 properties of the message, for Host alone; nil: there are none. Only Message is
 	// given them.
 	Properties unsafe.Pointer
+	// PropertyBytes is how many bytes Properties take in a packet; less than 0: more of them than are counted, or nothing
+	// can count them.
+	PropertyBytes int
 	// Correlation and ResponseTopic are MQTT 5's, of a request for a response; nil without. Access is not told them.
 	Correlation, ResponseTopic []byte
 }

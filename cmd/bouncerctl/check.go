@@ -159,6 +159,7 @@ func (k *checker) check(toml, conf string) {
 		k.checkListeners()
 		k.checkTogether()
 		k.checkIdentity()
+		k.checkAccess()
 	}
 	k.checkMarks(conf)
 }

@@ -50,13 +50,8 @@ whether the broker runs or not.`,
 		newDeviceRenew(configFile),
 		newDevicePin(configFile),
 		newDeviceUnpin(configFile),
-		newDeviceChange(configFile, "remove", "Make a device unknown",
-			`Make a device unknown: it is disconnected, its publishes are refused, its
-secrets are gone. Its bundle is left where it is, and its certificate still lets
-it connect: once the broker has been restarted, as a client like any other. To
-shut out a device that was lost or stolen, disable it instead, or revoke its
-certificate.`,
-			(*registry.Store).Remove, "Removed %s. Its certificate still connects; to shut out a lost device, disable it instead."),
+		newDeviceRemove(configFile),
+		newDeviceRelease(configFile),
 		newDeviceChange(configFile, "disable", "Refuse a device's publishes for the time being",
 			`Disconnect a device and refuse its publishes until it is enabled again. It may
 still connect.`,

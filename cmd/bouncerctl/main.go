@@ -71,7 +71,7 @@ It exits with 0 when done, 1 when it failed, 2 when called wrongly.`,
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error { return usage(c, "%v", err) })
 	var configFile string
 	root.PersistentFlags().StringVar(&configFile, "config", defaultConfig, "the bouncer.toml `file`")
-	root.AddCommand(newInit(), newDevice(&configFile), newRegistry(&configFile), newQueue(&configFile), newDead(&configFile),
+	root.AddCommand(newInit(), newDevice(&configFile), newRegistry(&configFile), newQueue(&configFile), newDead(&configFile), newRetained(&configFile),
 		newCheck(&configFile), newSign(&configFile), newVerify(&configFile), newTop(&configFile), newHealth(&configFile), newManual())
 	root.InitDefaultCompletionCmd()
 	completeDevices(root, &configFile)

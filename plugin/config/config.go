@@ -166,22 +166,6 @@ type Rejected struct {
 	Topic string
 }
 
-// The values of ACL.Others.
-const (
-	OthersAuto  = "auto"
-	OthersDefer = "defer"
-	OthersAllow = "allow"
-)
-
-// ACL is [acl]: topics that are none of the bouncer's business.
-type ACL struct {
-	// Others is the answer for them on Mosquitto 2.0: "defer" (an acl_file or
-	// another plugin decides, without either the broker denies), "allow" (they
-	// are not asked), or "auto", the default: whichever suits the broker's own
-	// configuration. Mosquitto 2.1 needs neither.
-	Others string
-}
-
 // Journal is [journal]: the log of accepted messages in StateDir.
 type Journal struct {
 	// MaxBytes is the room it may take: 1MiB to 1TiB, as an integer or a size
@@ -279,7 +263,7 @@ func (d *document) settings() *Config {
 		Response: d.response(),
 		Command:  Command{Topic: d.deviceTopic("command.topic", "device/{device_id}/command", false)},
 		Rejected: Rejected{Topic: d.deviceTopic("rejected.topic", "", true)},
-		ACL:      ACL{Others: d.choice("acl.others", OthersAuto, OthersDefer, OthersAllow)},
+		ACL:      d.acl(),
 		Journal:  d.journal(),
 		HTTP:     d.http(),
 		Registry: d.registry(),

@@ -51,7 +51,7 @@ func TestDefaults(t *testing.T) {
 			},
 			Response: Response{Topic: "device/{device_id}/response", MaxAge: time.Hour},
 			Command:  Command{Topic: "device/{device_id}/command"},
-			ACL:      ACL{Others: OthersAuto},
+			ACL:      ACL{Others: OthersAuto, UnknownCertificates: UnknownOthers},
 			Journal:  Journal{MaxBytes: 1 << 30, Sync: 100 * time.Millisecond, DeviceShare: 0.25},
 			Audit:    Audit{MaxBytes: 64 << 20, Keep: 8},
 
@@ -115,6 +115,8 @@ topic = "to/{device_id}"
 topic = "device/{device_id}/rejected"
 
 [acl]
+unknown_certificates = "deny"
+certificates = ["dashboard", "Größe 1"]
 others = "defer"
 
 [journal]
@@ -170,7 +172,7 @@ keep      = 3
 		Response: Response{MaxAge: 10 * time.Minute, Wrap: true},
 		Command:  Command{Topic: "to/{device_id}"},
 		Rejected: Rejected{Topic: "device/{device_id}/rejected"},
-		ACL:      ACL{Others: OthersDefer},
+		ACL:      ACL{Others: OthersDefer, UnknownCertificates: UnknownDeny, Certificates: []string{"dashboard", "Größe 1"}},
 		Journal:  Journal{MaxBytes: 500e6, DeviceShare: 0.5},
 		HTTP:     HTTP{Listen: "[::]:8080", Token: Secret("http-token"), TLS: got.HTTP.TLS},
 		Registry: Registry{Key: Secret(registryKey)},
@@ -236,6 +238,12 @@ func TestProblems(t *testing.T) {
 		{"[dead_letters]\nmax_bytes = 1000\n", `2: dead_letters.max_bytes: 1000 bytes is out of range; use 1048576 to 1099511627776`},
 		{"[dead_letters]\ndevice_share = 0\n", `2: dead_letters.device_share: 0 is out of range; use 0.001 to 1`},
 		{"[dead_letters]\nat_limit = \"drop\"\n", `2: dead_letters.at_limit: is "drop"; use one of "stop", "drop-oldest"`},
+		// Common names.
+		{"[acl]\nunknown_certificates = \"no\"\n", `2: acl.unknown_certificates: is "no"; use one of "others", "deny"`},
+		{"[acl]\ncertificates = \"dashboard\"\n", `2: acl.certificates: is text; write a list of common names, for example ["dashboard", "backend"]`},
+		{"[acl]\ncertificates = [\"\"]\n", `2: acl.certificates: "" is no common name; write 1 to 256 bytes of one line of text`},
+		{"[acl]\ncertificates = [\"a\", \"b\", \"a\"]\n", `2: acl.certificates: "a" is given twice; remove one`},
+		{"[acl]\ncertificates = [1]\n", `2: acl.certificates: has an integer in the list; write common names in quotes, for example ["dashboard", "backend"]`},
 
 		// Durations.
 		{"[publish]\ntolerance = \"-3m\"\n", `2: publish.tolerance: "-3m" is out of range; use 1s to 24h, for example "5m"`},

@@ -10,9 +10,9 @@ import (
 )
 
 const (
-	// maxTopics is how many gated filters there may be: each is tried for every
+	// MaxTopics is how many gated filters there may be: each is tried for every
 	// publish on a topic that is not gated.
-	maxTopics = 16
+	MaxTopics = 16
 	// maxTopicBytes is the longest filter or topic template.
 	maxTopicBytes = 1024
 )
@@ -28,8 +28,8 @@ func (d *document) filters(key string, byDefault ...string) []string {
 		d.problem(key, "is %s; write a list of topic filters, for example %q", kindOf(v), byDefault)
 		return byDefault
 	}
-	if len(list) == 0 || len(list) > maxTopics {
-		d.problem(key, "has %d topic filters; give 1 to %d, for example %q", len(list), maxTopics, byDefault)
+	if len(list) == 0 || len(list) > MaxTopics {
+		d.problem(key, "has %d topic filters; give 1 to %d, for example %q", len(list), MaxTopics, byDefault)
 		return byDefault
 	}
 	var filters []string

@@ -29,7 +29,7 @@ func (e *Error) Error() string { return fmt.Sprintf("%d %s: %s", e.Status, e.Rea
 func (s *Server) problem(ctx *fasthttp.RequestCtx, err error) {
 	e, ok := errors.AsType[*Error](err)
 	if !ok {
-		s.options.Log.Error("a request could not be served", "path", string(ctx.Path()), "error", err)
+		s.options.Log.Error("a request could not be served", "address", ctx.RemoteIP().String(), "path", string(ctx.Path()), "error", err)
 		e = &Error{Status: 503, Reason: "unavailable", Detail: "the gateway cannot serve this just now; its log has more", RetryAfter: time.Second}
 	}
 	body, err := json.Marshal(struct {

@@ -205,6 +205,20 @@ func (b *Broker) makeRegistry() error {
 	return nil
 }
 
+// AddPlugin gives a broker that was made WithoutPlugin the plugin, from the next start on.
+func (b *Broker) AddPlugin() error {
+	plugin, err := FindPlugin()
+	if err != nil {
+		return err
+	}
+	text, err := os.ReadFile(plugin)
+	if err != nil {
+		return fmt.Errorf("the plugin: %w", err)
+	}
+	b.options.WithoutPlugin = false
+	return b.WriteFile("mosquitto_bouncer.so", text)
+}
+
 // FindPlugin returns the path of the plugin to test: $BOUNCER_SO, or the module's build/test/mosquitto_bouncer.so,
 // which has the switches of the fault tests, or build/mosquitto_bouncer.so.
 func FindPlugin() (string, error) {

@@ -1,0 +1,114 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/spf13/cobra"
+
+	"mosquitto-bouncer/plugin/config"
+	"mosquitto-bouncer/plugin/order"
+	"mosquitto-bouncer/plugin/registry"
+)
+
+func newDeviceRemove(configFile *string) *cobra.Command {
+	var release bool
+	c := &cobra.Command{
+		Use:   "remove ID",
+		Short: "Make a device unknown",
+		Long: `Make a device unknown: it is disconnected, its publishes are refused, its
+secrets are gone. Its bundle is left where it is. Its certificate still lets it
+connect, but it stays confined to what it was allowed as a device, over restarts
+too: it publishes nothing and reads nothing. With --release that ends, and it is a
+client like any other. To shut out a device that was lost or stolen, disable it
+instead, or revoke its certificate.`,
+		Example: `  bouncerctl device remove sensor_001
+  bouncerctl device remove dashboard --release`,
+		Args: oneID,
+		RunE: func(c *cobra.Command, args []string) error {
+			id := args[0]
+			cfg, err := config.Load(*configFile)
+			if err != nil {
+				return err
+			}
+			err = withStore(*configFile, func(s *registry.Store) error { return s.Remove(c.Context(), id) })
+			if err != nil {
+				return deviceError(id, err)
+			}
+			fmt.Fprintf(c.OutOrStdout(), "Removed %s. Its certificate still connects; to shut out a lost device, disable it instead.\n", printable(id))
+			if !release {
+				return nil
+			}
+			return releaseIDs(c.Context(), c.OutOrStdout(), cfg, []string{id})
+		},
+	}
+	c.Flags().BoolVar(&release, "release", false, "let its certificate be a client like any other")
+	return c
+}
+
+func newDeviceRelease(configFile *string) *cobra.Command {
+	var all bool
+	c := &cobra.Command{
+		Use:   "release {ID... | --all}",
+		Short: "Let removed devices be clients like any other",
+		Long: `A device that was removed stays confined: whoever has its certificate publishes
+and reads nothing. Release it, and its certificate is that of a client that is no
+device, for which [acl] decides. With --all every removed device is released.`,
+		Example: `  bouncerctl device release sensor_001 sensor_002
+  bouncerctl device release --all`,
+		RunE: func(c *cobra.Command, args []string) error {
+			switch {
+			case all && len(args) > 0:
+				return usage(c, "--all and device ids exclude each other")
+			case !all && len(args) == 0:
+				return usage(c, "no device id given")
+			case len(args) > order.MaxNames:
+				return usage(c, "more than %d device ids at a time", order.MaxNames)
+			}
+			for _, id := range args {
+				if !registry.ValidID(id) {
+					return noDeviceID(c, id)
+				}
+			}
+			cfg, err := config.Load(*configFile)
+			if err != nil {
+				return err
+			}
+			err = withStore(*configFile, func(s *registry.Store) error {
+				for _, id := range args {
+					if _, err := s.Get(c.Context(), id); err == nil {
+						return fmt.Errorf("device %q is registered; remove it first", id)
+					} else if !errors.Is(err, registry.ErrNotFound) {
+						return err
+					}
+				}
+				return nil
+			})
+			if err != nil {
+				return err
+			}
+			return releaseIDs(c.Context(), c.OutOrStdout(), cfg, args)
+		},
+	}
+	c.Flags().BoolVar(&all, "all", false, "release every removed device")
+	return c
+}
+
+func releaseIDs(ctx context.Context, stdout io.Writer, cfg *config.Config, ids []string) error {
+	done, err := giveOrder(ctx, cfg, order.Order{Kind: order.Release, Names: ids})
+	if err != nil {
+		return err
+	}
+	what := "every removed device"
+	if len(ids) > 0 {
+		what = counted(int64(len(ids)), "device id")
+	}
+	if !done {
+		_, err = fmt.Fprintf(stdout, "To be released: %s. %s\n", what, whenItRuns)
+		return err
+	}
+	_, err = fmt.Fprintf(stdout, "Released: %s.\n", what)
+	return err
+}

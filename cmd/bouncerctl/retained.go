@@ -1,0 +1,83 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"mosquitto-bouncer/plugin/config"
+	"mosquitto-bouncer/plugin/order"
+	"mosquitto-bouncer/plugin/registry"
+)
+
+func newRetained(configFile *string) *cobra.Command {
+	c := &cobra.Command{
+		Use:   "retained",
+		Short: "Remove what the broker retains on gated topics",
+		Long: `The broker keeps the last retained message of each topic for later subscribers.
+With check_retain_source it serves on gated topics what the plugin has verified
+alone; the rest stays where it is until it is cleared.`,
+		Example: `  bouncerctl retained clear --device sensor_001`,
+	}
+	needsCommand(c)
+	c.AddCommand(newRetainedClear(configFile))
+	return c
+}
+
+func newRetainedClear(configFile *string) *cobra.Command {
+	var devices, topics []string
+	c := &cobra.Command{
+		Use:   "clear {--device ID | --topic TOPIC}",
+		Short: "Have the broker forget retained messages",
+		Long: `Have the broker forget what it retains on the topics of devices, of removed ones
+too, gated and response, command and rejected topics, or on such topics by their
+names. The plugin publishes an empty
+retained message on each; no subscriber is told.`,
+		Example: `  bouncerctl retained clear --device sensor_001 --device sensor_002
+  bouncerctl retained clear --topic device/sensor_001/data`,
+		Args: noArguments,
+		RunE: func(c *cobra.Command, _ []string) error {
+			switch {
+			case len(devices)+len(topics) == 0:
+				return usage(c, "neither --device nor --topic given")
+			case len(devices)+len(topics) > order.MaxNames:
+				return usage(c, "more than %d devices and topics at a time", order.MaxNames)
+			}
+			for _, id := range devices {
+				if !registry.ValidID(id) {
+					return noDeviceID(c, id)
+				}
+			}
+			for _, topic := range topics {
+				if strings.ContainsAny(topic, "+#") {
+					return usage(c, "--topic %q has a wildcard; name one topic", topic)
+				}
+			}
+			cfg, err := config.Load(*configFile)
+			if err != nil {
+				return err
+			}
+			done, err := giveOrder(c.Context(), cfg, order.Order{Kind: order.ClearRetained, Names: topics, Devices: devices})
+			if err != nil {
+				return err
+			}
+			var what []string
+			if len(devices) > 0 {
+				what = append(what, "topics of "+counted(int64(len(devices)), "device"))
+			}
+			if len(topics) > 0 {
+				what = append(what, counted(int64(len(topics)), "topic"))
+			}
+			if !done {
+				_, err = fmt.Fprintf(c.OutOrStdout(), "To be cleared: %s. %s\n", strings.Join(what, ", "), whenItRuns)
+				return err
+			}
+			_, err = fmt.Fprintf(c.OutOrStdout(), "Cleared: %s.\n", strings.Join(what, ", "))
+			return err
+		},
+	}
+	c.Flags().StringArrayVar(&devices, "device", nil, "the `id` of a device, registered or removed; repeatable")
+	c.Flags().StringArrayVar(&topics, "topic", nil, "one `topic`; repeatable")
+	return c
+}

@@ -1,0 +1,166 @@
+package plugin
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"mosquitto-bouncer/plugin/order"
+	"mosquitto-bouncer/plugin/registry"
+)
+
+// elsewhere tells what a client with a certificate of its name may do with topics that are nobody's.
+func (g *aGateway) elsewhere(name string) (subscribe, read, write Decision) {
+	p := publish(name, []byte("x"))
+	p.Topic, p.Presented, p.CommonName = []byte("site/status"), true, []byte(name)
+	subscribe, write = g.Access(Subscribe, p), g.Access(Write, p)
+	p.Presented, p.CommonName = false, nil // a delivery does not look at the certificate
+	return subscribe, g.Access(Read, p), write
+}
+
+func (g *aGateway) expectElsewhere(name string, want Decision) {
+	g.t.Helper()
+	if s, r, w := g.elsewhere(name); s != want || r != want || w != want {
+		g.t.Errorf("%s: subscribe %d, read %d, write %d, want %d; log:\n%s", name, s, r, w, want, strings.Join(g.host.lines, "\n"))
+	}
+}
+
+// Whoever removes a device, while the gateway runs or not, and however often that is started again.
+func TestRemovedStaysConfined(t *testing.T) {
+	g := startGateway(t, "")
+	g.expectElsewhere("sensor_001", Deny)
+	g.expectElsewhere("stranger", NotConcerned)
+	g.change(func(ctx context.Context, s *registry.Store) error { return s.Remove(ctx, "sensor_001") })
+	g.until("removed", func() bool { return g.registry.Lookup([]byte("sensor_001")) == nil })
+	g.expectElsewhere("sensor_001", Deny)
+	g.restart()
+	g.expectElsewhere("sensor_001", Deny)
+	g.Stop()
+	g.change(func(ctx context.Context, s *registry.Store) error { return s.Remove(ctx, "sensor_002") })
+	var err error
+	if g.Gateway, err = Start(g.file, g.host); err != nil {
+		t.Fatal(err)
+	}
+	for _, id := range []string{"sensor_001", "sensor_002"} {
+		g.expectElsewhere(id, Deny)
+		// Nor does another user name help its certificate.
+		p := publish("dashboard", nil)
+		p.Topic, p.Presented, p.CommonName = []byte("#"), true, []byte(id)
+		if d := g.Access(Subscribe, p); d != Deny {
+			t.Errorf("%s under another name: %d", id, d)
+		}
+	}
+	g.expectElsewhere("stranger", NotConcerned)
+
+	dir := filepath.Join(g.dir, order.DirName)
+	done := make(chan error, 1)
+	go func() {
+		done <- order.Give(t.Context(), dir, order.Order{Kind: order.Release, Names: []string{"sensor_001"}, At: time.Now()})
+	}()
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	g.expectElsewhere("sensor_001", NotConcerned)
+	g.expectElsewhere("sensor_002", Deny)
+	g.restart()
+	g.expectElsewhere("sensor_001", NotConcerned)
+	g.expectElsewhere("sensor_002", Deny)
+}
+
+func TestUnknownCertificates(t *testing.T) {
+	const deny = "[acl]\nunknown_certificates = \"deny\"\ncertificates = [\"dashboard\", \"sensor_009\"]\n"
+	g := startGateway(t, deny)
+	// What the broker's configuration is, nobody knows here, so every name counts as a certificate's.
+	if g.host.strangers != StrangersByName {
+		t.Fatalf("strangers are told apart by %d", g.host.strangers)
+	}
+	for name, want := range map[string]Decision{
+		"dashboard": NotConcerned, "stranger": Deny, "": Deny, "sensor_001": Deny, "Dashboard": Deny, "dashboard ": Deny,
+	} {
+		g.expectElsewhere(name, want)
+	}
+	if g.host.count("reason=forbidden_topic") == 0 || g.host.count("not in [acl] certificates") == 0 {
+		t.Errorf("the log does not say why: %s", strings.Join(g.host.lines, "\n"))
+	}
+	// To be named gives a removed device nothing.
+	g.change(func(ctx context.Context, s *registry.Store) error {
+		return s.Add(ctx, "sensor_009", registry.Secret("s"))
+	})
+	g.until("added", func() bool { return g.registry.Lookup([]byte("sensor_009")) != nil })
+	g.change(func(ctx context.Context, s *registry.Store) error { return s.Remove(ctx, "sensor_009") })
+	g.until("removed", func() bool { return g.registry.Lookup([]byte("sensor_009")) == nil })
+	g.expectElsewhere("sensor_009", Deny)
+
+	// Where other clients have no certificates, the certificate counts, and the user name says nothing.
+	g.confinement.byName = false
+	g.confinement.settle()
+	for _, c := range []struct {
+		identity, name string
+		presented      bool
+		want           Decision
+	}{
+		{"anyone", "", false, NotConcerned},
+		{"", "", false, NotConcerned},
+		{"anyone", "dashboard", true, NotConcerned},
+		{"dashboard", "stranger", true, Deny},
+		{"anyone", "stranger", true, Deny},
+		{"anyone", "sensor_002", true, NotConcerned}, // a registered device's, which [acl] others is for
+		{"", "", true, Deny},
+	} {
+		p := publish(c.identity, []byte("x"))
+		p.Topic, p.Presented, p.CommonName = []byte("site/status"), c.presented, []byte(c.name)
+		for _, action := range []Action{Subscribe, Read, Write} {
+			if d := g.Access(action, p); d != c.want {
+				t.Errorf("action %d of user %q with the certificate %q (%v): %d, want %d", action, c.identity, c.name, c.presented, d, c.want)
+			}
+		}
+	}
+
+	// It is taken over by a reload.
+	text, err := os.ReadFile(g.file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(g.file, []byte(strings.Replace(string(text), `"deny"`, `"others"`, 1)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	changes := 0
+	g.OnDeviceChange(func() { changes++ })
+	g.Reload()
+	g.until("reloaded", func() bool { return g.host.count("bouncer.toml was reloaded") > 0 })
+	if g.host.strangers != StrangersAny || changes == 0 {
+		t.Errorf("strangers are told apart by %d; %d changes", g.host.strangers, changes)
+	}
+	g.expectElsewhere("stranger", NotConcerned)
+}
+
+// Where removed ids may be missing, a certificate of nobody's may be one of theirs.
+func TestRemovedIDsMayBeMissing(t *testing.T) {
+	g := startGateway(t, "[acl]\ncertificates = [\"dashboard\"]\n")
+	g.Stop()
+	path := filepath.Join(g.dir, "device-ids")
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text[len(text)-3] ^= 1
+	if err := os.WriteFile(path, text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if g.Gateway, err = Start(g.file, g.host); err != nil {
+		t.Fatal(err)
+	}
+	g.expectElsewhere("stranger", Deny)
+	g.expectElsewhere("dashboard", NotConcerned)
+	if g.host.count("not every removed device id is remembered") != 1 {
+		t.Error(strings.Join(g.host.lines, "\n"))
+	}
+	if err := order.Give(t.Context(), filepath.Join(g.dir, order.DirName), order.Order{Kind: order.Release, At: time.Now()}); err != nil {
+		t.Fatal(err)
+	}
+	g.Tick()
+	g.expectElsewhere("stranger", NotConcerned)
+}

@@ -1,0 +1,179 @@
+package plugin
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"runtime/debug"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"mosquitto-bouncer/plugin/audit"
+	"mosquitto-bouncer/plugin/config"
+	"mosquitto-bouncer/plugin/downlink"
+	"mosquitto-bouncer/plugin/order"
+	"mosquitto-bouncer/plugin/registry"
+)
+
+const (
+	orderInterval = time.Second
+	// clearWithin is how long the broker's thread may take to carry out an order.
+	clearWithin = 10 * time.Second
+)
+
+// Topics that wait to be cleared, in the queue to the broker's thread.
+const (
+	maxClears     = order.MaxNames * (config.MaxTopics + 4) // those of the gateway, and the answers to commands
+	maxClearBytes = 1 << 20                                 // of payloads, which are empty
+)
+
+// orders takes an operator's orders, once a second.
+type orders struct {
+	dir        string
+	do         func(order.Order) error
+	log        *slog.Logger
+	complaints rate.Sometimes
+	cancel     context.CancelFunc
+	ended      sync.WaitGroup
+}
+
+// startOrders makes the directory of the orders and starts to look for them.
+func (g *Gateway) startOrders(c *config.Config) error {
+	o := &orders{dir: filepath.Join(c.StateDir, order.DirName), do: g.carryOut, log: g.log, complaints: rate.Sometimes{Interval: 10 * time.Minute}}
+	if err := order.MakeDir(o.dir); err != nil {
+		return stateError(c, err)
+	}
+	var ctx context.Context
+	ctx, o.cancel = context.WithCancel(context.Background())
+	o.ended.Go(func() { o.run(ctx) })
+	g.orders = o
+	return nil
+}
+
+// stop ends it; an order that is being carried out is waited for, clearWithin at most.
+func (o *orders) stop() {
+	o.cancel()
+	o.ended.Wait()
+}
+
+func (o *orders) run(ctx context.Context) {
+	ticker := time.NewTicker(orderInterval)
+	defer ticker.Stop()
+	for {
+		o.round(ctx)
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+	}
+}
+
+func (o *orders) round(ctx context.Context) {
+	defer func() {
+		if v := recover(); v != nil {
+			o.log.Error("internal error, caught; please report it", "where", "orders", "panic", fmt.Sprint(v), "stack", string(debug.Stack()))
+		}
+	}()
+	err := order.Take(ctx, o.dir, time.Now(), func(given order.Order) error {
+		err := o.do(given)
+		if err != nil && !errors.Is(err, order.ErrNotYet) {
+			o.log.Warn("an order of bouncerctl could not be carried out", "order", given.Kind, "error", err)
+		}
+		return err
+	})
+	if err != nil {
+		o.complaints.Do(func() { o.log.Warn("orders of bouncerctl cannot be read", "dir", o.dir, "error", err) })
+	}
+}
+
+// carryOut carries out one order. Any goroutine but the broker's.
+func (g *Gateway) carryOut(o order.Order) error {
+	switch o.Kind {
+	case order.Release:
+		for _, id := range o.Names {
+			if g.registry.Lookup([]byte(id)) != nil {
+				return fmt.Errorf("%w: %s is still registered", order.ErrNotYet, id)
+			}
+		}
+		if err := g.releaseRemoved(o.Names); err != nil {
+			return err
+		}
+		for _, id := range o.Names {
+			g.audit.Add(audit.Record{Event: audit.Registry, Device: id, Change: "released"})
+		}
+		if len(o.Names) == 0 {
+			g.audit.Add(audit.Record{Event: audit.Registry, Change: "released", Detail: "every removed id"})
+		}
+		g.log.Info("removed device ids released", "count", len(o.Names), "all", len(o.Names) == 0)
+		return nil
+	case order.ClearRetained:
+		return g.clearRetained(o.Names, o.Devices)
+	}
+	return fmt.Errorf("unknown order %q", o.Kind)
+}
+
+// clearRetained has the broker forget what it retains on the topics, which must be gated or the gateway's own, and on all
+// such topics of the devices. It returns when the broker's thread has done so.
+func (g *Gateway) clearRetained(topics, devices []string) error {
+	for _, id := range devices {
+		if !registry.ValidID(id) {
+			return fmt.Errorf("%q is no device id", id)
+		}
+		for _, t := range slices.Concat(g.gated, g.own) {
+			topics = append(topics, t.of(id))
+		}
+	}
+	for _, topic := range topics {
+		if _, ours := deviceLevel(slices.Concat(g.gated, g.own), []byte(topic)); !ours {
+			return fmt.Errorf("%q is neither a gated topic nor one of the gateway's own", topic)
+		}
+	}
+	results := make(chan error, len(topics))
+	for _, topic := range topics {
+		_, err := g.clears.Push(downlink.Publish{Topic: topic, Retain: true, Done: func(given bool) {
+			if !given {
+				results <- fmt.Errorf("%q: the broker refused it", topic)
+				return
+			}
+			results <- nil
+		}})
+		if err != nil {
+			return err
+		}
+	}
+	g.waker.Wake()
+	limit := time.NewTimer(clearWithin)
+	defer limit.Stop()
+	for range topics {
+		select {
+		case err := <-results:
+			if err != nil {
+				return err
+			}
+		case <-limit.C:
+			return fmt.Errorf("the broker's event loop has not run for %v", clearWithin)
+		}
+	}
+	for _, topic := range topics {
+		g.audit.Add(audit.Record{Event: audit.Registry, Topic: topic, Change: "retained_cleared"})
+	}
+	g.log.Info("retained messages cleared", "topics", len(topics), "devices", len(devices))
+	return nil
+}
+
+// drainClears carries out what clearRetained has asked for. Broker's thread.
+func (g *Gateway) drainClears() {
+	g.clears.Drain(func(p downlink.Publish) {
+		err := g.host.Publish(p)
+		if err == nil {
+			g.verified.Forget([]byte(p.Topic))
+		}
+		p.Done(err == nil)
+	})
+}

@@ -1,0 +1,165 @@
+package test
+
+import (
+	"bytes"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"mosquitto-bouncer/test/broker"
+)
+
+// retainedFor returns the retained messages that a new subscriber gets, by topic. The mark that is published afterwards
+// ends them.
+func (g *gate) retainedFor(filter string) map[string][]byte {
+	g.Helper()
+	c := g.connect(g.device("dashboard"), mqtt5)
+	g.no(c.Subscribe(g.limit(), "site/mark", 1))
+	g.no(c.Subscribe(g.limit(), filter, 1))
+	g.publish(c, "site/mark", 1, []byte("mark"))
+	_, err := c.Inbox().WaitCount(g.limit(), "site/mark", 1)
+	g.no(err)
+	got := map[string][]byte{}
+	for _, r := range c.Inbox().All() {
+		if r.Retain {
+			got[r.Topic] = r.Payload
+		}
+	}
+	g.no(c.Close())
+	return got
+}
+
+func (g *gate) expectRetained(when string, want map[string][]byte) {
+	g.Helper()
+	got := g.retainedFor("#")
+	for topic, payload := range want {
+		if !bytes.Equal(got[topic], payload) {
+			g.Errorf("%s: on %s a new subscriber gets %q, want %q", when, topic, got[topic], payload)
+		}
+	}
+	for topic := range got {
+		if _, ok := want[topic]; !ok {
+			g.Errorf("%s: on %s a new subscriber gets %q", when, topic, got[topic])
+		}
+	}
+}
+
+func retainOn(g *gate, c *client, topic string, payload []byte) {
+	g.Helper()
+	ack, err := c.Publish(g.limit(), topic, 1, true, payload)
+	g.no(err)
+	if !ack.Accepted() {
+		g.Fatalf("retaining on %s: %v", topic, ack)
+	}
+}
+
+// TestRetainedBeforeThePlugin upgrades a broker that had no plugin, whose gated topics have retained messages: what is
+// not signed by its device is not served, and can be cleared. Then a rotation, a removal, a crash.
+func TestRetainedBeforeThePlugin(t *testing.T) {
+	ids := []string{"sensor_001", "sensor_002", "sensor_003"}
+	g := newGate(t, broker.Options{Devices: ids, Persistence: true, Conf: "check_retain_source true", WithoutPlugin: true})
+	program := buildCtl(t)
+	good, bad := g.device("sensor_001"), g.device("sensor_002")
+	before := good.Sign("1")
+	retainOn(g, g.connect(good, mqtt5), good.DataTopic(), before.Bytes)
+	retainOn(g, g.connect(bad, mqtt5), bad.DataTopic(), []byte(`{"device_id":"sensor_002","payload":{"temperature":-99}}`))
+	stranger := g.connect(g.device("stranger"), mqtt5)
+	retainOn(g, stranger, "device/sensor_003/data", g.device("sensor_003").Sign("3").Bytes) // captured, and put there by somebody else
+	retainOn(g, stranger, "device/nobody/data", []byte("never registered"))
+	retainOn(g, stranger, good.CommandTopic(), []byte("forged"))
+	retainOn(g, stranger, good.ResponseTopic(), []byte("forged"))
+	retainOn(g, stranger, "site/status", []byte("on"))
+	status := []byte("on")
+
+	g.no(g.broker.Stop())
+	g.no(g.broker.AddPlugin())
+	g.no(g.broker.Start())
+	g.expectRetained("after the upgrade", map[string][]byte{good.DataTopic(): before.Bytes, "site/status": status})
+
+	out := g.ctl(program, "retained", "clear", "--device", "sensor_002", "--device", "sensor_003", "--topic", "device/nobody/data")
+	if out != "Cleared: topics of 2 devices, 1 topic.\n" {
+		t.Errorf("%q", out)
+	}
+	three := g.device("sensor_003")
+	m3 := three.Sign("33")
+	retainOn(g, g.connect(three, mqtt5), three.DataTopic(), m3.Bytes)
+	g.expectRetained("cleared", map[string][]byte{good.DataTopic(): before.Bytes, three.DataTopic(): m3.Bytes, "site/status": status})
+
+	// A secret that has ended hides nothing that was verified, over a restart either.
+	mark := g.broker.Log().Mark()
+	g.ctl(program, "device", "rotate", "sensor_001", "--grace", "0")
+	g.ctl(program, "device", "rotate", "sensor_003", "--grace", "0")
+	for range 2 {
+		_, err := g.broker.WaitLog(g.limit(), mark, broker.Contains("bouncer: devices changed"))
+		g.no(err)
+	}
+	rotated := map[string][]byte{good.DataTopic(): before.Bytes, three.DataTopic(): m3.Bytes, "site/status": status}
+	g.expectRetained("rotated", rotated)
+	g.no(g.broker.Restart())
+	g.expectRetained("rotated and restarted", rotated)
+
+	mark = g.broker.Log().Mark()
+	g.ctl(program, "device", "remove", "sensor_001")
+	_, err := g.broker.WaitLog(g.limit(), mark, broker.Contains("bouncer: devices changed", "removed=1"))
+	g.no(err)
+	g.expectRetained("removed", map[string][]byte{three.DataTopic(): m3.Bytes, "site/status": status})
+	g.ctl(program, "retained", "clear", "--device", "sensor_001")
+	g.no(g.broker.Restart())
+	g.expectRetained("cleared of a removed device", map[string][]byte{three.DataTopic(): m3.Bytes, "site/status": status})
+}
+
+// TestManyRetainedMessages subscribes to "#" where 10,000 messages are retained, with the clients of the broker waiting.
+func TestManyRetainedMessages(t *testing.T) {
+	const devices, each = 100, 100
+	var filters []string
+	for i := range 15 {
+		filters = append(filters, fmt.Sprintf("kind_%d/+/data", i))
+	}
+	ids := make([]string, devices*each/len(filters)+1)
+	for i := range ids {
+		ids[i] = fmt.Sprintf("sensor_%04d", i)
+	}
+	g := newGate(t, broker.Options{
+		Devices: ids, Quiet: true, Conf: "check_retain_source true\nmax_queued_messages 20000\nmax_inflight_messages 0",
+		Settings: map[string]any{"publish.topics": append([]string{"device/+/data"}, filters...)},
+	})
+	want := 0
+	for _, id := range ids {
+		d := g.device(id)
+		c := g.connect(d, mqtt5)
+		for i, filter := range filters {
+			qos := byte(0) // but for the last, whose acknowledgement is that of all
+			if i == len(filters)-1 {
+				qos = 1
+			}
+			ack, err := c.Publish(g.limit(), strings.Replace(filter, "+", id, 1), qos, true, d.Sign(`{"temperature":22.5}`).Bytes)
+			g.no(err)
+			if !ack.Accepted() {
+				t.Fatal(ack)
+			}
+			want++
+		}
+		g.no(c.Close())
+	}
+	c := g.connect(g.device("dashboard"), mqtt5)
+	began := time.Now()
+	g.no(c.Subscribe(g.limit(), "#", 0))
+	took := time.Since(began)
+	g.publish(c, "site/mark", 0, []byte("mark"))
+	_, err := c.Inbox().WaitCount(g.limit(), "site/mark", 1)
+	g.no(err)
+	got := 0
+	for _, r := range c.Inbox().All() {
+		if r.Retain { // and not a response, which "#" gets as well
+			got++
+		}
+	}
+	if got != want {
+		t.Errorf("%d of %d retained messages are served", got, want)
+	}
+	t.Logf("%d retained messages, of which the broker's thread was asked: the subscription took %v", want, took)
+	if took > 2*time.Second { // some 50 ms on an idle machine
+		t.Errorf("the subscription took %v", took)
+	}
+}
