@@ -83,8 +83,11 @@ func (g *gate) takenOver(victim *device.Device, p protocol, intruder *device.Dev
 	s.want(true, "", victim.ResponseTopic())
 	mark := g.broker.Log().Mark()
 	in := g.subscriber(intruder, p, victim.ID, false)
-	if ack := does(in); p == mqtt5 && ack.Code != device.NotAuthorized {
-		g.Errorf("the intruder was told %v", ack)
+	// Mosquitto 2.1 tells of the connection, so that the intruder is disconnected before it has done anything.
+	if !g.broker.Version().AtLeast(2, 1, 0) {
+		if ack := does(in); p == mqtt5 && ack.Code != device.NotAuthorized {
+			g.Errorf("the intruder was told %v", ack)
+		}
 	}
 	_, err := g.broker.WaitLog(g.limit(), mark, broker.Contains("reason=foreign_client_id ", "client="+victim.ID))
 	g.no(err)
@@ -151,7 +154,9 @@ func TestOwnClientIDs(t *testing.T) {
 	own.cut()
 	partner := g.subscriber(g.device("partner"), mqtt5, "dashboard", false)
 	mark := g.broker.Log().Mark()
-	if code := partner.unsubscribe("device/+/data"); code != device.NotAuthorized {
+	if g.broker.Version().AtLeast(2, 1, 0) {
+		// It is disconnected as soon as it has connected.
+	} else if code := partner.unsubscribe("device/+/data"); code != device.NotAuthorized {
 		g.Errorf("another one unsubscribes it: 0x%02x", code)
 	}
 	_, err := g.broker.WaitLog(g.limit(), mark, broker.Contains("reason=foreign_client_id ", "device=partner", "client=dashboard"))
@@ -191,7 +196,9 @@ func TestUsernameAsClientID(t *testing.T) {
 	one.want(true, "", one.device.CommandTopic()) // still connected, and the session is its own
 	mark := g.broker.Log().Mark()
 	other := g.open(g.device("sensor_002").Via(g.broker.Address(1)), mqtt5, "sensor_001", false)
-	if ack := other.publish(other.device.DataTopic(), packet{qos: 1, id: 1, Message: other.device.Sign("22")}); ack.Code != device.NotAuthorized {
+	if g.broker.Version().AtLeast(2, 1, 0) {
+		// It is disconnected as soon as it has connected.
+	} else if ack := other.publish(other.device.DataTopic(), packet{qos: 1, id: 1, Message: other.device.Sign("22")}); ack.Code != device.NotAuthorized {
 		g.Errorf("by a listener without it: %v", ack)
 	}
 	_, err := g.broker.WaitLog(g.limit(), mark, broker.Contains("reason=foreign_client_id "))

@@ -38,7 +38,7 @@ type Connection struct {
 	// ClientID names its session.
 	ClientID []byte
 	// Places is the length of the broker's list of the session's subscriptions. It grows with a subscription that finds no
-	// free place, and never shrinks; 0: the session has had none.
+	// free place. Mosquitto 2.0 never shortens it, 2.1 does; 0: the session has none, or has had none.
 	Places int
 }
 
@@ -292,6 +292,8 @@ func (s *session) look(c *Connection) {
 	}
 	grown := c.Places - s.places
 	switch {
+	case grown < 0: // Mosquitto 2.1 closes the gaps
+		s.free = max(0, s.free+grown)
 	case grown > 0 && s.free > 0: // a place that was taken for free was not
 		s.unknown += s.free
 		s.free = 0
