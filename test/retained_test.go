@@ -3,6 +3,7 @@ package test
 import (
 	"bytes"
 	"fmt"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -88,8 +89,8 @@ func TestRetainedBeforeThePlugin(t *testing.T) {
 
 	// A secret that has ended hides nothing that was verified, over a restart either.
 	mark := g.broker.Log().Mark()
-	g.ctl(program, "device", "rotate", "sensor_001", "--grace", "0")
-	g.ctl(program, "device", "rotate", "sensor_003", "--grace", "0")
+	g.ctl(program, "device", "rotate", "sensor_001", "--grace", "0", "--out", filepath.Join(t.TempDir(), "new"))
+	g.ctl(program, "device", "rotate", "sensor_003", "--grace", "0", "--out", filepath.Join(t.TempDir(), "new"))
 	for range 2 {
 		_, err := g.broker.WaitLog(g.limit(), mark, broker.Contains("bouncer: devices changed"))
 		g.no(err)

@@ -13,7 +13,11 @@ func (k *checker) checkAccess() {
 		k.warn(at(l), "check_retain_source is off: what was retained on gated topics before the plugin came, or by devices that were removed since, is served as if it had been verified; write: check_retain_source true")
 	}
 	if _, found := k.lastAnywhere("max_packet_size"); !found && k.before(2, 1, 0) {
-		k.warn(first, "max_packet_size is not set: a client may make the broker collect 256 MiB for one message before the plugin sees it; add: max_packet_size 1048576, or what [publish] max_bytes needs and 1024 more")
+		size := 1 << 20
+		if k.toml != nil {
+			size = max(size, k.toml.Publish.MaxBytes+1024)
+		}
+		k.warn(first, "max_packet_size is not set: a client may make the broker collect 256 MiB for one message before the plugin sees it; add: max_packet_size %d", size)
 	}
 	if k.toml != nil && k.toml.ACL.UnknownCertificates == config.UnknownOthers && len(k.conf.ACLFiles) == 0 {
 		k.warn(k.set("acl.unknown_certificates"), "acl.unknown_certificates is \"others\" and there is no acl_file: whoever has a certificate of your CA that is no registered device's reads every device's messages; write unknown_certificates = \"deny\", with the names of dashboards and backends in certificates")
