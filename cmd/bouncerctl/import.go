@@ -135,7 +135,7 @@ func unknownYet(ctx context.Context, store *registry.Store, devices []registry.R
 		if err != nil {
 			return err
 		}
-		if _, twice := wanted[e.ID]; twice {
+		if _, twice := wanted[e.ID]; twice && e.IDType == "" {
 			return fmt.Errorf("device %q: %w", e.ID, registry.ErrExists)
 		}
 	}

@@ -34,6 +34,8 @@ func newDeviceList(configFile *string) *cobra.Command {
 		Use:   "list",
 		Short: "List the registered devices",
 		Long: `List the registered devices in the order of their ids, without their secrets.
+A row whose id is not text is no device: it comes last, with its id as an SQL
+literal, X'6131' for example, by which "bouncerctl device remove" takes it.
 
 --disabled and --expiring choose; with both, those that are both are listed. The
 time of a certificate is known of those that bouncerctl made.`,
@@ -112,7 +114,9 @@ func (p *tablePrinter) begin() error {
 
 func (p *tablePrinter) print(e *registry.Entry) error {
 	id, created, state, until := e.ID, "-", "enabled", "-"
-	if !registry.ValidID(id) {
+	if e.IDType != "" {
+		state = "invalid id (" + e.IDType + ")"
+	} else if !registry.ValidID(id) {
 		id, state = fmt.Sprintf("%q", id), "invalid id"
 	} else if e.Disabled {
 		state = "disabled"
@@ -132,6 +136,7 @@ func (p *tablePrinter) end() error { return p.w.Flush() }
 // A deviceJSON is a device as --json shows it. Times are null where they are not known.
 type deviceJSON struct {
 	ID                 string     `json:"id"`
+	IDType             string     `json:"id_type,omitempty"` // see registry.Entry
 	CreatedAt          *time.Time `json:"created_at"`
 	Disabled           bool       `json:"disabled"`
 	SecretSince        *time.Time `json:"secret_since"`
@@ -149,7 +154,7 @@ func known(t time.Time) *time.Time {
 }
 
 func newDeviceJSON(e *registry.Entry) deviceJSON {
-	d := deviceJSON{ID: e.ID, CreatedAt: known(e.CreatedAt), Disabled: e.Disabled, SecretSince: known(e.SecretSince),
+	d := deviceJSON{ID: e.ID, IDType: e.IDType, CreatedAt: known(e.CreatedAt), Disabled: e.Disabled, SecretSince: known(e.SecretSince),
 		OldSecrets: len(e.OldSecrets), CertificateExpires: known(e.CertificateExpires)}
 	for _, pin := range e.Pins {
 		d.Pins = append(d.Pins, pin.String())
@@ -199,17 +204,17 @@ func (p *csvPrinter) print(e *registry.Entry) error {
 		}
 		return t.UTC().Format(time.RFC3339)
 	}
-	return p.w.Write([]string{cell(e.ID), when(e.CreatedAt), strconv.FormatBool(e.Disabled), when(e.SecretSince),
+	return p.w.Write([]string{cell(e), when(e.CreatedAt), strconv.FormatBool(e.Disabled), when(e.SecretSince),
 		strconv.Itoa(len(e.OldSecrets)), when(e.CertificateExpires), strconv.FormatBool(len(e.Pins) > 0)})
 }
 
 // cell is an id as a spreadsheet takes it for text: what is no id, as another program may have registered, is quoted as in
 // Go. Neither a terminal nor a spreadsheet obeys it then.
-func cell(id string) string {
-	if registry.ValidID(id) {
-		return id
+func cell(e *registry.Entry) string {
+	if e.IDType == "" && registry.ValidID(e.ID) {
+		return e.ID
 	}
-	return strconv.Quote(id)
+	return strconv.Quote(e.ID)
 }
 
 func (p *csvPrinter) end() error {

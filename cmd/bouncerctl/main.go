@@ -100,7 +100,7 @@ func completeDevices(c *cobra.Command, configFile *string) {
 				if err != nil || len(ids) == maxCompletions {
 					return err
 				}
-				if strings.HasPrefix(e.ID, begun) && registry.ValidID(e.ID) {
+				if strings.HasPrefix(e.ID, begun) && e.IDType == "" && registry.ValidID(e.ID) {
 					ids = append(ids, e.ID)
 				}
 			}

@@ -13,6 +13,7 @@ import (
 const (
 	compareEvery  = 30 * time.Second      // between the beginnings of two passes
 	compareSoon   = time.Second           // from a change that the change log does not explain to a pass
+	compareRetry  = 5 * time.Second       // from a pass that failed to the next
 	compareBudget = 30 * time.Millisecond // of each poll
 	comparePage   = 1000                  // rows read under one lock
 )
@@ -24,6 +25,8 @@ type comparison struct {
 	every time.Duration
 	next  time.Time // when the next pass begins
 	pass  *pass     // nil: none
+	err   error     // why the last pass could not begin or go on; nil: it could
+	again bool      // the last pass failed, which is reported if this one does too: its tables may have been remade meanwhile
 }
 
 // A pass is one going through.
@@ -52,8 +55,18 @@ func (c *comparison) end() {
 	}
 }
 
+// fail gives up the present pass for an error. It is reported until a pass begins: that the connection of the polls can
+// still read, as where the file's owner has changed, does not mean that the database is followed.
+func (c *comparison) fail(s *source, err error) error {
+	c.end()
+	c.again = false
+	c.err = fmt.Errorf("%s: %w", s.path, explainIn(s.path, err, func() bool { return s.wal }))
+	c.next = time.Now().Add(min(compareRetry, c.every))
+	return c.err
+}
+
 // compareSome goes on for compareBudget. An error is one of the database, as those of refresh; that another program has
-// locked it is none.
+// locked it is none, and the pass goes on afterwards.
 func (r *Registry) compareSome(ctx context.Context) error {
 	c := &r.compare
 	now := time.Now()
@@ -62,14 +75,16 @@ func (r *Registry) compareSome(ctx context.Context) error {
 		c.end()
 		return nil
 	case c.pass == nil && now.Before(c.next):
-		return nil
+		return c.err
 	case c.pass == nil:
-		c.next = now.Add(c.every)
 		p, err := r.source.newPass(ctx, r.current.Load())
-		if err != nil {
-			return ignoreBusy(err)
+		if isBusy(err) {
+			return c.err
 		}
-		c.pass = p
+		if err != nil {
+			return c.fail(r.source, err)
+		}
+		c.pass, c.err, c.next = p, nil, now.Add(c.every)
 	}
 	for until := now.Add(compareBudget); c.pass != nil && time.Now().Before(until); {
 		before := c.pass.last
@@ -78,24 +93,24 @@ func (r *Registry) compareSome(ctx context.Context) error {
 			same = c.pass.complete(r.current.Load())
 		}
 		switch {
-		case err != nil:
+		case isBusy(err):
+			c.pass.last = before
+			return nil
+		case err != nil && !c.again:
 			c.end()
-			return ignoreBusy(err)
+			c.again, c.next = true, time.Now()
+			return nil
+		case err != nil:
+			return c.fail(r.source, err)
 		case !same:
 			c.pass.last = before
 			return r.differs(ctx)
 		case done:
 			c.end()
+			c.again = false
 		}
 	}
 	return nil
-}
-
-func ignoreBusy(err error) error {
-	if isBusy(err) {
-		return nil
-	}
-	return err
 }
 
 // differs is called when the comparison has found a difference: one that a poll finds too is a change that was made in
@@ -127,7 +142,7 @@ func (s *source) newPass(ctx context.Context, start *snapshot) (*pass, error) {
 	own := &source{path: s.path, mode: s.mode, log: s.log, key: s.key}
 	p := &pass{source: own, start: start, seen: make([]uint64, (start.serials+63)/64)}
 	if err := own.connect(ctx, s.file); err != nil {
-		return nil, fmt.Errorf("%s: %w", s.path, err)
+		return nil, err
 	}
 	err := transaction(ctx, own.conn, "BEGIN", func() (err error) {
 		if p.tables, err = describe(ctx, own.conn); err != nil {
@@ -141,7 +156,7 @@ func (s *source) newPass(ctx context.Context, start *snapshot) (*pass, error) {
 	})
 	if err != nil {
 		_ = own.close()
-		return nil, fmt.Errorf("%s: %w", s.path, err)
+		return nil, err
 	}
 	return p, nil
 }

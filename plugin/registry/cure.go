@@ -50,6 +50,11 @@ func directoryWritable(path string) bool {
 // explain adds to an error of the database at path what it may come from and what to do about it. No connection to the
 // database may be open, unless the error is of a lock.
 func explain(path string, err error) error {
+	return explainIn(path, err, func() bool { return writeAheadLogged(path) })
+}
+
+// explainIn is explain where a connection may be open: walled tells whether the database is in WAL mode.
+func explainIn(path string, err error, walled func() bool) error {
 	switch {
 	case err == nil:
 		return nil
@@ -57,7 +62,7 @@ func explain(path string, err error) error {
 		return fmt.Errorf("%w; restore it, or create it with \"bouncerctl device add\", or correct the path", err)
 	case isBusy(err):
 		return fmt.Errorf("%w; another program holds a transaction open: end it (\"fuser -v %s\" names who has the file open)", err, path)
-	case isCode(err, sqlite3.ErrCantOpen, sqlite3.ErrReadonly, sqlite3.ErrPerm, sqlite3.ErrIoErr, sqlite3.ErrProtocol) && writeAheadLogged(path) && !directoryWritable(path):
+	case isCode(err, sqlite3.ErrCantOpen, sqlite3.ErrReadonly, sqlite3.ErrPerm, sqlite3.ErrIoErr, sqlite3.ErrProtocol) && walled() && !directoryWritable(path):
 		return fmt.Errorf("%w; %s: %s", err, walText, WALCure(path))
 	case errors.Is(err, fs.ErrPermission), isCode(err, sqlite3.ErrCantOpen, sqlite3.ErrPerm):
 		return fmt.Errorf("%w; the broker's user must be able to read it and to search its directory", err)

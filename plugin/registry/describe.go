@@ -20,6 +20,7 @@ type schema struct {
 	wrong    error    // a table of this package is another one's, or the devices table lacks a column; nil: neither
 	strays   []string // triggers with the names of ours that are others, or on another table
 	unique   bool     // no two rows of devices have one id
+	rivals   bool     // a row of devices may conflict with another one by more than its id
 	timeless bool     // devices has no column created_at
 	order    string   // the column by which devices can be read a page at a time; "": none
 }
@@ -31,9 +32,12 @@ func (s schema) current(version int) bool {
 
 // check refuses a database that cannot be used.
 func (s schema) check(known int) error {
-	if s.version > known {
-		return fmt.Errorf("%w: database version %d, newest known %d; upgrade this program, or use another database",
+	switch {
+	case s.version > known:
+		return fmt.Errorf("%w: database version %d, newest known %d; upgrade this program, or use another database; if another program has set PRAGMA user_version, set it to 0",
 			errNewer, s.version, known)
+	case s.version < 0:
+		return fmt.Errorf("PRAGMA user_version is %d, which another program has set; set it to 0", s.version)
 	}
 	if !s.devices {
 		return errNoTable
@@ -94,14 +98,36 @@ var ours = sync.OnceValues(func() (map[string]object, error) {
 	if _, err := conn.ExecContext(ctx, devicesTable+";"+strings.Join(migrations(), ";")); err != nil {
 		return nil, err
 	}
-	return objects(ctx, conn)
+	return objects(ctx, conn, func(string) bool { return true })
 })
 
-// objects returns the tables, views and triggers of a database by name, without SQLite's own.
-func objects(ctx context.Context, conn *sql.Conn) (map[string]object, error) {
-	rows, err := conn.QueryContext(ctx, `SELECT lower(m.name), m.type, lower(m.tbl_name), coalesce(m.sql, ''),
-			CASE WHEN m.type <> 'trigger' THEN (SELECT group_concat(lower(c.name), char(10)) FROM pragma_table_xinfo(m.name) AS c) END
-		FROM sqlite_schema AS m WHERE m.type IN ('table', 'view', 'trigger')`)
+// objects returns the tables, views and triggers of a database by name, without SQLite's own. Only the columns of those
+// that are wanted are looked up: another program's view of a table that is gone, or a table of a module that is not built
+// in, is no concern of this package, and SQLite has an error for its columns.
+func objects(ctx context.Context, conn *sql.Conn, wanted func(name string) bool) (map[string]object, error) {
+	found, err := schemaTable(ctx, conn)
+	if err != nil {
+		return nil, err
+	}
+	for name, o := range found {
+		if o.kind == "trigger" || !wanted(name) {
+			continue
+		}
+		var columns sql.NullString
+		err := conn.QueryRowContext(ctx, "SELECT group_concat(lower(name), char(10)) FROM pragma_table_xinfo(?)", name).Scan(&columns)
+		if err != nil {
+			return nil, fmt.Errorf("columns of %s: %w", name, err)
+		}
+		o.columns = strings.Split(columns.String, "\n")
+		found[name] = o
+	}
+	return found, nil
+}
+
+// schemaTable is objects without columns.
+func schemaTable(ctx context.Context, conn *sql.Conn) (map[string]object, error) {
+	rows, err := conn.QueryContext(ctx, `SELECT lower(name), type, lower(tbl_name), coalesce(sql, '') FROM sqlite_schema
+		WHERE type IN ('table', 'view', 'trigger')`)
 	if err != nil {
 		return nil, err
 	}
@@ -110,12 +136,8 @@ func objects(ctx context.Context, conn *sql.Conn) (map[string]object, error) {
 	for rows.Next() {
 		var name string
 		var o object
-		var columns sql.NullString
-		if err := rows.Scan(&name, &o.kind, &o.table, &o.sql, &columns); err != nil {
+		if err := rows.Scan(&name, &o.kind, &o.table, &o.sql); err != nil {
 			return nil, err
-		}
-		if columns.Valid {
-			o.columns = strings.Split(columns.String, "\n")
 		}
 		if !strings.HasPrefix(name, "sqlite_") {
 			found[name] = o
@@ -134,7 +156,7 @@ func describe(ctx context.Context, conn *sql.Conn) (schema, error) {
 	if err != nil {
 		return schema{}, err
 	}
-	found, err := objects(ctx, conn)
+	found, err := objects(ctx, conn, func(name string) bool { _, any := own[name]; return any })
 	if err != nil {
 		return schema{}, err
 	}
@@ -188,6 +210,12 @@ func (s *schema) describeDevices(ctx context.Context, conn *sql.Conn, devices ob
 		return err
 	}
 	s.unique = key.String == "device_id"
+	err = conn.QueryRowContext(ctx, `SELECT EXISTS (SELECT 1 FROM pragma_index_list('devices') AS i WHERE i."unique"
+		AND (SELECT group_concat(lower(c.name), char(10)) FROM pragma_index_info(i.name) AS c) IS NOT 'device_id')`).Scan(&s.rivals)
+	if err != nil {
+		return err
+	}
+	s.rivals = s.rivals || key.Valid && !s.unique
 	if !s.unique {
 		err = conn.QueryRowContext(ctx, `SELECT EXISTS (SELECT 1 FROM pragma_index_list('devices') AS i WHERE i."unique" AND NOT i.partial
 			AND (SELECT group_concat(lower(c.name), char(10)) FROM pragma_index_info(i.name) AS c) = 'device_id')`).Scan(&s.unique)

@@ -677,7 +677,7 @@ func TestOpenRefuses(t *testing.T) {
 			if err := os.Mkdir(path, 0o700); err != nil {
 				t.Fatal(err)
 			}
-		}, []string{"unable to open"}},
+		}, []string{"not a regular file"}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			path := filepath.Join(dir, test.name+".db")

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/mattn/go-sqlite3"
+	"golang.org/x/text/encoding/unicode"
 )
 
 // A source reads the device database over one connection of its own. For one goroutine.
@@ -52,7 +53,7 @@ type delta struct {
 	keyless error // why secrets could not be opened for want of their key, if any
 
 	overwritten bool // the file changed, and SQLite's change counter did not
-	unexplained bool // the database changed, and the change log does not say in what
+	unexplained bool // the database changed, and the change log may not say in what: REPLACE fires no trigger for the rows that are in its way
 }
 
 // changes returns what leads from the snapshot to what the database holds now, or nil where the database did not change
@@ -175,6 +176,7 @@ func (s *source) dataVersion(ctx context.Context) (version int64, err error) {
 func (s *source) readLocked(ctx context.Context, from *snapshot, version int64) (d *delta, err error) {
 	var head position
 	var mode string
+	var rivals bool
 	var before, after stamp
 	err = transaction(ctx, s.conn, "BEGIN", func() error {
 		tables, err := describe(ctx, s.conn) // which locks
@@ -187,6 +189,7 @@ func (s *source) readLocked(ctx context.Context, from *snapshot, version int64) 
 		if err := s.conn.QueryRowContext(ctx, "PRAGMA journal_mode").Scan(&mode); err != nil {
 			return err
 		}
+		rivals = tables.rivals
 		if before, err = stampOf(s.path); err != nil {
 			return err
 		}
@@ -213,7 +216,7 @@ func (s *source) readLocked(ctx context.Context, from *snapshot, version int64) 
 	case mode != "wal" && before != after:
 		return nil, errOverwritten
 	}
-	d.unexplained = !d.full && head == s.at
+	d.unexplained = !d.full && (head == s.at || rivals)
 	s.loaded, s.version, s.at, s.stamp, s.wal = true, version, head, before, mode == "wal"
 	s.warnOfWAL()
 	return d, nil
@@ -306,10 +309,11 @@ func (s *source) readChanges(ctx context.Context, from *snapshot, head position)
 const odd = `CASE WHEN typeof(d.device_id) = 'text' AND typeof(d.shared_secret) = 'text' THEN NULL
 	ELSE typeof(d.device_id) || ' ' || typeof(d.shared_secret) || ' ' || quote(substr(d.device_id, 1, 64)) END`
 
-// What few devices have, as one text each, NULL where there is none: "since:expires:SECRET IN HEXADECIMAL" of each old
-// secret, the one that was replaced last first, and the fingerprints of pinned certificates.
+// What few devices have, as one text each, NULL where there is none: "since:expires:A:SECRET" of each old secret, the one
+// that was replaced last first, and the fingerprints of pinned certificates. A and SECRET are the letter A and the secret
+// in hexadecimal, in the encoding of the database: UTF-8 or UTF-16.
 const (
-	oldSecrets = `(SELECT group_concat(o.since || ':' || o.expires_at || ':' || hex(o.shared_secret), ' ' ORDER BY o.rowid DESC)
+	oldSecrets = `(SELECT group_concat(o.since || ':' || o.expires_at || ':' || hex('A') || ':' || hex(o.shared_secret), ' ' ORDER BY o.rowid DESC)
 		FROM old_secrets AS o WHERE o.device_id = d.device_id)`
 	pins = `(SELECT group_concat(p.fingerprint, ' ') FROM pinned_certificates AS p WHERE p.device_id = d.device_id)`
 )
@@ -471,9 +475,12 @@ func (s *source) takeRare(device *Device, r *row) error {
 	now := time.Now().Unix()
 	var extra rare
 	for field := range strings.FieldsSeq(string(r.old)) {
-		parts := strings.SplitN(field, ":", 3)
-		stored, err := hex.DecodeString(parts[len(parts)-1])
-		if len(parts) != 3 || err != nil {
+		parts := strings.SplitN(field, ":", 4)
+		if len(parts) != 4 {
+			continue
+		}
+		stored, err := textOfHex(parts[2], parts[3])
+		if err != nil {
 			continue
 		}
 		end, err := strconv.ParseInt(parts[1], 10, 64)
@@ -497,6 +504,21 @@ func (s *source) takeRare(device *Device, r *row) error {
 		device.rare = &extra
 	}
 	return nil
+}
+
+// textOfHex decodes a text of the database from hexadecimal. letterA is "A" in the same encoding.
+func textOfHex(letterA, text string) ([]byte, error) {
+	stored, err := hex.DecodeString(text)
+	if err != nil {
+		return nil, err
+	}
+	switch letterA {
+	case "4100":
+		return unicode.UTF16(unicode.LittleEndian, unicode.IgnoreBOM).NewDecoder().Bytes(stored)
+	case "0041":
+		return unicode.UTF16(unicode.BigEndian, unicode.IgnoreBOM).NewDecoder().Bytes(stored)
+	}
+	return stored, nil
 }
 
 // newDevice makes a device in three allocations, of which a million are to fit in memory.

@@ -40,6 +40,7 @@ type Store struct {
 // An Entry is what is known of a registered device beside its secrets. Times are to the second.
 type Entry struct {
 	ID                 string
+	IDType             string    // "" of a text; otherwise SQLite's name of the type, and the row is no device: ID is the id as an SQL literal
 	CreatedAt          time.Time // zero where the database has no number
 	Disabled           bool
 	SecretSince        time.Time   // when the newest secret was made; zero where that is not known
@@ -131,7 +132,16 @@ func (s *Store) Register(ctx context.Context, r Registration) error {
 	if err := r.check(); err != nil {
 		return err
 	}
-	return s.change(ctx, r.ID, func(tx *sql.Tx) error { return s.insert(ctx, tx, r, time.Now().Unix()) })
+	return s.change(ctx, r.ID, func(tx *sql.Tx) error {
+		// Another program's table may have no key, and of two rows with one id the first counts.
+		switch err := exists(ctx, tx, r.ID); {
+		case err == nil:
+			return ErrExists
+		case !errors.Is(err, ErrNotFound):
+			return err
+		}
+		return s.insert(ctx, tx, r, time.Now().Unix())
+	})
 }
 
 // Import registers devices in one transaction, all or none, and returns how many. An error of the sequence ends it, as
@@ -214,17 +224,24 @@ func (s *Store) insert(ctx context.Context, tx *sql.Tx, r Registration, now int6
 	return err
 }
 
-// Remove makes a device unknown. It takes any id, also one that is not valid. The error is ErrNotFound where there is
-// no such device.
+// Remove makes a device unknown. It takes any id, also one that is not valid; and where no device has it, the SQL literal
+// of an id that is not text, as List has it. The error is ErrNotFound where there is no such device.
 func (s *Store) Remove(ctx context.Context, id string) error {
 	return s.change(ctx, id, func(tx *sql.Tx) error {
-		result, err := tx.ExecContext(ctx, "DELETE FROM devices WHERE device_id = ?", id)
-		if err != nil {
-			return err
+		removed := int64(0)
+		for _, where := range []string{"device_id = ?", "typeof(device_id) <> 'text' AND quote(substr(device_id, 1, 64)) = ?"} {
+			result, err := tx.ExecContext(ctx, "DELETE FROM devices WHERE "+where, id)
+			if err != nil {
+				return err
+			}
+			if removed, err = result.RowsAffected(); err != nil {
+				return err
+			}
+			if removed > 0 {
+				break
+			}
 		}
-		if n, err := result.RowsAffected(); err != nil {
-			return err
-		} else if n == 0 {
+		if removed == 0 {
 			return ErrNotFound
 		}
 		for _, table := range []string{"disabled_devices", "pinned_certificates"} { // triggers see to the others
@@ -340,7 +357,7 @@ func (s *Store) Get(ctx context.Context, id string) (Entry, error) {
 }
 
 // List yields the devices in the order of their ids, or an error, which ends it. Rows with an id that is not valid are
-// included, for whoever has to remove them; quote them. It reads in pages and holds no lock while it yields, so a change
+// included, to be removed; quote them. Those with an id that is not text come last, 1,000 at most. It reads in pages and holds no lock while it yields, so a change
 // made meanwhile may or may not be seen.
 func (s *Store) List(ctx context.Context) iter.Seq2[Entry, error] {
 	const page = 1000
@@ -359,10 +376,43 @@ func (s *Store) List(ctx context.Context) iter.Seq2[Entry, error] {
 				last = e.ID
 			}
 			if len(entries) < page {
+				break
+			}
+		}
+		entries, err := s.odd(ctx, page)
+		if err != nil {
+			yield(Entry{}, s.failed(err))
+			return
+		}
+		for _, e := range entries {
+			if !yield(e, nil) {
 				return
 			}
 		}
 	}
+}
+
+// odd returns rows whose id is not text, up to n: nobody registers devices so but by mistake.
+func (s *Store) odd(ctx context.Context, n int) ([]Entry, error) {
+	rows, err := s.db.QueryContext(ctx, "SELECT quote(substr(device_id, 1, 64)), typeof(device_id), "+seconds("d.created_at")+
+		" FROM devices AS d WHERE typeof(device_id) <> 'text' LIMIT ?", n)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = rows.Close() }()
+	var entries []Entry
+	for rows.Next() {
+		var e Entry
+		var created sql.NullInt64
+		if err := rows.Scan(&e.ID, &e.IDType, &created); err != nil {
+			return nil, err
+		}
+		if created.Valid {
+			e.CreatedAt = time.Unix(created.Int64, 0)
+		}
+		entries = append(entries, e)
+	}
+	return entries, rows.Err()
 }
 
 // page returns up to n devices whose ids come after last.

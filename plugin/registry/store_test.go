@@ -88,7 +88,8 @@ func TestListAndGet(t *testing.T) {
 	const n = 2500 // more than two pages
 	execute(t, db, `WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i + 1 < ?)
 		INSERT INTO devices SELECT printf('d%04d', i), 'secret', 1727712000 + i FROM n`, n)
-	execute(t, db, "INSERT INTO devices VALUES ('e odd', 'secret', 'yesterday'), ('f', 'secret', 12.75)")
+	execute(t, db, `INSERT INTO devices VALUES ('e odd', 'secret', 'yesterday'), ('f', 'secret', 12.75),
+		(X'66', 'secret', 1), (NULL, 'secret', 1), (X'00FF', 'secret', 1), (NULL, 'secret', 1)`)
 	if err := s.SetDisabled(t.Context(), "d0001", true); err != nil {
 		t.Fatal(err)
 	}
@@ -105,8 +106,22 @@ func TestListAndGet(t *testing.T) {
 			}
 		}
 	}
-	if len(got) != n+2 {
+	if len(got) != n+6 {
 		t.Fatalf("%d entries", len(got))
+	}
+	// What is no text is shown as the log names it, and can be removed so.
+	for i, want := range []Entry{{ID: "X'66'", IDType: "blob"}, {ID: "NULL", IDType: "null"}, {ID: "X'00FF'", IDType: "blob"}, {ID: "NULL", IDType: "null"}} {
+		e := got[n+2+i]
+		if e.ID != want.ID || e.IDType != want.IDType {
+			t.Errorf("%v, want %v", e, want)
+		}
+		err := s.Remove(t.Context(), e.ID)
+		if again := i == 3; errors.Is(err, ErrNotFound) != again { // both at once
+			t.Errorf("%s: %v", e.ID, err)
+		}
+	}
+	if n := scalar[int](t, db, "SELECT count(*) FROM devices WHERE typeof(device_id) <> 'text' OR device_id = 'f'"); n != 1 {
+		t.Error(n)
 	}
 	for i, e := range got[:n] {
 		want := Entry{ID: fmt.Sprintf("d%04d", i), CreatedAt: time.Unix(1727712000+int64(i), 0), Disabled: i == 1 || i == 2499}

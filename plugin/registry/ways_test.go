@@ -2,10 +2,12 @@ package registry
 
 import (
 	"database/sql"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -95,6 +97,19 @@ func TestWaysToChange(t *testing.T) {
 			must(t, os.Mkdir(dir, 0o700))
 			must(t, os.Rename(another(t), path))
 		},
+		"a pipe in its place": func(t *testing.T, path string) {
+			must(t, os.Remove(path))
+			must(t, syscall.Mkfifo(path, 0o600))
+			time.Sleep(2 * pollInterval) // a poll looks at it meanwhile, and must not wait for who writes to it
+			must(t, os.Rename(another(t), path))
+		},
+		"beside a view of a table that is away":           statements("CREATE VIEW v AS SELECT * FROM away; " + change),
+		"beside a view with a function that is not known": statements("PRAGMA writable_schema = ON; INSERT INTO sqlite_schema VALUES ('view', 'v', 'v', 0, 'CREATE VIEW v AS SELECT unknown(device_id) FROM devices'); " + change),
+		"beside a table of a module that is not built in": statements("PRAGMA writable_schema = ON; INSERT INTO sqlite_schema VALUES ('table', 'f', 'f', 0, 'CREATE VIRTUAL TABLE f USING unknown(x)'); " + change),
+		"a secret that is generated":                      statements("CREATE TABLE n(device_id TEXT PRIMARY KEY, raw TEXT, shared_secret TEXT AS (raw), created_at INTEGER); INSERT INTO n (device_id, raw) VALUES ('a', 'one'), ('b', 'one'); DROP TABLE devices; ALTER TABLE n RENAME COLUMN raw TO x; ALTER TABLE n RENAME TO devices; UPDATE devices SET x = 'two' WHERE device_id = 'a'; DELETE FROM devices WHERE device_id = 'b'; INSERT INTO devices (device_id, x) VALUES ('c', 'one')"),
+		"by the rules of other tables":                    statements("CREATE TABLE owners(id TEXT PRIMARY KEY); INSERT INTO owners VALUES ('a'), ('b'), ('d'); CREATE TABLE n(device_id TEXT PRIMARY KEY REFERENCES owners ON DELETE CASCADE ON UPDATE CASCADE, shared_secret TEXT, created_at INTEGER) STRICT; INSERT INTO n SELECT * FROM devices; INSERT INTO n VALUES ('d', 'one', 1); DROP TABLE devices; ALTER TABLE n RENAME TO devices; PRAGMA foreign_keys = ON; DELETE FROM owners WHERE id = 'b'; UPDATE owners SET id = 'c' WHERE id = 'd'; INSERT INTO devices VALUES ('a', 'two', 1) ON CONFLICT DO UPDATE SET shared_secret = excluded.shared_secret"),
+		"another version, and none":                       statements("PRAGMA user_version = 0; " + change),
+		"other pages":                                     statements(change + "PRAGMA page_size = 16384; PRAGMA auto_vacuum = FULL; VACUUM"),
 		"a symbolic link": func(t *testing.T, path string) {
 			must(t, os.Symlink(another(t), path+".link"))
 			must(t, os.Rename(path+".link", path))
@@ -114,11 +129,14 @@ func TestWaysToChange(t *testing.T) {
 			within(t, 5*time.Second, "in force", func() bool {
 				return r.state("a") == "two" && r.state("b") == "unknown" && r.state("c") == "one" && r.Len() == 2
 			})
-			table := "devices"
-			if name == "a view" {
+			table, column := "devices", "shared_secret"
+			switch name {
+			case "a view":
 				table = "x"
+			case "a secret that is generated":
+				column = "x"
 			}
-			statements("UPDATE "+table+" SET shared_secret = 'three' WHERE device_id = 'a'")(t, path)
+			statements("UPDATE "+table+" SET "+column+" = 'three' WHERE device_id = 'a'")(t, path)
 			within(t, 2*time.Second, "a change after it in force", func() bool { return r.state("a") == "three" })
 			if _, err := r.Health(); err != nil {
 				t.Error(err)
@@ -208,6 +226,48 @@ func TestComparisonFindsWhatNothingElseShows(t *testing.T) {
 	}
 }
 
+// TestReplacedForAnotherColumn has a device's row give way to another device's, by a column that is not the id: SQLite
+// fires no trigger for that.
+func TestReplacedForAnotherColumn(t *testing.T) {
+	t.Parallel()
+	for name, table := range map[string]string{
+		"a number":        "(number INTEGER PRIMARY KEY, device_id TEXT NOT NULL UNIQUE, shared_secret TEXT NOT NULL)",
+		"a unique column": "(device_id TEXT PRIMARY KEY, number INTEGER UNIQUE, shared_secret TEXT NOT NULL)",
+	} {
+		path := newPath(t)
+		db := openDatabase(t, path)
+		execute(t, db, "CREATE TABLE devices "+table+"; INSERT INTO devices (number, device_id, shared_secret) VALUES (1, 'a', 'one')")
+		r, _ := openRegistry(t, path)
+		execute(t, db, "REPLACE INTO devices (number, device_id, shared_secret) VALUES (1, 'b', 'one')")
+		r.becomes(t, "b", "one")
+		within(t, 5*time.Second, name+": the other one removed", func() bool { return r.state("a") == "unknown" })
+	}
+}
+
+// TestUTF16 reads and rotates the secrets of a database in SQLite's other encodings.
+func TestUTF16(t *testing.T) {
+	t.Parallel()
+	for _, encoding := range []string{"UTF-16le", "UTF-16be"} {
+		path := newPath(t)
+		db := openDatabase(t, path)
+		db.SetMaxOpenConns(1)
+		execute(t, db, "PRAGMA encoding = '"+encoding+"'; CREATE TABLE devices"+tableText+"; INSERT INTO devices VALUES ('a', 'öne', 1)")
+		r, _ := openRegistry(t, path)
+		s, err := OpenStore(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Rotate(t.Context(), "a", []byte("two"), time.Now().Add(time.Hour)); err != nil {
+			t.Fatal(err)
+		}
+		_ = s.Close()
+		r.becomes(t, "a", "two")
+		if d := r.Lookup([]byte("a")); len(d.Secrets) != 2 || string(d.Secrets[1]) != "öne" {
+			t.Errorf("%s: %d secrets, the last of %d bytes", encoding, len(d.Secrets), len(d.Secrets[len(d.Secrets)-1]))
+		}
+	}
+}
+
 // TestTwoRowsOfOneID keeps to the first row, whenever it looks, and names the other.
 func TestTwoRowsOfOneID(t *testing.T) {
 	t.Parallel()
@@ -234,6 +294,8 @@ func TestWhatCannotBeUsedIsReported(t *testing.T) {
 		"a column renamed":             {"ALTER TABLE devices RENAME COLUMN shared_secret TO secret", "RENAME COLUMN ... TO shared_secret", "ALTER TABLE devices RENAME COLUMN secret TO shared_secret"},
 		"the table dropped":            {"DROP TABLE devices", "bouncerctl device add", "CREATE TABLE devices" + tableText + "; INSERT INTO devices VALUES ('a', 'one', 1)"},
 		"a table of ours is another's": {"DROP TABLE disabled_devices; CREATE TABLE disabled_devices (x)", "rename it", "DROP TABLE disabled_devices"},
+		"a version of another program": {"PRAGMA user_version = 7", "set PRAGMA user_version, set it to 0", "PRAGMA user_version = 0"},
+		"a version below 0":            {"PRAGMA user_version = -1", "set it to 0", "PRAGMA user_version = 0"},
 		"locked":                       {"BEGIN EXCLUSIVE", "end it", "ROLLBACK"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -289,6 +351,13 @@ func TestStoreOnOddTables(t *testing.T) {
 		return s, db, err
 	}
 	if _, _, err := open("CREATE TABLE devices (device_id TEXT PRIMARY KEY, shared_secret TEXT)"); err == nil || !strings.Contains(err.Error(), "ADD COLUMN created_at") {
+		t.Error(err)
+	}
+	twice, _, err := open("CREATE TABLE devices (device_id TEXT, shared_secret TEXT, created_at INTEGER); INSERT INTO devices VALUES ('a', 'one', 1)")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := twice.Add(t.Context(), "a", []byte("two")); !errors.Is(err, ErrExists) {
 		t.Error(err)
 	}
 	s, db, err := open("CREATE TABLE Devices (device_id TEXT PRIMARY KEY, shared_secret TEXT NOT NULL, created_at INTEGER NOT NULL) WITHOUT ROWID")
