@@ -7,6 +7,11 @@ import (
 	"github.com/valyala/fasthttp"
 )
 
+// chunked is fasthttp's length of a body with Transfer-Encoding: chunked. fasthttp keeps nothing of what stands between the
+// chunks and behind them, and ends the trailer also at a line that ends with LF alone. So there is no telling whether another
+// reader has found the same end, and nothing is read behind such a body: its connection is closed.
+const chunked = -1
+
 // framing refuses a request in which two readers could find different headers, or a different end: one before this server
 // may take what follows for another client's request (RFC 9112, section 11.2). fasthttp itself refuses repeated
 // Content-Length and Host, Transfer-Encoding in HTTP/1.0, unknown codings and chunk sizes that are no number. The

@@ -120,9 +120,45 @@ func TestFraming(t *testing.T) {
 		"an empty line": "Content-Length: 1\r\nX:\r\n\r\n1",
 	} {
 		before := served
-		if a, body := raw(t, s, post+headers); a.StatusCode != 202 || a.Close || served != before+1 {
+		closed := strings.Contains(headers, "Transfer-Encoding")
+		if a, body := raw(t, s, post+headers); a.StatusCode != 202 || a.Close != closed || served != before+1 {
 			t.Errorf("%s: %s %s", name, a.Status, body)
 		}
+	}
+}
+
+// TestNothingBehindChunks: where another reader could find the end of a body in chunks elsewhere, what stands behind it is
+// not served.
+func TestNothingBehindChunks(t *testing.T) {
+	s := start(t, echo{}, nil)
+	const post = "POST /v1/devices/d/commands HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer token\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+	const behind = "GET /v1/devices/d HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer token\r\n\r\n"
+	for name, body := range map[string]string{
+		"a good end":                  "1\r\n1\r\n0\r\n\r\n",
+		"LF after the last chunk":     "1\r\n1\r\n0\r\n\n",
+		"a trailer that ends with LF": "1\r\n1\r\n0\r\nX: y\n\n",
+		"LF between trailers":         "1\r\n1\r\n0\r\nX: y\nZ: w\r\n\r\n",
+		"a folded trailer":            "1\r\n1\r\n0\r\nX: y\r\n z\r\n\r\n",
+		"a blank before the colon":    "1\r\n1\r\n0\r\nX : y\r\n\r\n",
+		"an empty line more":          "1\r\n1\r\n0\r\n\r\n\r\n",
+		"NUL in an extension":         "1;\x00\r\n1\r\n0\r\n\r\n",
+		"a blank behind the size":     "1 \r\n1\r\n0\t\r\n\r\n",
+		"a quoted line end":           "1;a=\"\r\n\"\r\n1\r\n0\r\n\r\n",
+		"a request for a trailer":     "1\r\n1\r\n0\r\nGET /metrics HTTP/1.1\r\nX: y\r\n\r\n",
+	} {
+		conn, err := net.Dial("tcp", s.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = conn.SetDeadline(time.Now().Add(10 * time.Second))
+		if _, err := io.WriteString(conn, post+body+behind); err != nil {
+			t.Fatal(err)
+		}
+		got, err := io.ReadAll(conn)
+		if err != nil || strings.Count(string(got), "HTTP/1.1 ") != 1 || !strings.Contains(string(got), "Connection: close\r\n") {
+			t.Errorf("%s: %v %q", name, err, got)
+		}
+		conn.Close()
 	}
 }
 

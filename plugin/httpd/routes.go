@@ -80,6 +80,9 @@ func (s *Server) route(ctx *fasthttp.RequestCtx) error {
 		lingerAtClose(ctx.Conn())
 		return e
 	}
+	if ctx.Request.Header.ContentLength() == chunked {
+		ctx.SetConnectionClose()
+	}
 	at, err := parseTarget(ctx.Request.Header.RequestURI())
 	if err != nil {
 		ctx.SetConnectionClose()
