@@ -344,8 +344,14 @@ func number(digits string) int {
 	return n
 }
 
-// packetSize21 is the default of max_packet_size since Mosquitto 2.1, in bytes. Before it there was no limit.
-const packetSize21 = 2_000_000
+const (
+	// packetSize21 is the default of max_packet_size since Mosquitto 2.1, in bytes. Before it there was no limit.
+	packetSize21 = 2_000_000
+	// packetSize is what is proposed for max_packet_size, if [publish] max_bytes is not larger.
+	packetSize = 1 << 20
+	// packetRoom is what a packet needs beside the message: its topic, and MQTT's own bytes.
+	packetRoom = 1024
+)
 
 var versionForm = regexp.MustCompile(`\A(\d+)\.(\d+)\.(\d+)\z`)
 
@@ -395,13 +401,13 @@ func (k *checker) checkBroker() {
 		k.error(at(l), "max_queued_messages 0: up to Mosquitto 2.0.21 every refused publish then ends the connection; remove the line, or give a number")
 	}
 	if l, found := k.lastAnywhere("max_packet_size"); found && k.toml != nil {
-		if n, err := strconv.Atoi(l.Value); err == nil && n > 0 && n < k.toml.Publish.MaxBytes+1024 {
+		if n, err := strconv.Atoi(l.Value); err == nil && n > 0 && n < k.toml.Publish.MaxBytes+packetRoom {
 			k.warn(at(l), "max_packet_size %d leaves no room for publish.max_bytes (%d) and a topic: the broker cuts off who sends more; write at least %d",
-				n, k.toml.Publish.MaxBytes, k.toml.Publish.MaxBytes+1024)
+				n, k.toml.Publish.MaxBytes, k.toml.Publish.MaxBytes+packetRoom)
 		}
-	} else if k.toml != nil && !found && !k.before(2, 1, 0) && k.toml.Publish.MaxBytes+1024 > packetSize21 {
+	} else if k.toml != nil && !found && !k.before(2, 1, 0) && k.toml.Publish.MaxBytes+packetRoom > packetSize21 {
 		k.warn(first, "max_packet_size is not set, and Mosquitto 2.1 then cuts off who sends more than %d bytes: that leaves no room for publish.max_bytes (%d) and a topic; add: max_packet_size %d",
-			packetSize21, k.toml.Publish.MaxBytes, k.toml.Publish.MaxBytes+1024)
+			packetSize21, k.toml.Publish.MaxBytes, k.toml.Publish.MaxBytes+packetRoom)
 	}
 	if l, found := k.lastAnywhere("log_dest"); found && l.Value == "stdout" && k.before(2, 1, 0) {
 		k.warn(at(l), "log_dest stdout: Mosquitto 2.0 does not flush it, so lines come late or never; write: log_dest stderr")

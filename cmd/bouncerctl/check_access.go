@@ -13,9 +13,9 @@ func (k *checker) checkAccess() {
 		k.warn(at(l), "check_retain_source is off: what was retained on gated topics before the plugin came, or by devices that were removed since, is served as if it had been verified; write: check_retain_source true")
 	}
 	if _, found := k.lastAnywhere("max_packet_size"); !found && k.before(2, 1, 0) {
-		size := 1 << 20
+		size := packetSize
 		if k.toml != nil {
-			size = max(size, k.toml.Publish.MaxBytes+1024)
+			size = max(size, k.toml.Publish.MaxBytes+packetRoom)
 		}
 		k.warn(first, "max_packet_size is not set: a client may make the broker collect 256 MiB for one message before the plugin sees it; add: max_packet_size %d", size)
 	}

@@ -70,7 +70,7 @@ func TestExampleSettings(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		return []any{c.StateDir, c.Database, c.Publish, c.Backend, c.Response, c.Command, c.Rejected, c.ACL, c.Journal, c.HTTP}
+		return []any{c.StateDir, c.Database, c.Publish, c.Backend, c.Response, c.Command, c.Rejected, c.ACL, c.Journal, c.DeadLetters, c.HTTP}
 	}
 	empty := filepath.Join(t.TempDir(), "empty.toml")
 	writeFile(t, empty, "")

@@ -33,8 +33,9 @@ no registry is needed. Whether it is fresh, or known, is not looked at.
 Where the signature is not good, the exact bytes are shown that it should have
 been made over, written as in Go or C, and the usual mistakes are tried: if one of
 them gives the signature, it is named, with what to do. So are a timestamp that is
-not in seconds, and what keeps a message from being an envelope. With --signed, the bytes that the firmware
-has signed are compared, and the first difference is shown. The secret never is.`,
+not in seconds, and what keeps a message from being an envelope. With --signed,
+the bytes that the firmware has signed are compared, and the first difference is
+shown. The secret never is.`,
 		Example: `  bouncerctl verify <message.json
   bouncerctl verify --secret-file secret --signed firmware-input.bin <message.json`,
 		Args: noArguments,
