@@ -180,7 +180,11 @@ func (g *gate) response(c *client, n int) device.Received {
 
 // TestResponses has the backend's answers come back to the device they are for, and to it alone.
 func TestResponses(t *testing.T) {
-	g := newGate(t, broker.Options{Devices: []string{"sensor_001", "sensor_002"}})
+	newGate(t, broker.Options{Devices: []string{"sensor_001", "sensor_002"}}).responses()
+}
+
+// responses has two devices publish and hears the answers.
+func (g *gate) responses() {
 	g.watch()
 	g.backend.Script(func(r *backend.Request) backend.Answer {
 		return backend.Answer{Body: fmt.Appendf(nil, "%s says\x00\xff %s", r.Device, r.Body)}
@@ -211,7 +215,7 @@ func TestResponses(t *testing.T) {
 	for _, id := range []string{"sensor_001", "sensor_002"} {
 		for _, r := range g.monitor.Inbox().On("device/" + id + "/response") {
 			if !strings.HasPrefix(string(r.Payload), id+" says") {
-				t.Errorf("on %s: %q", r.Topic, r.Payload)
+				g.Errorf("on %s: %q", r.Topic, r.Payload)
 			}
 		}
 	}

@@ -2,6 +2,7 @@ package test
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -166,7 +167,7 @@ var endings = []ending{
 			for _, t := range all {
 				mark := g.broker.Log().Mark()
 				cut(g, t)
-				_, err := g.broker.WaitLog(g.limit(), mark, broker.Contains("Client "+t.clientID+" "))
+				_, err := g.broker.WaitLog(g.limit(), mark, broker.Contains("Client "+cmp.Or(t.clientID, t.device.ID)+" "))
 				g.no(err)
 			}
 			terminate(g, all)
@@ -239,18 +240,20 @@ func TestWills(t *testing.T) {
 			t.Run(fmt.Sprintf("%s, %v", e.name, p), func(t *testing.T) {
 				t.Parallel()
 				g := newGate(t, broker.Options{Devices: registered(), Persistence: true})
-				g.wills(e, p)
+				g.wills(e, p, "-testator")
 			})
 		}
 	}
 }
 
-func (g *gate) wills(e ending, p protocol) {
+// wills leaves the bequests under client ids that are the devices' with the given end, "" where the broker makes the user
+// name the client id.
+func (g *gate) wills(e ending, p protocol, idEnd string) {
 	g.leaveSubscribed("absent", "device/+/data")
 	g.watch()
 	var all []*testator
 	for _, b := range bequests {
-		d, clientID := g.device(b.device), b.device+"-testator"
+		d, clientID := g.device(b.device), b.device+idEnd
 		m := b.message(g, d, clientID)
 		if b.topic == "" {
 			b.topic = d.DataTopic()
