@@ -60,16 +60,6 @@ func readNode(d *jsontext.Decoder) (n node, err error) {
 	return n, err
 }
 
-// member returns a member of an object.
-func (n node) member(name string) (kid node, found bool) {
-	for i := range n.names {
-		if unquoted(n.names[i]) == name {
-			return n.kids[i], true
-		}
-	}
-	return node{}, false
-}
-
 // A spelling is how a program writes JSON. The zero value writes what was sent, without blanks.
 type spelling struct {
 	comma, colon string                             // "" stands for "," and ":"

@@ -1,6 +1,7 @@
 package httpd
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -157,9 +158,9 @@ func TestFloodOverTheWire(t *testing.T) {
 	}
 	dialled := 0
 	kept := client()
-	kept.Transport.(*http.Transport).Dial = func(network, address string) (net.Conn, error) {
+	kept.Transport.(*http.Transport).DialContext = func(ctx context.Context, network, address string) (net.Conn, error) {
 		dialled++
-		return net.Dial(network, address)
+		return new(net.Dialer).DialContext(ctx, network, address)
 	}
 	if err := get(kept); err != nil {
 		t.Fatal(err)

@@ -164,21 +164,17 @@ func bouncerctlHas(t *testing.T, words []string) error {
 	t.Helper()
 	args := []string{"help"}
 	var flags []string
-	for i, word := range words {
+loop:
+	for _, word := range words {
 		switch {
-		case strings.ContainsAny(word, "|<>;&#"):
-			words = words[:i]
+		case strings.ContainsAny(word, "|<>;&#"): // the command ends here
+			break loop
 		case strings.HasPrefix(word, "--"):
 			name, _, _ := strings.Cut(word, "=")
 			flags = append(flags, name)
-			continue
 		case len(flags) == 0 && len(args) < 3 && strings.Trim(word, "abcdefghijklmnopqrstuvwxyz-") == "":
 			args = append(args, word)
-			continue
-		default:
-			continue
 		}
-		break
 	}
 	help, err := exec.Command(bouncerctl(t), args...).CombinedOutput()
 	if err != nil || strings.Contains(string(help), "Unknown help topic") {
