@@ -45,6 +45,8 @@ type background struct {
 
 	collector      *segment // that messages are moved to; nil: none yet
 	collectorSince time.Time
+	leftover       []*segment // dropped, but for their files
+	dropUnsynced   bool       // that they were is not on the disk yet
 
 	prepareAt, reserveAt, flushAt, syncAt, outcomesSyncAt, sweepAt, reportAt, lookAt time.Time
 
@@ -100,7 +102,7 @@ func (j *Journal) step(now time.Time) time.Time {
 	if !now.Before(b.sweepAt) {
 		b.sweepAt = now.Add(sweepInterval)
 		if j.sweep(j.options.now()) {
-			b.sweepAt = now
+			b.sweepAt = now // once what is due besides is done
 		}
 	}
 	next = earlier(next, b.sweepAt)
@@ -298,6 +300,7 @@ func (j *Journal) writeOutcomes(all []settled) error {
 		_ = f.Truncate(start) // where that fails it is overwritten
 		return err
 	}
+	j.options.after("outcomes written")
 	s.outcomesEnd = start + int64(len(data))
 	s.outcomes += uint64(len(all))
 	s.delivered += delivered
@@ -336,26 +339,26 @@ func (j *Journal) account(s *segment, all []settled) {
 func (j *Journal) syncOutcomes(limit int) {
 	b := &j.background
 	for _, s := range b.dirtyOutcome[:min(limit, len(b.dirtyOutcome))] {
-		if err := syncFile(filepath.Join(j.options.Dir, outcomesName(s.number))); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := j.syncFile(outcomesName(s.number)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			j.counts.syncErrors.Add(1)
 			j.log.Error("fsync of outcomes failed; a failure of the power may have their messages delivered once more",
 				"file", outcomesName(s.number), "error", err)
 		}
 	}
 	b.dirtyOutcome = b.dirtyOutcome[:0]
-	if err := syncDirectory(j.options.Dir); err != nil {
+	if err := syncDirectory(j.options.Dir, j.options.fsync); err != nil {
 		j.counts.syncErrors.Add(1)
 		j.log.Error("fsync of the journal's directory failed", "error", err)
 	}
 }
 
-func syncFile(path string) error {
-	f, err := os.Open(path)
+func (j *Journal) syncFile(name string) error {
+	f, err := os.Open(filepath.Join(j.options.Dir, name))
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	return f.Sync()
+	return j.options.fsync(f)
 }
 
 func (j *Journal) takeSealed() {
@@ -411,7 +414,7 @@ func (j *Journal) syncRecovered() bool {
 	s := b.unsynced[0]
 	b.unsynced = b.unsynced[1:]
 	s.unsynced = false
-	if err := syncFile(filepath.Join(j.options.Dir, logName(s.number))); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := j.syncFile(logName(s.number)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		j.distrust(s, err)
 	}
 	return len(b.unsynced) > 0

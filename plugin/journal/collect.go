@@ -1,6 +1,7 @@
 package journal
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"math"
@@ -23,86 +24,116 @@ import (
 // none gives back less than a block, so that ids between payloads of 1 KiB would still take a quarter of the room, and
 // one that was not punched could not be told from a damaged one.
 const (
-	collectAtOnce  = 16              // segments between two looks at what else is to be done
-	collectPause   = 2 * time.Second // for which no outcome came, before messages that still wait are moved
-	collectBuffer  = 1 << 20         // bytes
-	collectorPart  = 4               // a collector takes this part of a segment, in bytes
-	collectorSpan  = 4               // and this part of Keep, in time
-	smallCollector = 16              // below this part of a segment one is emptied into the next
-	pressurePart   = 4               // less than this part of MaxBytes is free: pressure
-	idsOfSettled   = idSize          // what a settled message is charged, before it is collected
+	collectTurn    = 100 * time.Millisecond // then it is seen to what else is due; a segment is collected as a whole
+	collectPause   = 2 * time.Second        // for which no outcome came, before messages that still wait are moved
+	damagedPause   = time.Minute            // before a segment that is damaged is tried again
+	collectBuffer  = 1 << 20                // bytes
+	collectorPart  = 4                      // a collector takes this part of a segment, in bytes
+	collectorSpan  = 4                      // and this part of Keep, in time
+	smallCollector = 16                     // below this part of a segment one is emptied into the next
+	pressurePart   = 4                      // less than this part of MaxBytes is free: pressure
+	idsOfSettled   = idSize                 // what a settled message is charged, before it is collected
 )
 
-// live is how many bytes of its log are of messages that are not settled. The segment is closed.
-func (s *segment) live() int64 { return s.end - logStart - s.settledBytes - s.idRecords }
+// kept is how many bytes of its log would be copied: messages that are not settled, and ids that are needed. The segment
+// is closed, or a collector.
+func (s *segment) kept(oldest int64) int64 {
+	kept := s.end - logStart - s.settledBytes
+	if s.newestID < oldest {
+		kept -= s.idRecords
+	}
+	return kept
+}
 
 // collectable reports whether it is worth collecting s. j.mu is held.
 func (j *Journal) collectable(s *segment, oldest int64, pressure bool, now time.Time) bool {
-	if !s.closed {
+	if !s.closed || now.Before(s.retryAt) {
 		return false
 	}
-	size := s.end - logStart
-	if s.collector {
-		if s.newestID >= oldest {
-			return false // its ids are needed, and would only be copied
-		}
-		return s.live()*2 <= size || size < j.options.SegmentBytes/smallCollector
-	}
+	size, kept := s.end-logStart, s.kept(oldest)
+	small := s.collector && s.newestID < oldest && size < j.options.SegmentBytes/smallCollector
 	switch {
-	case s.outcomes >= s.accepted.count+s.stray.count:
+	case kept == 0, small, !s.collector && s.outcomes >= s.accepted.count+s.stray.count:
 		return true
 	case pressure:
-		return s.live()*8 <= size*7
+		return kept*8 <= size*7
 	}
-	return s.live()*2 <= size && now.Sub(s.settledAt) >= collectPause
+	return kept*2 <= size && now.Sub(s.settledAt) >= collectPause
 }
 
-// sweep collects segments, at the time now, as far as it is worth it. It reports whether there is more to do.
+// sweep collects segments, at the time now, as far as it is worth it, for collectTurn. It reports whether there is more
+// to do at once.
 func (j *Journal) sweep(now time.Time) (more bool) {
+	b := &j.background
+	began := time.Now()
 	oldest := now.Add(-j.options.Keep).Unix() // what is older need not be kept
 	pressure := j.used.Load() > j.options.MaxBytes-j.options.MaxBytes/pressurePart
-	var candidates []*segment
-	j.mu.Lock()
-	for _, s := range j.segments {
-		if j.collectable(s, oldest, pressure, time.Now()) {
-			candidates = append(candidates, s)
+	if err := j.removeLeftover(); err != nil {
+		j.collectFails(err)
+	}
+	if c := b.collector; c != nil && pressure && c.kept(oldest)*2 < c.end-logStart {
+		if err := j.closeCollector(); err != nil {
+			j.collectFails(err)
 		}
 	}
-	j.mu.Unlock()
-	slices.SortFunc(candidates, func(x, y *segment) int { return int(int64(x.number) - int64(y.number)) })
-	if more = len(candidates) > collectAtOnce; more {
-		candidates = candidates[:collectAtOnce]
-	}
-	collected := 0
-	for _, s := range candidates {
+	collected, failed := 0, len(b.leftover) > 0
+	for _, s := range j.candidates(oldest, pressure, began) {
+		if time.Since(began) > collectTurn {
+			more = true
+			break
+		}
 		err := j.collect(s, oldest)
 		if isFull(err) {
 			j.starve(0)
 			err = j.collect(s, oldest)
 		}
-		if errors.Is(err, ErrNotYet) {
-			continue
-		}
-		if err != nil {
-			if !j.background.collectFailing {
-				j.log.Error("the journal could not free the room of settled messages; trying again every second", "file", logName(s.number), "error", err)
+		switch {
+		case err == nil:
+			collected++
+		case errors.Is(err, errDamaged):
+			s.retryAt = time.Now().Add(damagedPause)
+		default: // it must not keep the others from their turn
+			s.retryAt = time.Now().Add(retryInterval)
+			if !errors.Is(err, ErrNotYet) {
+				failed = true
+				j.collectFails(fmt.Errorf("%s: %w", logName(s.number), err))
 			}
-			j.background.collectFailing = true
-			return false
 		}
-		collected++
+	}
+	if !failed && !more {
+		b.collectFailing = false
 	}
 	if collected > 0 {
-		j.background.collectFailing = false
 		// At once, or outcomes take it.
-		if b := &j.background; b.reserved < stateReserve && makeReserve(j.options.Dir, stateReserve) == nil {
+		if b.reserved < stateReserve && makeReserve(j.options.Dir, stateReserve) == nil {
 			b.reserved = stateReserve
 		}
 		if r := j.refused.Load(); r != nil && *r == ErrFull {
 			j.refused.CompareAndSwap(r, nil) // there is room again
 		}
 	}
-	return more && collected > 0
+	return more
+}
+
+// candidates returns the segments that are worth collecting, oldest first.
+func (j *Journal) candidates(oldest int64, pressure bool, now time.Time) (candidates []*segment) {
+	j.mu.Lock()
+	for _, s := range j.segments {
+		if j.collectable(s, oldest, pressure, now) {
+			candidates = append(candidates, s)
+		}
+	}
+	j.mu.Unlock()
+	slices.SortFunc(candidates, func(x, y *segment) int { return cmp.Compare(x.number, y.number) })
+	return candidates
+}
+
+// collectFails logs the first error in a row.
+func (j *Journal) collectFails(err error) {
+	if !j.background.collectFailing {
+		j.background.collectFailing = true
+		j.log.Error("the journal could not free the room of settled messages; trying again every second", "error", err)
+	}
 }
 
 // A collection is one segment on its way into a collector.
@@ -122,9 +153,10 @@ type collection struct {
 	charges   map[string]int64 // ids' bytes, by device
 	moved     []movedRecord
 	bytes     map[string]int64 // by device, what its accounts change by
-	expired   int64            // newest timestamp of what is not kept
+	expired   int64            // newest timestamp of what is not kept; the least value: all is
 	found     tally            // records and outcomes
 	counted   struct{ delivered, dead uint64 }
+	damaged   bool
 }
 
 // A movedRecord is a message that is in a collector.
@@ -133,6 +165,9 @@ type movedRecord struct {
 	offset uint32
 	size   int
 }
+
+// errDamaged is for a segment in which not every message is found that is known to be in it.
+var errDamaged = fmt.Errorf("%w: it is damaged", ErrNotYet)
 
 // collect moves what is needed of s elsewhere and drops it. The error is ErrNotYet if it is too early.
 func (j *Journal) collect(s *segment, oldest int64) error {
@@ -145,32 +180,39 @@ func (j *Journal) collect(s *segment, oldest int64) error {
 	}
 	defer f.Close()
 	c, err := j.tryCollect(s, f, oldest)
-	if errors.Is(err, ErrNotYet) && c.expired > s.newestID && oldest != math.MinInt64 {
+	if errors.Is(err, ErrNotYet) && !errors.Is(err, errDamaged) && s.kept(math.MinInt64) < s.end-logStart {
 		c, err = j.tryCollect(s, f, math.MinInt64) // ids that are too old to be needed are kept, then
 	}
 	if err != nil {
 		return err
 	}
 	c.finish()
-	return j.forget(s)
+	j.forget(s)
+	return j.removeLeftover()
 }
 
 // tryCollect is collect up to where the segment is dropped for good. With an error nothing has changed.
 func (j *Journal) tryCollect(s *segment, f *os.File, oldest int64) (*collection, error) {
-	c := &collection{j: j, from: s, oldest: oldest, expired: s.newestID, newestID: math.MinInt64,
+	c := &collection{j: j, from: s, oldest: oldest, expired: math.MinInt64, newestID: math.MinInt64,
 		charges: make(map[string]int64), bytes: make(map[string]int64)}
 	err := c.copy(f)
 	if err == nil && c.expired != math.MinInt64 && j.options.BeforeDrop != nil {
-		err = j.options.BeforeDrop(c.expired)
+		if err = j.options.BeforeDrop(c.expired); c.damaged && errors.Is(err, ErrNotYet) {
+			err = errDamaged
+		}
+		j.options.after("before drop")
 	}
 	if err == nil && c.to != nil {
 		err = j.options.fsync(c.to.log)
+		j.options.after("copies synced")
 	}
 	if err == nil {
 		err = j.saveDropped(s, c.counted.delivered, c.counted.dead)
+		j.options.after("dropped")
 	}
 	if err != nil {
 		c.undo()
+		j.options.after("undone")
 	}
 	return c, err
 }
@@ -194,9 +236,10 @@ func (c *collection) copy(f *os.File) (err error) {
 			c.counted.dead++
 		}
 	}
-	scanRecords(f, s.end, s.seed, func(offset uint32, size int, r *record) bool {
+	result := scanRecords(f, s.end, s.seed, func(offset uint32, size int, r *record) bool {
 		if r.ids != nil {
-			return true
+			err = c.keepBlock(r.ids)
+			return err == nil
 		}
 		for len(c.outcomes) > 0 && c.outcomes[0].offset < offset {
 			c.found.add(c.outcomes[0].offset)
@@ -207,6 +250,7 @@ func (c *collection) copy(f *os.File) (err error) {
 		if len(c.outcomes) > 0 && c.outcomes[0].offset == offset {
 			count(c.outcomes[0])
 			c.outcomes = c.outcomes[1:]
+			c.bytes[r.Device] -= idsOfSettled // what its id takes is counted with the block
 			err = c.keepID(&r.Accepted)
 		} else {
 			err = c.move(s.originOf(offset, r), size, &r.Accepted)
@@ -222,7 +266,12 @@ func (c *collection) copy(f *os.File) (err error) {
 	}
 	// What would be lost by an error is not dropped on the word of a counter: every message was found, or its outcome.
 	if want := s.accepted.plus(s.stray); c.found != want {
-		return ErrNotYet
+		return errDamaged
+	}
+	// Of a settled message that cannot be read, or a block of ids, no id is left: until it would be too old anyway, its
+	// timestamp is not refused for good.
+	if result.damaged > 0 {
+		c.damaged, c.expired = true, max(c.expired, s.newest, s.newestID)
 	}
 	// Those outcomes were no message's at the start either.
 	c.counted.delivered -= s.strayDelivered
@@ -270,8 +319,20 @@ func (c *collection) move(origin Position, size int, a *Accepted) error {
 	return nil
 }
 
+// keepBlock keeps what is needed of a block of ids.
+func (c *collection) keepBlock(body []byte) (err error) {
+	ok := readIDs(body, func(a *Accepted, _ int) {
+		if err == nil {
+			err = c.keepID(a)
+		}
+	})
+	if !ok {
+		return errDamaged
+	}
+	return err
+}
+
 func (c *collection) keepID(a *Accepted) error {
-	c.bytes[a.Device] -= idsOfSettled
 	if a.Timestamp < c.oldest {
 		c.expired = max(c.expired, a.Timestamp)
 		return nil
@@ -318,6 +379,7 @@ func (c *collection) write() error {
 	}
 	c.at += int64(len(c.buf))
 	c.buf = c.buf[:0]
+	c.j.options.after("copies written")
 	return nil
 }
 
@@ -389,11 +451,9 @@ func (j *Journal) collector() (*segment, error) {
 		if c.end < logStart+j.options.SegmentBytes/collectorPart && !old {
 			return c, nil
 		}
-		if err := c.log.Close(); err != nil {
+		if err := j.closeCollector(); err != nil {
 			return nil, err
 		}
-		c.log, c.closed = nil, true
-		b.collector = nil
 	}
 	s, err := j.create(kindCollector)
 	if err != nil {
@@ -401,6 +461,22 @@ func (j *Journal) collector() (*segment, error) {
 	}
 	b.collector, b.collectorSince = s, time.Now()
 	return s, nil
+}
+
+// closeCollector has the next one begun.
+func (j *Journal) closeCollector() error {
+	if err := j.cutTail(); err != nil {
+		return err
+	}
+	c := j.background.collector
+	// What was cut off of it must not come back once its segment is dropped.
+	if err := j.options.fsync(c.log); err != nil {
+		return err
+	}
+	c.log.Close()
+	c.log, c.closed = nil, true
+	j.background.collector = nil
+	return nil
 }
 
 // saveDropped notes durably that s is no more, with what became of its messages.
@@ -414,18 +490,18 @@ func (j *Journal) saveDropped(s *segment, delivered, dead uint64) error {
 	}
 	d.Segments = append(d.Segments, droppedName{s.number, s.salt})
 	d.add(s.number)
-	first := uint32(math.MaxUint32) // of those that stay
-	j.mu.Lock()
-	for number, other := range j.segments {
-		if other != s {
-			first = min(first, number)
-		}
-	}
-	j.mu.Unlock()
-	d.forgetBefore(first)
+	d.forgetOldest()
 	j.stateMu.Lock()
-	err := d.save(j.options.Dir)
+	err := d.save(j.options.Dir, j.options.fsync)
 	j.stateMu.Unlock()
+	if errors.Is(err, errReplaced) {
+		// A process that is killed now finds s dropped; after a failure of the power s may be there, and the copies are cut
+		// off then. So both must stay until the directory is on the disk.
+		b.dropUnsynced = true
+		err = nil
+	} else if err == nil {
+		b.dropUnsynced = false
+	}
 	if err == nil {
 		b.dropped = d
 	}
@@ -438,8 +514,8 @@ func (j *Journal) exists(name string) bool {
 	return !errors.Is(err, os.ErrNotExist)
 }
 
-// forget removes what is left of a dropped segment.
-func (j *Journal) forget(s *segment) error {
+// forget has a dropped segment be no more; its files are left over.
+func (j *Journal) forget(s *segment) {
 	j.mu.Lock()
 	delete(j.segments, s.number)
 	reader := s.reader
@@ -450,9 +526,27 @@ func (j *Journal) forget(s *segment) error {
 		reader.Close()
 	}
 	j.background.dirtyOutcome = slices.DeleteFunc(j.background.dirtyOutcome, func(o *segment) bool { return o == s })
-	err := j.removeFiles(s.number)
-	j.used.Add(-s.charge())
+	j.background.leftover = append(j.background.leftover, s)
 	j.counts.dropped.Add(1)
 	j.log.Debug("a segment of the journal dropped", "file", logName(s.number))
-	return err
+}
+
+// removeLeftover removes the files of dropped segments.
+func (j *Journal) removeLeftover() error {
+	b := &j.background
+	if b.dropUnsynced {
+		if err := syncDirectory(j.options.Dir, j.options.fsync); err != nil {
+			return err
+		}
+		b.dropUnsynced = false
+	}
+	for len(b.leftover) > 0 {
+		s := b.leftover[0]
+		if err := j.removeFiles(s.number); err != nil {
+			return err
+		}
+		j.used.Add(-s.charge())
+		b.leftover = b.leftover[1:]
+	}
+	return nil
 }

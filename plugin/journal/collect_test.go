@@ -98,6 +98,34 @@ func TestJournalHoldsTheBacklogAndIDs(t *testing.T) {
 	}
 }
 
+// What was moved because it waited, and is settled then, takes no room either, though ids that are needed are beside it.
+func TestSettledAfterItWasMoved(t *testing.T) {
+	f := newFixture(t)
+	f.MaxBytes, f.SegmentBytes = 4<<20, 64<<10
+	j, _ := f.open()
+	const n, payload = 2000, 1024
+	kept := feed(t, j, "sensor_001", 0, n, payload, func(i int) bool { return i%5 < 2 })
+	waitFor(t, "the others to be collected", func() bool { return j.Stats().Bytes < n*2/5*(payload+300)+n*45+400<<10 })
+	for _, r := range kept {
+		j.Done(r.pos, Delivered)
+	}
+	most := int64(n*45 + 400<<10)
+	waitFor(t, "what was moved to be collected", func() bool { return j.Stats().Bytes < most })
+	waitFor(t, "the device to be charged for ids", func() bool { return j.DeviceBytes("sensor_001") < n*45 })
+	f.close(j)
+	_, all := f.open()
+	ids := make(map[[16]byte]bool)
+	for _, r := range all {
+		if r.outcome == Pending {
+			t.Errorf("%v waits", r.pos)
+		}
+		ids[r.message.MessageID] = true
+	}
+	if len(ids) != n || len(all) != n {
+		t.Errorf("%d ids of %d messages, given %d times", len(ids), n, len(all))
+	}
+}
+
 // A device that has taken its share is refused, over restarts too, and nobody else is; the log names it.
 func TestDeviceShare(t *testing.T) {
 	f := newFixture(t)

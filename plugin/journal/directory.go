@@ -135,13 +135,13 @@ func allocate(f *os.File, size int64) error {
 	return f.Sync()
 }
 
-func syncDirectory(dir string) error {
+func syncDirectory(dir string, fsync func(*os.File) error) error {
 	d, err := os.Open(dir)
 	if err != nil {
 		return err
 	}
 	defer d.Close()
-	return d.Sync()
+	return fsync(d)
 }
 
 func removeIfThere(path string) error {
@@ -174,7 +174,7 @@ func createLog(dir string, h header, fsync func(*os.File) error) (_ *os.File, er
 	if err := fsync(f); err != nil {
 		return nil, err
 	}
-	if err := syncDirectory(dir); err != nil {
+	if err := syncDirectory(dir, fsync); err != nil {
 		return nil, err
 	}
 	return f, nil
@@ -221,8 +221,12 @@ func LoadState(dir, name string) ([]byte, error) {
 	return b[stateHeader:], nil
 }
 
-// saveState replaces a state at once: after a failure of the power there is the former one or this one.
-func saveState(dir, name string, data []byte) (err error) {
+// errReplaced is for a state that was replaced, which a failure of the power may undo: the fsync of the directory failed.
+var errReplaced = errors.New("it is saved, but a failure of the power may bring the former one back")
+
+// saveState replaces a state at once: after a failure of the power there is the former one or this one. With an error
+// there is the former one, unless it is errReplaced.
+func saveState(dir, name string, data []byte, fsync func(*os.File) error) (err error) {
 	path, err := statePath(dir, name)
 	if err != nil {
 		return err
@@ -236,7 +240,9 @@ func saveState(dir, name string, data []byte) (err error) {
 	temporary := path + newSuffix
 	defer func() {
 		if err != nil {
-			_ = os.Remove(temporary)
+			if !errors.Is(err, errReplaced) {
+				_ = os.Remove(temporary)
+			}
 			err = fmt.Errorf("journal: state %q: %w", name, err)
 		}
 	}()
@@ -246,7 +252,7 @@ func saveState(dir, name string, data []byte) (err error) {
 	}
 	_, err = f.Write(b)
 	if err == nil {
-		err = f.Sync()
+		err = fsync(f)
 	}
 	if err = errors.Join(err, f.Close()); err != nil {
 		return err
@@ -254,7 +260,10 @@ func saveState(dir, name string, data []byte) (err error) {
 	if err := os.Rename(temporary, path); err != nil {
 		return err
 	}
-	return syncDirectory(dir)
+	if err := syncDirectory(dir, fsync); err != nil {
+		return fmt.Errorf("%w: %w", errReplaced, err)
+	}
+	return nil
 }
 
 // dropped is the journal's own state: what the segments held that are no more. A segment is dropped when this state,
@@ -263,7 +272,7 @@ type dropped struct {
 	Delivered uint64         `json:"delivered"`
 	Dead      uint64         `json:"dead"`
 	Segments  []droppedName  `json:"segments"`         // those whose files may still be there
-	Ranges    []droppedRange `json:"ranges,omitempty"` // every number that was dropped above the first that is left, ascending
+	Ranges    []droppedRange `json:"ranges,omitempty"` // every number that was dropped, ascending; at most maxRanges
 }
 
 type droppedName struct {
@@ -279,8 +288,8 @@ type droppedRange struct {
 
 // add notes that a segment was dropped.
 func (d *dropped) add(number uint32) {
-	i, found := slices.BinarySearchFunc(d.Ranges, number, func(r droppedRange, number uint32) int { return cmp.Compare(r.First, number) })
-	if found || i > 0 && d.Ranges[i-1].Last >= number {
+	i, found := d.rangeAt(number)
+	if found {
 		return
 	}
 	d.Ranges = slices.Insert(d.Ranges, i, droppedRange{number, number})
@@ -294,13 +303,30 @@ func (d *dropped) add(number uint32) {
 	}
 }
 
-// forgetBefore leaves out what no gap could be taken for, but for the last: its number must not be given again.
-func (d *dropped) forgetBefore(first uint32) {
-	if len(d.Ranges) == 0 {
-		return
+// maxRanges bounds the state. There are no more ranges than segments are left, but for numbers that were never given.
+const maxRanges = 4096
+
+// forgetOldest leaves out the oldest ranges beyond maxRanges.
+func (d *dropped) forgetOldest() {
+	if n := len(d.Ranges) - maxRanges; n > 0 {
+		d.Ranges = slices.Delete(d.Ranges, 0, n)
 	}
-	last := d.Ranges[len(d.Ranges)-1]
-	d.Ranges = slices.DeleteFunc(d.Ranges, func(r droppedRange) bool { return r.Last < first && r != last })
+}
+
+// has reports whether a segment was dropped. The number alone says so too, since none is given twice: files that come
+// back (from a backup, say) bring back no message that was delivered, and void nothing that was moved out of them.
+func (d *dropped) has(number uint32, s salt) bool {
+	if slices.Contains(d.Segments, droppedName{number, s}) {
+		return true
+	}
+	_, found := d.rangeAt(number)
+	return found
+}
+
+// rangeAt reports whether a number is in a range, and where one that begins with it would be.
+func (d *dropped) rangeAt(number uint32) (i int, found bool) {
+	i, found = slices.BinarySearchFunc(d.Ranges, number, func(r droppedRange, number uint32) int { return cmp.Compare(r.First, number) })
+	return i, found || i > 0 && d.Ranges[i-1].Last >= number
 }
 
 // between returns how many segments were dropped between two others.
@@ -313,12 +339,12 @@ func (d *dropped) between(from, to uint32) (n uint64) {
 	return n
 }
 
-func (d *dropped) save(dir string) error {
+func (d *dropped) save(dir string, fsync func(*os.File) error) error {
 	b, err := json.Marshal(d)
 	if err != nil {
 		return err
 	}
-	return saveState(dir, droppedState, b)
+	return saveState(dir, droppedState, b, fsync)
 }
 
 func loadDropped(dir string) (d dropped, err error) {

@@ -6,7 +6,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 )
 
 // DirName is the journal's directory in the state directory.
@@ -116,7 +115,7 @@ func (i *inspector) segment(number uint32, collectors bool) error {
 		return fmt.Errorf("%w: %w", errUnreadable, err)
 	case h.number != number:
 		return errUnreadable
-	case slices.Contains(i.dropped.Segments, droppedName{number, h.salt}):
+	case i.dropped.has(number, h.salt):
 		return nil
 	}
 	i.seen[number] = true
@@ -158,5 +157,5 @@ func (i *inspector) segment(number uint32, collectors bool) error {
 // present reports whether a segment has its messages itself.
 func (i *inspector) present(number uint32) bool {
 	h, err := headerAt(filepath.Join(i.dir, logName(number)))
-	return err == nil && !slices.Contains(i.dropped.Segments, droppedName{number, h.salt})
+	return err == nil && !i.dropped.has(number, h.salt)
 }

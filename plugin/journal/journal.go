@@ -125,9 +125,10 @@ type Options struct {
 	BeforeDrop func(newest int64) error
 	Log        *slog.Logger
 
-	// Of tests; nil: time.Now and os.File.Sync.
+	// Of tests; nil: time.Now, os.File.Sync, and nothing.
 	now   func() time.Time
 	fsync func(*os.File) error
+	after func(step string) // called between two changes of the journal's files by its goroutine
 }
 
 // Recovery is given every message that is in the journal while [Open] runs, oldest first: those that wait and those that
@@ -214,6 +215,9 @@ func Open(o Options, recovery Recovery) (_ *Journal, err error) {
 	}
 	if o.fsync == nil {
 		o.fsync = (*os.File).Sync
+	}
+	if o.after == nil {
+		o.after = func(string) {}
 	}
 	if o.MaxBytes < minBytes {
 		return nil, fmt.Errorf("journal: MaxBytes is %d, at least %d are needed", o.MaxBytes, minBytes)
@@ -550,7 +554,7 @@ func (j *Journal) SaveState(name string, data []byte) error {
 	}
 	j.stateMu.Lock()
 	defer j.stateMu.Unlock()
-	return saveState(j.options.Dir, name, data)
+	return saveState(j.options.Dir, name, data, j.options.fsync)
 }
 
 // Stats is the state of a journal. Accepted = Delivered + Dead + Pending, over the life of the journal: across restarts,

@@ -844,7 +844,7 @@ func TestDropIsFinished(t *testing.T) {
 	f.close(j)
 	first := all[0].pos.segment()
 	d := dropped{Delivered: 10, Segments: []droppedName{{first, j.current.salt}}}
-	if err := d.save(f.Dir); err != nil {
+	if err := d.save(f.Dir, (*os.File).Sync); err != nil {
 		t.Fatal(err)
 	}
 	j, got := f.open()

@@ -18,7 +18,7 @@ func (j *Journal) classify(logs []uint32, d *dropped) (collectors, ordinary []ui
 		switch {
 		case errors.Is(err, errNewerVersion), errors.Is(err, os.ErrPermission):
 			return nil, nil, fmt.Errorf("journal: %s: %w", path, err)
-		case err == nil && h.kind == kindCollector && h.number == number && !slices.Contains(d.Segments, droppedName{number, h.salt}):
+		case err == nil && h.kind == kindCollector && h.number == number && !d.has(number, h.salt):
 			collectors = append(collectors, number)
 		default:
 			ordinary = append(ordinary, number)
@@ -147,7 +147,7 @@ func (r *recoverer) present(number uint32) bool {
 	if !known {
 		if slices.Contains(r.ordinary, number) || slices.Contains(r.collectors, number) {
 			h, err := headerAt(filepath.Join(r.j.options.Dir, logName(number)))
-			is = err == nil && h.number == number && !slices.Contains(r.dropped.Segments, droppedName{number, h.salt})
+			is = err == nil && h.number == number && !r.dropped.has(number, h.salt)
 		}
 		r.presence[number] = is
 	}

@@ -146,7 +146,7 @@ func (j *Journal) recoverSegment(number uint32, d *dropped, rec *recoverer) (seg
 	case h.number != number:
 		j.used.Add(size)
 		return 0, fmt.Errorf("%w: it is segment %s under another name", errUnreadable, logName(h.number))
-	case slices.Contains(d.Segments, droppedName{number, h.salt}):
+	case d.has(number, h.salt):
 		return segmentDropped, j.removeFiles(number)
 	}
 
@@ -199,6 +199,7 @@ func (j *Journal) removeFiles(number uint32) error {
 	if err := removeIfThere(filepath.Join(j.options.Dir, logName(number))); err != nil {
 		return err
 	}
+	j.options.after("log removed")
 	return removeIfThere(filepath.Join(j.options.Dir, outcomesName(number)))
 }
 

@@ -146,6 +146,7 @@ type segment struct {
 	unsynced        bool      // recovered, and possibly not on the disk yet
 	settledBytes    int64     // of records, an outcome of which was written
 	settledAt       time.Time // when the latest was
+	retryAt         time.Time // it is not to be collected before
 
 	// Of a collector; the background's.
 	collector bool
