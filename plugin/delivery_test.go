@@ -74,27 +74,29 @@ func TestRestartRemembers(t *testing.T) {
 // TestJournalFull: what cannot be stored is refused and not remembered.
 func TestJournalFull(t *testing.T) {
 	g := startGateway(t, "timeout = \"1m\"\n[publish]\nmax_bytes = 700000\n[journal]\nmax_bytes = \"1MiB\"\n")
-	large := func(id string) *Publish {
-		p := publish("sensor_001", sign(t, "s", "sensor_001", time.Now().Unix(), id, `"`+strings.Repeat("x", 600000)+`"`))
+	large := func(device, id string) *Publish {
+		p := publish(device, sign(t, "s", device, time.Now().Unix(), id, `"`+strings.Repeat("x", 600000)+`"`))
 		p.QoS, p.Connection = 1, 1
 		return p
 	}
-	if o := g.send(large(uuid.NewString())); o != Route {
+	if o := g.send(large("sensor_001", uuid.NewString())); o != Route {
 		t.Fatalf("outcome %d: %s", o, g.host.last())
 	}
 	id := uuid.New()
-	second := large(id.String())
+	second := large("sensor_002", id.String())
 	if o := g.send(second); o != Refuse || !strings.Contains(g.host.last(), "reason=overloaded") || !strings.Contains(g.host.last(), "journal: full") {
 		t.Fatalf("outcome %d: %s", o, g.host.last())
 	}
-	if _, seen := g.seen.Lookup(g.registry.Lookup([]byte("sensor_001")).Serial, id); seen {
+	if _, seen := g.seen.Lookup(g.registry.Lookup([]byte("sensor_002")).Serial, id); seen {
 		t.Error("a message that was refused is remembered")
 	}
 	if s := g.Stats(); s.Accounts.Accepted != 1 || s.Journal.Accepted != 1 || s.Journal.Refused != 1 {
 		t.Errorf("%+v", s)
 	}
-	if o := g.send(g.fresh("sensor_002")); o != Route {
-		t.Errorf("a small message: outcome %d: %s", o, g.host.last())
+	for _, device := range []string{"sensor_001", "sensor_002"} {
+		if o := g.send(g.fresh(device)); o != Route {
+			t.Errorf("a small message of %s: outcome %d: %s", device, o, g.host.last())
+		}
 	}
 }
 

@@ -126,6 +126,26 @@ func TestSettledAfterItWasMoved(t *testing.T) {
 	}
 }
 
+// Messages of half the journal's size: one that is settled does not keep the next one out.
+func TestLargeMessagesInTurn(t *testing.T) {
+	f := newFixture(t)
+	f.MaxBytes, f.DeviceBytes = 1<<20, 800<<10
+	j, _ := f.open()
+	for i := range 4 {
+		a := message(i)
+		a.Device, a.Payload = "camera", make([]byte, 600<<10)
+		var pos Position
+		waitFor(t, "room", func() (stored bool) {
+			var err error
+			if pos, err = j.Append(a); err != nil && !errors.Is(err, ErrFull) && !errors.Is(err, ErrShare) {
+				t.Fatal(err)
+			}
+			return err == nil
+		})
+		j.Done(pos, Delivered)
+	}
+}
+
 // A device that has taken its share is refused, over restarts too, and nobody else is; the log names it.
 func TestDeviceShare(t *testing.T) {
 	f := newFixture(t)

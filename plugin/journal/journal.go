@@ -310,6 +310,12 @@ func (j *Journal) append(a *Accepted) (Position, error) {
 		return 0, errStarved
 	}
 	if j.used.Load()+cost > j.options.MaxBytes {
+		if j.active.end-logStart >= j.options.SegmentBytes/2 {
+			// What is settled in it takes room until it is sealed, and nothing else would seal it.
+			if next := j.next.Swap(nil); next != nil {
+				j.begin(next)
+			}
+		}
 		return 0, ErrFull
 	}
 	s, err := j.room(int64(n))
@@ -369,13 +375,18 @@ func (j *Journal) room(n int64) (*segment, error) {
 		}
 		return s, nil
 	}
+	j.begin(next)
+	return next, nil
+}
+
+// begin seals the active segment and goes on with the next.
+func (j *Journal) begin(next *segment) {
 	j.mu.Lock()
-	j.sealed = append(j.sealed, s)
+	j.sealed = append(j.sealed, j.active)
 	j.current = next
 	j.mu.Unlock()
 	j.active = next
 	j.poke()
-	return next, nil
 }
 
 // Done says what became of the message at pos, once for each. It returns at once: the outcome is written within some
