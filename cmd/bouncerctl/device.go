@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -125,6 +126,9 @@ func (o *addOptions) run(id, configFile string, stdin io.Reader, stdout io.Write
 	secret, err := o.secret(stdin)
 	if err != nil {
 		return err
+	}
+	if note := blanksNote(secret, inputName(o.secretFile)); note != "" {
+		fmt.Fprintln(stdout, note)
 	}
 	out := o.out
 	if out == "" {
@@ -257,9 +261,20 @@ func parseSecret(content []byte, name string) ([]byte, error) {
 	return []byte(secret), nil
 }
 
-// invisible tells whether c is a character that nothing shows, such as a byte order mark or a zero-width space, or the one
-// that stands for what could not be read.
-func invisible(c rune) bool { return unicode.Is(unicode.Cf, c) || c == unicode.ReplacementChar }
+// invisible tells whether c is a character that nothing shows, such as a byte order mark or a zero-width space, or that
+// looks like a blank and is none, or the one that stands for what could not be read.
+func invisible(c rune) bool {
+	return c == unicode.ReplacementChar || c != ' ' && unicode.In(c, unicode.Cf, unicode.Z, unicode.Variation_Selector, unicode.Other_Default_Ignorable_Code_Point)
+}
+
+// blanksNote is what is said of a secret with blanks around it, which an editor does not show; "" of others. They are part
+// of the secret, as docs/configuration.md has it.
+func blanksNote(secret []byte, name string) string {
+	if bytes.Equal(secret, bytes.TrimSpace(secret)) {
+		return ""
+	}
+	return fmt.Sprintf("Note: the secret in %s begins or ends with a blank, which is part of it.", name)
+}
 
 // invisibleName names the first invisible character.
 func invisibleName(text string) string {

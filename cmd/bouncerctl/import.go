@@ -1,6 +1,8 @@
 package main
 
 import (
+	"bufio"
+	"bytes"
 	"context"
 	"encoding/csv"
 	"errors"
@@ -39,7 +41,9 @@ func newDeviceImport(configFile *string) *cobra.Command {
 		Long: `Register the devices in a file of comma-separated values, - for standard input:
 all of them, or none if anything is wrong with one. The first line names the
 columns: id, or device_id; and secret, or shared_secret, which may be left out or
-empty for a secret to be made. A byte order mark is left out; UTF-16 is read too.
+empty for a secret to be made. Semicolons or tabs may stand for the commas. A byte
+order mark is left out, and so is the line that Windows PowerShell's Export-Csv
+writes before the columns; UTF-16 is read too.
 
 With --out, a bundle as of "device add" is made for each device, in a directory
 of its name. Without, each line must have a secret: one that is made and told
@@ -72,9 +76,12 @@ func (o *importOptions) run(name, configFile string, stdin io.Reader, stdout, st
 	if err != nil {
 		return err
 	}
-	devices, err := readCSV(name, stdin, o.out != "")
+	devices, notes, err := readCSV(name, stdin, o.out != "")
 	if err != nil {
 		return err
+	}
+	for _, note := range notes {
+		fmt.Fprintln(stdout, note)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -149,63 +156,96 @@ func importError(err error) error {
 	return fmt.Errorf("nothing was registered: %w", err)
 }
 
-// readCSV reads the devices of a file, and makes secrets for those without if makeSecrets.
-func readCSV(name string, stdin io.Reader, makeSecrets bool) (devices []registry.Registration, err error) {
+// maxNotes bounds what is said about a file that can be imported all the same.
+const maxNotes = 10
+
+// readCSV reads the devices of a file, and makes secrets for those without if makeSecrets. The notes are of what is
+// probably not meant.
+func readCSV(name string, stdin io.Reader, makeSecrets bool) (devices []registry.Registration, notes []string, err error) {
 	source := stdin
 	if name == "-" {
 		name = "standard input"
 	} else {
 		f, err := os.Open(name)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		defer f.Close()
 		source = f
 	}
-	r := csv.NewReader(textfile.NewReader(source))
+	text := bufio.NewReader(textfile.NewReader(source))
+	before, comma := dialect(text)
+	r := csv.NewReader(text)
 	r.ReuseRecord = true
+	r.Comma = comma
 	header, err := r.Read()
 	if errors.Is(err, io.EOF) {
-		return nil, fmt.Errorf("%s is empty; its first line must name the columns: id,secret", name)
+		return nil, nil, fmt.Errorf("%s is empty; its first line must name the columns: id,secret", name)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", name, err)
+		return nil, nil, fmt.Errorf("%s: %w", name, err)
+	}
+	if strings.ContainsRune(strings.Join(header, ""), '\r') {
+		return nil, nil, fmt.Errorf("%s: its lines end with CR alone, as on old Macs; save it with LF or CRLF", name)
 	}
 	id, secret, err := columns(header)
 	if err != nil {
-		return nil, fmt.Errorf("%s:1: %w", name, err)
+		return nil, nil, fmt.Errorf("%s:%d: %w", name, before+1, err)
 	}
 	lines := make(map[string]int)
 	for {
 		record, err := r.Read()
 		if errors.Is(err, io.EOF) {
-			return devices, nil
+			return devices, notes, nil
 		}
 		if err != nil {
-			return nil, fmt.Errorf("%s: %w", name, err)
+			return nil, nil, fmt.Errorf("%s: %w", name, err)
 		}
 		line, _ := r.FieldPos(0)
+		line += before
 		d := registry.Registration{ID: strings.Clone(record[id])}
 		at := fmt.Sprintf("%s:%d", name, line)
 		switch first, twice := lines[d.ID]; {
 		case !registry.ValidID(d.ID) || d.ID == "." || d.ID == "..":
-			return nil, fmt.Errorf("%s: %q is not a device id (1 to 64 of A-Z a-z 0-9 . _ : -)", at, d.ID)
+			return nil, nil, fmt.Errorf("%s: %q is not a device id (1 to 64 of A-Z a-z 0-9 . _ : -)", at, d.ID)
 		case twice:
-			return nil, fmt.Errorf("%s: device %q is in line %d already; remove one", at, d.ID, first)
+			return nil, nil, fmt.Errorf("%s: device %q is in line %d already; remove one", at, d.ID, first)
 		}
 		lines[d.ID] = line
 		switch {
 		case secret >= 0 && record[secret] != "":
 			if d.Secret, err = parseSecret([]byte(record[secret]), at); err != nil {
-				return nil, err
+				return nil, nil, err
+			}
+			if note := blanksNote(d.Secret, at); note != "" && len(notes) < maxNotes {
+				notes = append(notes, note)
 			}
 		case makeSecrets:
 			d.Secret = newSecret()
 		default:
-			return nil, fmt.Errorf("%s: device %q has no secret; write one there, or have it made with --out DIR", at, d.ID)
+			return nil, nil, fmt.Errorf("%s: device %q has no secret; write one there, or have it made with --out DIR", at, d.ID)
 		}
 		devices = append(devices, d)
 	}
+}
+
+// dialect looks at the first line: the fields are separated by semicolons where Excel's country has a comma in numbers, or
+// by tabs; and Windows PowerShell's Export-Csv writes a line with a type before the columns, which is taken out. before is
+// how many lines were.
+func dialect(text *bufio.Reader) (before int, comma rune) {
+	const longest = 4096 // text's buffer
+	if begin, _ := text.Peek(len("#TYPE ")); string(begin) == "#TYPE " {
+		_, _ = text.ReadString('\n')
+		before = 1
+	}
+	line, _ := text.Peek(longest)
+	line, _, _ = bytes.Cut(line, []byte("\n"))
+	for _, other := range ";\t" {
+		if !bytes.ContainsRune(line, ',') && bytes.ContainsRune(line, other) {
+			return before, other
+		}
+	}
+	return before, ','
 }
 
 // columns finds the columns in the header; secret is -1 if there is none.
@@ -213,7 +253,7 @@ func columns(header []string) (id, secret int, err error) {
 	id, secret = -1, -1
 	for i, column := range header {
 		var at *int
-		switch strings.TrimSpace(column) {
+		switch strings.ToLower(strings.TrimSpace(column)) {
 		case "id", "device_id":
 			at = &id
 		case "secret", "shared_secret":

@@ -39,6 +39,9 @@ func TestTextAsWindowsWritesIt(t *testing.T) {
 		inUTF16("secret")[2:]:           "--secret-file: what is in standard input is UTF-16 without a byte order mark; save it as UTF-8",
 		inUTF16("secret") + "x":         "--secret-file: what is in standard input begins as UTF-16 and is not all of it; save it as UTF-8",
 		"\ufeff\ufeffsecret":            "the secret in standard input has a character that is not shown (U+FEFF); write it again, by hand if need be",
+		"secret\u00a0":                  "the secret in standard input has a character that is not shown (U+00A0); write it again, by hand if need be",
+		"secret\u2028\n":                "the secret in standard input has a character that is not shown (U+2028); write it again, by hand if need be",
+		"sec\u3164ret":                  "the secret in standard input has a character that is not shown (U+3164); write it again, by hand if need be",
 		"sec\u200bret":                  "the secret in standard input has a character that is not shown (U+200B); write it again, by hand if need be",
 		" \t ":                          "the secret in standard input is of blanks alone, which is no secret; put the secret there",
 		"\x00\x00\x00":                  "the secret in standard input is not one line of text; write its bytes as hexadecimal digits, and sign with those",
@@ -51,6 +54,9 @@ func TestTextAsWindowsWritesIt(t *testing.T) {
 		"a": "\ufeff\"id\",\"secret\"\r\n\"a1\",\"one\"\r\n",
 		"b": inUTF16("\"id\",\"secret\"\r\n\"b1\",\"one\"\r\n"),
 		"c": "id,secret\nc1,one\n",
+		"d": "#TYPE System.Management.Automation.PSCustomObject\r\n\"Id\",\"Secret\"\r\n\"d1\",\"one\"\r\n",
+		"e": "\ufeffsecret;id\r\none;e1\r\n",
+		"f": inUTF16("ID\tSHARED_SECRET\r\nf1\tone\r\n"),
 	} {
 		file := filepath.Join(t.TempDir(), "fleet.csv")
 		writeFile(t, file, content)
@@ -60,13 +66,29 @@ func TestTextAsWindowsWritesIt(t *testing.T) {
 		}
 	}
 	for content, want := range map[string]string{
-		"id,secret\nx,\"\x00\x00\"\n": "the secret in standard input:2 is not one line of text",
-		"id,secret\nx,\" \"\n":        "the secret in standard input:2 is of blanks alone",
-		"i\x00d\x00,\x00s\x00":        "standard input: is UTF-16 without a byte order mark",
+		"id,secret\nx,\"\x00\x00\"\n":  "the secret in standard input:2 is not one line of text",
+		"id,secret\nx,\" \"\n":         "the secret in standard input:2 is of blanks alone",
+		"id,secret\rx,one\ry,two\r":    "its lines end with CR alone",
+		"#TYPE x\nid,secret\nx ,one\n": "standard input:3: \"x \" is not a device id",
+		"i\x00d\x00,\x00s\x00":         "standard input: is UTF-16 without a byte order mark",
 	} {
 		if got := bouncerctl(t, content, deviceArgs(dir, "import", "-")...); got.code != 1 || !strings.Contains(got.stderr, want) {
 			t.Errorf("%q: %d %s", content, got.code, got.stderr)
 		}
+	}
+}
+
+// TestBlanksAroundASecret: they are part of it, and that is said.
+func TestBlanksAroundASecret(t *testing.T) {
+	dir := newDir(t)
+	file := filepath.Join(t.TempDir(), "secret")
+	writeFile(t, file, "one \n")
+	if got := device(t, dir, "add", "a", "--no-cert", "--secret-file", file); !strings.Contains(got, "begins or ends with a blank, which is part of it") || storedSecret(t, dir, "a") != "one " {
+		t.Error(got)
+	}
+	writeFile(t, file, "id,secret\nb,one\nc, two\n")
+	if got := device(t, dir, "import", file); strings.Count(got, "Note: the secret in ") != 1 || !strings.Contains(got, ":3 begins or ends with a blank") || storedSecret(t, dir, "c") != " two" {
+		t.Error(got)
 	}
 }
 
