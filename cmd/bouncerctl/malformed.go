@@ -38,6 +38,9 @@ func malformed(message []byte) (found []string, repaired []byte) {
 	if !bytes.Equal(text, message) {
 		found = append(found, "the message begins with a byte order mark, or is UTF-16; publish UTF-8 without a mark")
 	}
+	if cut := bytes.TrimRight(text, "\x00"); len(cut) < len(text) {
+		found, text = append(found, "the message ends with a NUL byte; publish strlen bytes, not sizeof"), cut
+	}
 	whole, err := parseNode(text)
 	switch {
 	case err != nil && bytes.Contains(text, []byte("'device_id'")):

@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/hex"
+	"fmt"
 	"slices"
 	"strconv"
 	"strings"
@@ -53,6 +54,9 @@ func (v *verification) mistake() string {
 				return sentence(whole)
 			}
 		}
+		if said := v.cutOrInMilliseconds(secret); said != "" {
+			return said
+		}
 		if said := v.otherHash(secret, []byte(joins[0].join(string(v.e.Payload)))); said != "" {
 			return said
 		}
@@ -88,6 +92,7 @@ func payloadGuesses(n node, e *envelope.Envelope) (common, rare []guess) {
 		{blank.write(n), spaced.what, spaced.cure},
 		{spelling{}.write(n), "the payload without blanks, in the order in which it was sent, but it was sent with blanks", signAsSent},
 		{asSent + "\n", "a line end behind the payload", "leave it out"},
+		{asSent + "\x00", "a NUL byte behind the payload", "take the text's length without the NUL (strlen, not sizeof)"},
 	}
 	add := func(what, cure string, texts ...string) {
 		for _, text := range texts {
@@ -99,8 +104,11 @@ func payloadGuesses(n node, e *envelope.Envelope) (common, rare []guess) {
 	for _, indent := range []string{"  ", "    ", "\t"} {
 		for _, order := range []func([]string, int, int) int{nil, byName} {
 			text := spelling{colon: ": ", indent: indent, order: order}.write(n)
-			add("the payload with indentation", "send that very text, or sign it without blanks", text, text+"\n")
+			add("the payload with indentation", "send that very text, or sign it without blanks", text, text+"\n", strings.ReplaceAll(text, "\n", "\r\n"))
 		}
+	}
+	for _, half := range []spelling{{colon: ": "}, {comma: ", "}, {colon: " : "}, {colon: " : ", comma: ", "}, {colon: " : ", comma: " , "}} {
+		add("the payload with blanks at its commas or colons", "send that very text, or sign it without blanks", half.write(n))
 	}
 	both := func(what, cure string, s spelling) {
 		for _, order := range []func([]string, int, int) int{nil, byName, byUTF16} {
@@ -112,9 +120,11 @@ func payloadGuesses(n node, e *envelope.Envelope) (common, rare []guess) {
 		}
 	}
 	const number = "sign and send a number in the same spelling: format it once"
-	both("numbers written without a fraction of zero (22.0 as 22)", number, spelling{number: shortest})
+	both("numbers written without a fraction of zero (22.0 as 22), or without zeros at its end (22.50 as 22.5)", number, spelling{number: shortest})
 	both("whole numbers written with a fraction (22 as 22.0)", number, spelling{number: withFraction})
 	both("numbers written as Python writes them", number, spelling{number: pythonFloat})
+	both("numbers rounded to 64-bit floating point, as JavaScript has them", number, spelling{number: rounded})
+	both("numbers rounded to 32-bit floating point, as C's float", number, spelling{number: single})
 	both("numbers written as C's %g writes them", number, spelling{number: general})
 	for digits := range 7 {
 		both("numbers written with "+strconv.Itoa(digits)+" decimals", number, spelling{number: decimals(digits, false)})
@@ -144,6 +154,9 @@ func payloadGuesses(n node, e *envelope.Envelope) (common, rare []guess) {
 		if value, err := parseNode([]byte(inner)); err == nil {
 			add("the JSON in the payload's string", cure, spelling{}.write(value), spelling{order: byUTF16}.write(value))
 		}
+	}
+	if filled := withoutNulls(n); len(filled.kids) != len(n.kids) {
+		add("the payload without the members that are null", "sign what is sent", spelling{}.write(filled), spelling{comma: ", ", colon: ": "}.write(filled))
 	}
 	quoted := string(mustQuote(spelling{}.write(n)))
 	add("the payload as a JSON string", "sign the value that is sent", quoted, string(mustQuote(spelling{comma: ", ", colon: ": "}.write(n))))
@@ -186,6 +199,36 @@ func (v *verification) otherOrders(secret registry.Secret, payload node, right j
 	}
 	visit(&payload)
 	return said
+}
+
+// longestCut bounds the texts of which every beginning is tried.
+const longestCut = 4096
+
+// cutOrInMilliseconds finds a signature of the beginning of the right text, and one over the milliseconds of which the
+// message has the seconds.
+func (v *verification) cutOrInMilliseconds(secret registry.Secret) string {
+	key := envelope.NewKey(secret)
+	for _, canonical := range []bool{false, true} {
+		text := v.e.AppendSigned(nil, canonical)
+		for n := min(len(text), longestCut); n > 0; n-- {
+			if v.e.IsMAC(key, text[:n]) {
+				return sentence(guess{what: fmt.Sprintf("the first %d of %d bytes", n, len(text)),
+					cure: "make the buffer larger, and check what snprintf returns"})
+			}
+		}
+		payload := v.e.Payload
+		if canonical {
+			payload = v.e.Canonical()
+		}
+		head := text[:len(text)-len(payload)]
+		at := len(head) - len(v.e.MessageIDText)
+		for ms := range 1000 {
+			if v.e.IsMAC(key, fmt.Appendf(nil, "%s%03d%s", head[:at], ms, text[at:])) {
+				return sentence(guess{what: "a timestamp in milliseconds", cure: "sign and send seconds, the same digits"})
+			}
+		}
+	}
+	return ""
 }
 
 // A joined is a way to join the four parts.
@@ -307,15 +350,17 @@ func wholeGuesses(message []byte) (all []guess) {
 	if err != nil || n.kind != '{' {
 		return nil
 	}
-	without, empty := node{kind: '{'}, node{kind: '{'}
+	without, empty, null := node{kind: '{'}, node{kind: '{'}, node{kind: '{'}
 	for i, name := range n.names {
 		kid := n.kids[i]
 		if unquoted(name) == "signature" {
 			empty.names, empty.kids = append(empty.names, name), append(empty.kids, node{kind: '"', raw: `""`})
+			null.names, null.kids = append(null.names, name), append(null.kids, node{kind: 'n', raw: "null"})
 			continue
 		}
 		without.names, without.kids = append(without.names, name), append(without.kids, kid)
 		empty.names, empty.kids = append(empty.names, name), append(empty.kids, kid)
+		null.names, null.kids = append(null.names, name), append(null.kids, kid)
 	}
 	add := func(n node) {
 		for _, s := range []spelling{{}, {comma: ", ", colon: ": "}, {order: byUTF16}, {order: byUTF16, comma: ", ", colon: ": "},
@@ -325,6 +370,7 @@ func wholeGuesses(message []byte) (all []guess) {
 	}
 	add(without)
 	add(empty)
+	add(null)
 	permutations(len(without.names), func(order []int) bool {
 		other := node{kind: '{'}
 		for _, i := range order {

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
 // TestUsualMistakes signs as firmwares do by mistake, and wants each named with what to do about it.
@@ -78,6 +79,18 @@ func TestUsualMistakes(t *testing.T) {
 		"a string of JSON, good":   {signed(`"{\"a\":1}"`, `"{\"a\":1}"`), "Note: the payload is a string that holds JSON"},
 		"signed as a string":       {signed(`{"a":1}`, `"{\"a\":1}"`), "the payload as a JSON string"},
 
+		"22.50 as 22.5":          {signed(`{"t":22.50}`, `{"t":22.5}`), "without zeros at its end (22.50 as 22.5)"},
+		"JavaScript's numbers":   {signed(`{"t":12345678901234567890}`, `{"t":12345678901234567000}`), "64-bit floating point"},
+		"C's float":              {signed(`{"t":22.3}`, `{"t":22.299999237060547}`), "32-bit floating point"},
+		"without null":           {signed(`{"a":1,"b":null}`, `{"a":1}`), "without the members that are null"},
+		"a blank behind colons":  {signed(`{"a":1,"b":2}`, `{"a": 1,"b": 2}`), "with blanks at its commas or colons"},
+		"indented, CRLF":         {signed(`{"a":1}`, "{\r\n  \"a\": 1\r\n}"), "the payload with indentation"},
+		"NUL":                    {signed(`{"a":1}`, "{\"a\":1}\x00"), "a NUL byte behind the payload"},
+		"cut off":                {signed(`{"a":"`+strings.Repeat("x", 300)+`"}`, `{"a":"`+strings.Repeat("x", 100)), "the first 160 of 362 bytes: make the buffer larger"},
+		"the milliseconds":       {joined(device + ts + "123" + id + `{"a":1}`), "a timestamp in milliseconds: sign and send seconds"},
+		"whole, signature null":  {joined(fmt.Sprintf(`{"device_id":"%s","timestamp":%s,"message_id":"%s","payload":{"a":1},"signature":null}`, device, ts, id)), "the whole object"},
+		"NUL behind the message": {signed(`{"a":1}`, `{"a":1}`) + "\x00", "the message ends with a NUL byte; publish strlen bytes"},
+
 		"bar":                    {joined(device + "|" + ts + "|" + id + `|{"a":1}`), `"|" between the parts: join them with nothing between`},
 		"blank":                  {joined(device + " " + ts + " " + id + ` {"a":1}`), "a blank between the parts"},
 		"comma":                  {joined(device + "," + ts + "," + id + `,{"a":1}`), `"," between the parts`},
@@ -122,10 +135,27 @@ func TestUsualMistakes(t *testing.T) {
 			t.Errorf("%s: exit code %d: %s", name, got.code, got.stdout)
 		}
 	}
+	// Clocks that count from elsewhere.
+	now := time.Now().Unix()
+	for count, want := range map[int64]string{
+		now + 2_208_988_800:                 fmt.Sprintf("in seconds since 1900, as NTP has them, so the message is refused as from the future: sign and send seconds since 1970 (%d)", now),
+		(now + 11_644_473_600) * 10_000_000: fmt.Sprintf("FILETIME has them, so the message is refused as from the future: sign and send seconds since 1970 (%d)", now),
+		now*10_000_000 + 621355968000000000: fmt.Sprintf(".NET's DateTime has them, so the message is refused as from the future: sign and send seconds since 1970 (%d)", now),
+		now - 946_684_800:                   "Note: the timestamp counts from 2000",
+		now + 2*3600 + 60:                   "Note: the timestamp is 2 hours ahead of this machine's clock",
+	} {
+		file := filepath.Join(t.TempDir(), "secret")
+		writeFile(t, file, secret)
+		stamp := fmt.Sprint(count)
+		got := bouncerctl(t, message(stamp, `{"a":1}`, mac(secret, device+stamp+id+`{"a":1}`)), "verify", "--secret-file", file)
+		if !strings.Contains(got.stdout, want) || strings.HasPrefix(want, "Note") != (got.code == 0) {
+			t.Errorf("%d: %d, %s", count, got.code, got.stdout)
+		}
+	}
 	// What is none of them is not named.
 	file := filepath.Join(t.TempDir(), "secret")
 	writeFile(t, file, secret)
-	if got := bouncerctl(t, message(ts, `{"a":1}`, mac("another", device+ts+id+`{"a":1}`)), "verify", "--secret-file", file); strings.Contains(got.stdout, "It is that of") || got.code != 1 {
+	if got := bouncerctl(t, message(ts, `{"a":1}`, mac("another", device+ts+id+`{"a":1}`)), "verify", "--secret-file", file); strings.Contains(got.stdout, "It is that of") || !strings.Contains(got.stdout, "None of the usual mistakes gives it") || got.code != 1 {
 		t.Error(got.stdout)
 	}
 }

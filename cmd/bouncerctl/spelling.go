@@ -220,6 +220,38 @@ func shortest(raw string) string {
 	return strings.Replace(strings.Replace(strconv.FormatFloat(f, 'g', -1, 64), "e-0", "e-", 1), "e+0", "e+", 1)
 }
 
+// rounded writes numbers that are not exact in 64-bit floating point as JavaScript does.
+func rounded(raw string) string {
+	f, err := strconv.ParseFloat(raw, 64)
+	if err != nil || math.Abs(f) >= 1e21 {
+		return raw
+	}
+	return strconv.FormatFloat(f, 'f', -1, 64)
+}
+
+// single writes numbers that went through a 32-bit float, as a program with 64-bit ones writes them.
+func single(raw string) string {
+	f, err := strconv.ParseFloat(raw, 32)
+	if err != nil || !isFloat(raw) {
+		return raw
+	}
+	return strconv.FormatFloat(f, 'f', -1, 64)
+}
+
+// withoutNulls leaves out the members of an object that are null.
+func withoutNulls(n node) node {
+	if n.kind != '{' {
+		return n
+	}
+	filled := node{kind: '{'}
+	for i, kid := range n.kids {
+		if kid.kind != 'n' {
+			filled.names, filled.kids = append(filled.names, n.names[i]), append(filled.kids, withoutNulls(kid))
+		}
+	}
+	return filled
+}
+
 // withFraction writes 22 as 22.0.
 func withFraction(raw string) string {
 	if isFloat(raw) {
