@@ -119,7 +119,7 @@ func bouncer_access(action C.int, p *C.struct_bouncer_publish) (decision C.int) 
 func bouncer_retained(p *C.struct_bouncer_publish) (decision C.int) {
 	defer deny("retained message", &decision)
 	publish := borrowPublish(p)
-	return cDecision(gateway.Retained(&publish))
+	return cDecision(gateway.ServeRetained(&publish))
 }
 
 // cDecision translates an answer; whatever it does not know is a denial.
@@ -279,6 +279,10 @@ func (broker) Publish(p downlink.Publish) error {
 		pinner.Pin(unsafe.SliceData(user))
 		properties.user, properties.user_pairs = unsafe.SliceData(user), C.size_t(len(p.User))
 	}
+	if len(p.Properties) > 0 {
+		pinner.Pin(unsafe.SliceData(p.Properties))
+		properties.packed, properties.packed_len = unsafe.Pointer(unsafe.SliceData(p.Properties)), C.size_t(len(p.Properties))
+	}
 	rc := C.bouncer_publish_to(topic, unsafe.Pointer(unsafe.SliceData(p.Payload)), C.int(len(p.Payload)), C.int(p.QoS), C.bool(p.Retain), &properties)
 	if rc != C.MOSQ_ERR_SUCCESS {
 		return fmt.Errorf("MOSQ_ERR_%d", int(rc))
@@ -342,6 +346,15 @@ func (broker) Traceparent(properties unsafe.Pointer) string {
 	var value [C.BOUNCER_TRACEPARENT]C.char
 	n := C.bouncer_traceparent((*C.mosquitto_property)(properties), &value[0])
 	return C.GoStringN(&value[0], C.int(n))
+}
+
+func (broker) Properties(properties unsafe.Pointer) []byte {
+	var packed C.struct_bouncer_packed
+	defer C.bouncer_free_packed(&packed)
+	if !bool(C.bouncer_pack_properties((*C.mosquitto_property)(properties), &packed)) {
+		return nil
+	}
+	return C.GoBytes(unsafe.Pointer(packed.data), C.int(packed.len))
 }
 
 func (broker) Is2_1() bool { return bool(C.bouncer_broker_is_2_1()) }

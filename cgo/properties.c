@@ -134,55 +134,138 @@ size_t bouncer_traceparent(const mosquitto_property *properties, char value[BOUN
 	return len;
 }
 
-static int copy_string(mosquitto_property **list, const mosquitto_property *properties, int identifier)
+static void pack(struct bouncer_packed *to, int identifier, const void *data, size_t len)
 {
-	char *text = NULL;
-	int rc = MOSQ_ERR_SUCCESS;
+	uint32_t size = (uint32_t)len;
 
-	if(read_string && read_string(properties, identifier, &text, false) && text){
-		rc = mosquitto_property_add_string(list, identifier, text);
+	if(to->failed) return;
+	unsigned char *grown = realloc(to->data, to->len + 1 + sizeof(size) + len);
+	if(!grown){
+		to->failed = true;
+		return;
 	}
-	free(text);
-	return rc;
+	to->data = grown;
+	to->data[to->len++] = (unsigned char)identifier;
+	memcpy(to->data + to->len, &size, sizeof(size));
+	to->len += sizeof(size);
+	if(len > 0) memcpy(to->data + to->len, data, len);
+	to->len += len;
 }
 
-static int copy_user_properties(mosquitto_property **list, const mosquitto_property *properties)
+static void pack_string(struct bouncer_packed *to, const mosquitto_property *properties, int identifier)
 {
-	int rc = MOSQ_ERR_SUCCESS;
+	char *text = NULL;
+
+	if(read_string && read_string(properties, identifier, &text, false) && text) pack(to, identifier, text, strlen(text) + 1);
+	free(text);
+}
+
+static void pack_user_properties(struct bouncer_packed *to, const mosquitto_property *properties)
+{
 	bool skip_first = false;
 
-	while(rc == MOSQ_ERR_SUCCESS && read_string_pair && properties){
+	while(!to->failed && read_string_pair && properties){
 		char *name = NULL, *text = NULL;
 		properties = read_string_pair(properties, MQTT_PROP_USER_PROPERTY, &name, &text, skip_first);
-		if(properties && name && text) rc = mosquitto_property_add_string_pair(list, MQTT_PROP_USER_PROPERTY, name, text);
+		if(properties && name && text){
+			pack(to, MQTT_PROP_USER_PROPERTY, name, strlen(name) + 1);
+			pack(to, MQTT_PROP_USER_PROPERTY, text, strlen(text) + 1);
+		}
 		free(name);
 		free(text);
 		skip_first = true;
+	}
+}
+
+bool bouncer_pack_properties(const mosquitto_property *properties, struct bouncer_packed *packed)
+{
+	uint8_t is_text = 0;
+	void *correlation = NULL;
+	uint16_t len = 0;
+
+	*packed = (struct bouncer_packed){0};
+	if(!properties) return true;
+	find_all();
+	if(read_byte && read_byte(properties, MQTT_PROP_PAYLOAD_FORMAT_INDICATOR, &is_text, false)){
+		pack(packed, MQTT_PROP_PAYLOAD_FORMAT_INDICATOR, &is_text, sizeof(is_text));
+	}
+	pack_string(packed, properties, MQTT_PROP_CONTENT_TYPE);
+	pack_string(packed, properties, MQTT_PROP_RESPONSE_TOPIC);
+	if(read_binary && read_binary(properties, MQTT_PROP_CORRELATION_DATA, &correlation, &len, false)){
+		pack(packed, MQTT_PROP_CORRELATION_DATA, correlation, len);
+		free(correlation);
+	}
+	pack_user_properties(packed, properties);
+	return !packed->failed;
+}
+
+void bouncer_free_packed(struct bouncer_packed *packed)
+{
+	free(packed->data);
+	*packed = (struct bouncer_packed){0};
+}
+
+/* Takes the next property from what was packed; false: there is none, or it is cut short. Texts end with a zero. */
+static bool next_packed(const unsigned char **at, const unsigned char *end, int *identifier, const char **data, uint32_t *len)
+{
+	if((size_t)(end - *at) < 1 + sizeof(*len)) return false;
+	*identifier = (*at)[0];
+	memcpy(len, *at + 1, sizeof(*len));
+	*at += 1 + sizeof(*len);
+	if(*len > (size_t)(end - *at)) return false;
+	*data = (const char *)*at;
+	*at += *len;
+	return true;
+}
+
+static bool is_text(const char *data, uint32_t len)
+{
+	return len > 0 && len <= UINT16_MAX + 1 && strnlen(data, len) == len - 1;
+}
+
+static int add_packed(mosquitto_property **list, const unsigned char **at, const unsigned char *end)
+{
+	int identifier = 0, other = 0;
+	const char *data = NULL, *value = NULL;
+	uint32_t len = 0, value_len = 0;
+
+	if(!next_packed(at, end, &identifier, &data, &len)) return MOSQ_ERR_INVAL;
+	switch(identifier){
+		case MQTT_PROP_PAYLOAD_FORMAT_INDICATOR:
+			return len == 1 ? mosquitto_property_add_byte(list, identifier, (uint8_t)data[0]) : MOSQ_ERR_INVAL;
+		case MQTT_PROP_CONTENT_TYPE:
+		case MQTT_PROP_RESPONSE_TOPIC:
+			return is_text(data, len) ? mosquitto_property_add_string(list, identifier, data) : MOSQ_ERR_INVAL;
+		case MQTT_PROP_CORRELATION_DATA:
+			return len <= UINT16_MAX ? mosquitto_property_add_binary(list, identifier, data, (uint16_t)len) : MOSQ_ERR_INVAL;
+		case MQTT_PROP_USER_PROPERTY:
+			if(!next_packed(at, end, &other, &value, &value_len) || other != identifier
+					|| !is_text(data, len) || !is_text(value, value_len)) return MOSQ_ERR_INVAL;
+			return mosquitto_property_add_string_pair(list, identifier, data, value);
+		default:
+			return MOSQ_ERR_INVAL;
+	}
+}
+
+static int add_all_packed(mosquitto_property **list, const unsigned char *data, size_t len)
+{
+	int rc = MOSQ_ERR_SUCCESS;
+
+	for(const unsigned char *at = data, *end = data + len; rc == MOSQ_ERR_SUCCESS && at < end;){
+		rc = add_packed(list, &at, end);
 	}
 	return rc;
 }
 
 int bouncer_copy_properties(mosquitto_property **list, const mosquitto_property *properties)
 {
-	uint8_t is_text = 0;
-	void *correlation = NULL;
-	uint16_t correlation_len = 0;
-	int rc = MOSQ_ERR_SUCCESS;
+	struct bouncer_packed packed;
+	int rc = MOSQ_ERR_NOMEM;
 
 	*list = NULL;
-	if(!properties) return rc;
-	find_all();
-	if(read_byte && read_byte(properties, MQTT_PROP_PAYLOAD_FORMAT_INDICATOR, &is_text, false)){
-		rc = mosquitto_property_add_byte(list, MQTT_PROP_PAYLOAD_FORMAT_INDICATOR, is_text);
-	}
-	if(rc == MOSQ_ERR_SUCCESS) rc = copy_string(list, properties, MQTT_PROP_CONTENT_TYPE);
-	if(rc == MOSQ_ERR_SUCCESS) rc = copy_string(list, properties, MQTT_PROP_RESPONSE_TOPIC);
-	if(rc == MOSQ_ERR_SUCCESS && read_binary
-			&& read_binary(properties, MQTT_PROP_CORRELATION_DATA, &correlation, &correlation_len, false)){
-		rc = mosquitto_property_add_binary(list, MQTT_PROP_CORRELATION_DATA, correlation, correlation_len);
-		free(correlation);
-	}
-	if(rc == MOSQ_ERR_SUCCESS) rc = copy_user_properties(list, properties);
+	if(!properties) return MOSQ_ERR_SUCCESS;
+	if(bouncer_pack_properties(properties, &packed)) rc = add_all_packed(list, packed.data, packed.len);
+	bouncer_free_packed(&packed);
 	if(rc != MOSQ_ERR_SUCCESS) mosquitto_property_free_all(list);
 	return rc;
 }
@@ -201,6 +284,9 @@ int bouncer_make_properties(mosquitto_property **list, const struct bouncer_prop
 	}
 	for(size_t i = 0; rc == MOSQ_ERR_SUCCESS && i < properties->user_pairs; i++){
 		rc = mosquitto_property_add_string_pair(list, MQTT_PROP_USER_PROPERTY, properties->user[2*i], properties->user[2*i + 1]);
+	}
+	if(rc == MOSQ_ERR_SUCCESS && properties->packed_len > 0){
+		rc = add_all_packed(list, properties->packed, properties->packed_len);
 	}
 	if(rc != MOSQ_ERR_SUCCESS) mosquitto_property_free_all(list);
 	return rc;

@@ -66,6 +66,7 @@ func (silentBroker) SetOthers(Others)                            {}
 func (silentBroker) SetStrangers(Strangers)                      {}
 func (silentBroker) Is2_1() bool                                 { return false }
 func (silentBroker) Traceparent(unsafe.Pointer) string           { return "" }
+func (silentBroker) Properties(unsafe.Pointer) []byte            { return nil }
 
 // A benchGateway is a running gateway whose backend takes connections and never answers, so that nothing but the
 // benchmark runs; and good publishes of its devices, in no order that a processor foresees.

@@ -6,6 +6,7 @@ package plugin
 import (
 	"fmt"
 	"log/slog"
+	"path/filepath"
 	"runtime/debug"
 	"strings"
 	"sync/atomic"
@@ -89,6 +90,9 @@ type Host interface {
 	// Traceparent returns what the user property of this name says, "" if there is none or it is longer than one can be.
 	// properties are Publish.Properties. Broker's thread only.
 	Traceparent(properties unsafe.Pointer) string
+	// Properties returns what subscribers see of Publish.Properties, for downlink.Publish; nil: there is no memory for it.
+	// Broker's thread only.
+	Properties(properties unsafe.Pointer) []byte
 }
 
 // A Gateway is one running instance. Its methods are called on the broker's thread alone. None waits for anything,
@@ -121,6 +125,7 @@ type Gateway struct {
 	pending        pendingVerdict
 	readers        envelope.Decoder // of messages that are being delivered
 	relay          relay
+	unsent         unsent
 	// checksRetained: a retained message of a gated topic is served only as long as its device is registered and enabled.
 	checksRetained bool
 	departed       uintptr // the connection that ended last since the last tick; 0: none
@@ -255,6 +260,7 @@ func Start(configFile string, host Host) (_ *Gateway, err error) {
 		rounds = 2
 	}
 	g.waker = downlink.NewWaker(host.Wake, rounds, g.log)
+	g.unsent.publishesBeforeTick = host.Is2_1()
 	g.reloader = newReloader(configFile, g.waker.Wake, g.log)
 	g.registry.OnChanges(g.devicesChanged)
 	if err = g.startDelivery(c); err != nil {
@@ -290,6 +296,7 @@ func Start(configFile string, host Host) (_ *Gateway, err error) {
 			return nil, err
 		}
 	}
+	g.publishUnsent(filepath.Join(c.StateDir, journal.DirName))
 	g.log.Info("ready", "version", Version, "config", configFile, "devices", g.registry.Len(),
 		"topics", c.Publish.Topics, "backend", forward.WithoutQuery(c.Backend.URL))
 	g.audit.Add(audit.Record{Event: audit.Start, Version: Version})
@@ -311,6 +318,7 @@ func (g *Gateway) Tick() {
 	g.departed = 0
 	g.waker.Tick()
 	g.relay.ticked()
+	g.unsent.ticked()
 	g.drain()
 	g.forwarder.Dispatch()
 	g.kickRevoked()
@@ -387,6 +395,7 @@ func (g *Gateway) stop() {
 		}
 	}
 	g.writable.Stop()
+	g.saveUnsent()
 	if g.commands != nil {
 		if err := g.commands.close(); err != nil {
 			g.log.Error("closing the store of commands", "error", err)

@@ -49,6 +49,7 @@ func (b *aBroker) SetOthers(o Others)                { b.others = o }
 func (b *aBroker) SetStrangers(s Strangers)          { b.strangers = s }
 func (b *aBroker) Is2_1() bool                       { return false }
 func (b *aBroker) Traceparent(unsafe.Pointer) string { return "" }
+func (b *aBroker) Properties(unsafe.Pointer) []byte  { return []byte("properties") }
 func (b *aBroker) last() string                      { return b.lines[len(b.lines)-1] }
 func (b *aBroker) count(part string) (n int)         { return strings.Count(strings.Join(b.lines, "\n"), part) }
 

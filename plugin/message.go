@@ -65,6 +65,7 @@ func (g *Gateway) Message(p *Publish) (outcome Outcome) {
 				g.verified.Note(p.Topic, p.Payload)
 			}
 			if g.relay.takes(p.Topic, p.QoS) {
+				g.keepUnsent(p)
 				return Relay
 			}
 			return Route

@@ -94,6 +94,7 @@ func (g *Gateway) Share(configFile string) error {
 	case configFile != g.file:
 		return fmt.Errorf("plugin_opt_config_file is %q for one listener and %q for another; all listeners share one gateway, so name the same file", g.file, configFile)
 	}
+	g.unsent.sharers++
 	return nil
 }
 

@@ -1,6 +1,7 @@
 package plugin
 
 import (
+	"fmt"
 	"hash/maphash"
 	"slices"
 	"time"
@@ -68,6 +69,17 @@ func (g *Gateway) mayServe(p *Publish, level []byte) bool {
 	return g.Retained(&source) == Allow
 }
 
+// ServeRetained decides whether the broker may go on serving a retained message: it asks so with check_retain_source, in the
+// name of the client that published it. After a restart it does ask so of what a plugin published, in the name of nobody.
+func (g *Gateway) ServeRetained(p *Publish) Decision {
+	if len(p.Identity) == 0 && len(p.ClientID) == 0 {
+		if level, gated := deviceLevel(g.gated, p.Topic); gated {
+			return g.Retained(&Publish{Identity: level, Topic: p.Topic, Payload: p.Payload, Retain: true})
+		}
+	}
+	return g.Retained(p)
+}
+
 // checksRetained reports whether the broker's configuration has check_retain_source; one that could not be read may.
 func checksRetained(conf *brokerconf.Config) bool {
 	return conf == nil || conf.Bool("check_retain_source")
@@ -76,8 +88,13 @@ func checksRetained(conf *brokerconf.Config) bool {
 // RelayFailed notes that the broker did not take the copy of a message that Message had it publish: it has no memory left.
 // The message was accepted, and subscribers miss it.
 func (g *Gateway) RelayFailed(code int) {
+	g.unsent.removeLast()
+	g.relayFailed(fmt.Errorf("MOSQ_ERR_%d", code))
+}
+
+func (g *Gateway) relayFailed(err error) {
 	g.figures.downRefused.Add(1)
 	g.relay.failures.Do(func() {
-		g.log.Error("the broker did not publish an accepted QoS 2 message; subscribers miss it, the backend does not", "code", code)
+		g.log.Error("the broker did not publish an accepted QoS 2 message; subscribers miss it, the backend does not", "error", err)
 	})
 }

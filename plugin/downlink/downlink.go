@@ -21,6 +21,8 @@ type Publish struct {
 	User        []UserProperty // in this order
 	// Expiry is the message expiry interval in seconds, which the broker keeps to for every subscriber; 0: none.
 	Expiry uint32
+	// Properties are more of them, in a form of the broker's side; nil: none.
+	Properties []byte
 
 	// Expires is when it may not be given to the broker any more; zero: always.
 	Expires time.Time
