@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"mosquitto-bouncer/plugin/config"
@@ -45,6 +46,7 @@ func (g *Gateway) startDelivery(c *config.Config) (err error) {
 		Unordered:     c.Backend.Order == config.OrderNone,
 		FatalStatuses: c.Backend.FatalStatuses,
 		Standing:      forward.Standing(kept),
+		Registered:    g.registry.Len,
 	}, g.store, g.answered, g.log)
 	if err != nil {
 		return err
@@ -82,7 +84,7 @@ func standingOf(c *config.Config, log *slog.Logger) standing.State {
 		log.Warn("what was known of the backend cannot be read; it is asked anew", "error", err)
 		return standing.State{}
 	}
-	if kept.Refusing {
+	if kept.Refusing && !slices.Contains(c.Backend.FatalStatuses, kept.Status) {
 		log.Warn("the backend was refusing every message before the start; one message asks whether it still does",
 			"status", kept.Status, "since", kept.Since.UTC().Format(time.RFC3339))
 	}

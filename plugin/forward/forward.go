@@ -81,6 +81,9 @@ type Config struct {
 	FatalStatuses []int
 	// Standing is what Forwarder.Standing returned in the process before, for the same URL.
 	Standing Standing
+	// Registered, if not nil, returns how many devices there may be at most. It is called with a lock held and must not
+	// wait.
+	Registered func() int
 	// BearerToken, if not empty, is sent as "Authorization: Bearer TOKEN".
 	BearerToken []byte
 	// SigningSecret, if not empty, makes every request carry a signature by Standard Webhooks 1.0: "whsec_" and the

@@ -148,8 +148,7 @@ type parcel struct {
 	letter   *DeadLetter
 	letterOf string    // the message's id
 	holds    int       // failures of the Store, of the first message
-	doubts   int       // refusals of the first request, which is one message, that may be about it
-	doubted  time.Time // the first of them
+	doubts   doubts    // of the first request
 	also     *parcel   // another one of the same device that is suspended or blocked as well
 	until    time.Time // end of the back-off, while waiting
 	retrying bool      // in flight after a failure

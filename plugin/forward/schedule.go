@@ -85,7 +85,7 @@ func (s *schedule) init(mu *sync.Mutex, cfg *Config, arrive func(), more func() 
 	if s.unordered = cfg.Unordered; s.unordered {
 		s.flights = make(map[*lane]*flight)
 	}
-	s.standing.init(cfg.Standing)
+	s.standing.init(cfg.Standing, cfg.FatalStatuses)
 	s.breaker.open = s.standing.refusing
 	for _, device := range cfg.Suspended {
 		if device == "" {

@@ -43,9 +43,15 @@ type standing struct {
 	said     time.Time // when the log was last told that the backend refuses
 	told     bool      // it was, of this time
 	changes  uint64    // of what is worth keeping
+	taken    uint64    // requests that the backend took, 1 and more
 }
 
-func (s *standing) init(kept Standing) {
+// init takes what was kept. A status that is fatal now is not the backend's state any more.
+func (s *standing) init(kept Standing, fatal []int) {
+	if slices.Contains(fatal, kept.Status) {
+		kept.Refusing = false
+	}
+	s.taken = 1
 	s.refusing, s.status, s.since = kept.Refusing, kept.Status, kept.Since
 	s.heard, s.refused = make(map[string]time.Time), make(map[string]struct{})
 	s.told = kept.Refusing
@@ -104,6 +110,7 @@ func (s *standing) took(device string, now time.Time) (ended bool) {
 	s.hear(device, now)
 	if len(s.refused) > 0 {
 		clear(s.refused)
+		s.changes++
 	}
 	if !s.refusing {
 		return false
@@ -117,8 +124,9 @@ func (s *standing) took(device string, now time.Time) (ended bool) {
 func (s *standing) refuse(device string, now time.Time) {
 	s.age(now)
 	s.hear(device, now)
-	if len(s.refused) < standingDevices {
+	if _, already := s.refused[device]; !already && len(s.refused) < standingDevices {
 		s.refused[device] = struct{}{}
+		s.changes++
 	}
 }
 
@@ -150,6 +158,7 @@ type evidence struct {
 	refusing bool // the backend is known to refuse everything
 	refused  int  // devices refused since the backend last took a message, those of this request included
 	devices  int  // that there are, as far as is known
+	between  bool // the backend has taken other messages since it last refused this one
 	tries    int  // refusals of this message, this one included, that were not the backend's own state
 	since    time.Duration
 }
@@ -165,10 +174,12 @@ func (e evidence) judge() outcome {
 		return kept
 	case meansDoubtful:
 		switch {
-		case e.refusing || e.refused >= min(standingDevices, max(1, e.devices)):
+		case e.refusing || e.refused >= standingDevices:
 			return kept
 		case e.together:
 			return split
+		case e.refused >= max(1, e.devices) && !e.between: // all, where there are fewer
+			return kept
 		case e.tries >= maxDoubts || e.since >= maxDoubtTime:
 			return dead
 		}
@@ -182,30 +193,76 @@ func (e evidence) judge() outcome {
 	return retry
 }
 
+// doubts are the refusals of one message that were not the backend's own state. The zero value: none.
+type doubts struct {
+	n     int
+	time  time.Duration // between them, without the time in which the backend refused everything
+	last  time.Time     // the last refusal, if it is one of them
+	taken uint64        // what standing.taken was at the last refusal of any kind; 0: there was none
+}
+
 // judge decides on a response to the first request of a parcel, and notes what it says about the backend.
-func (f *Forwarder) judge(p *parcel, r *reply) outcome {
+func (f *Forwarder) judge(p *parcel, r *reply) (o outcome, between bool) {
 	first := &p.spans[0]
 	e := evidence{means: meaningOf(r.status, r.err == nil, f.cfg.FatalStatuses), together: first.n > 1}
 	if e.means != meansDoubtful && e.means != meansShut {
-		return e.judge()
+		return e.judge(), false
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	now := time.Now()
-	for _, part := range p.parts[:p.covered()] {
-		f.standing.refuse(part.lane.device, now)
+	// Of several devices in one request, one alone may be at fault.
+	f.standing.refuse(p.device(), now)
+	d := &p.doubts
+	e.between = d.taken != 0 && d.taken != f.standing.taken
+	d.taken = f.standing.taken
+	e.refusing = f.standing.refusing
+	e.refused, e.devices = f.refusedOf()
+	e.tries, e.since = d.n+1, d.time
+	if !d.last.IsZero() {
+		e.since += now.Sub(d.last)
 	}
-	e.refusing, e.refused = f.standing.refusing, len(f.standing.refused)
-	e.devices = max(len(f.standing.heard), len(f.lanes))
-	if p.doubts++; p.doubts == 1 {
-		p.doubted = now
+	switch o = e.judge(); o {
+	case doubted, dead:
+		d.n, d.time, d.last = e.tries, e.since, now
+	default:
+		d.last = time.Time{}
 	}
-	e.tries, e.since = p.doubts, now.Sub(p.doubted)
-	o := e.judge()
-	if o != doubted {
-		p.doubts = 0
+	return o, e.between
+}
+
+// maxLookedAt bounds how many lanes are looked at to find out how many devices there are.
+const maxLookedAt = 1024
+
+// refusedOf returns how many devices were refused since the backend last took a message, of how many that there are, as
+// far as is known: the latter up to standingDevices. Devices of which nothing may be sent do not count, nor more than are
+// registered. f.mu is held.
+func (f *Forwarder) refusedOf() (refused, devices int) {
+	for device := range f.standing.refused {
+		if !f.off(device) {
+			refused++
+		}
 	}
-	return o
+	heard := 0
+	for device := range f.standing.heard {
+		if !f.off(device) {
+			heard++
+		}
+	}
+	lookedAt := 0
+	for device := range f.lanes {
+		if lookedAt++; devices == standingDevices || lookedAt > maxLookedAt {
+			break
+		}
+		if !f.off(device) {
+			devices++
+		}
+	}
+	devices = max(devices, heard)
+	if f.cfg.Registered != nil {
+		devices = min(devices, f.cfg.Registered())
+	}
+	return refused, devices
 }
 
 // doubtBackoff returns the time until the next try of a message that was refused so many times.

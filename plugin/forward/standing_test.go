@@ -75,7 +75,7 @@ func TestStandingModel(t *testing.T) {
 		rnd := rand.New(rand.NewPCG(seed, 1))
 		now := time.Unix(1e9, 0)
 		var s standing
-		s.init(Standing{})
+		s.init(Standing{}, nil)
 		heard, since := map[string]bool{}, map[string]bool{} // ever answered; refused since the last 2xx
 		devices := 1 + rnd.IntN(12)
 		for step := range 500 {
@@ -102,7 +102,7 @@ func TestStandingModel(t *testing.T) {
 			if rnd.IntN(20) == 0 { // a restart
 				kept := s.snapshot()
 				s = standing{}
-				s.init(kept)
+				s.init(kept, nil)
 			}
 		}
 	}
@@ -111,7 +111,7 @@ func TestStandingModel(t *testing.T) {
 // A device that is silent for a day is none of "all".
 func TestStandingForgets(t *testing.T) {
 	var s standing
-	s.init(Standing{})
+	s.init(Standing{}, nil)
 	now := time.Unix(1e9, 0)
 	s.took("silent", now)
 	now = now.Add(heardWithin + time.Second)

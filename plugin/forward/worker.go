@@ -90,6 +90,7 @@ type attempt struct {
 	reply
 	outcome  outcome
 	sent     bool       // a request was made
+	between  bool       // the backend has taken other messages since it last refused this one
 	letter   DeadLetter // of a dead one
 	panicked bool
 
@@ -121,7 +122,7 @@ func (f *Forwarder) try(w *worker, p *parcel) (a attempt) {
 		p.spans[0].attempts++
 		a.reply = w.courier.send()
 		a.sent = true
-		a.outcome = f.judge(p, &a.reply)
+		a.outcome, a.between = f.judge(p, &a.reply)
 		a.accepted = w.accepted
 		if a.outcome == retry && a.givenUp(p) {
 			a.outcome, a.letter = dead, DeadLetter{Reason: ReasonUnreadableAnswer, Status: a.status}
@@ -310,7 +311,7 @@ func (f *Forwarder) account(p *parcel, a *attempt, answerDropped bool) (e events
 		f.retries++
 		f.noteFailure(p, now)
 		f.isolate(p, now)
-		f.wait(p, now, max(f.noteTrouble(p, a, probe, now, &e), a.retryAfter))
+		f.wait(p, now, f.noteTrouble(p, a, probe, now, &e))
 		return e
 	case hold, noRoom:
 		f.landed(p)
@@ -388,6 +389,7 @@ func (f *Forwarder) forgive(p *parcel, e *events, accepted bool) {
 // noteTaken books that the backend has taken the messages of a request.
 func (f *Forwarder) noteTaken(p *parcel, now time.Time, e *events) {
 	since := f.standing.since
+	f.standing.taken++
 	for _, part := range p.parts[:p.covered()] {
 		if f.standing.took(part.lane.device, now) && f.standing.told {
 			e.recovered, e.since = true, since
@@ -411,17 +413,25 @@ func (f *Forwarder) noteFailure(p *parcel, now time.Time) {
 // noteTrouble books why a request is to be repeated, and says after which time.
 func (f *Forwarder) noteTrouble(p *parcel, a *attempt, probe bool, now time.Time, e *events) time.Duration {
 	failures := int(p.parts[0].lane.failures)
-	switch a.outcome {
-	case kept:
+	switch {
+	case a.outcome == doubted, a.outcome == kept && a.between && !f.standing.refusing:
+		if e.doubted = true; f.standing.refusing {
+			f.breaker.refused(probe, now)
+		}
+		if a.outcome == kept { // others are taken: it is a matter of this device alone
+			return max(backoff(failures, maxBackoff), a.retryAfter)
+		}
+		return max(doubtBackoff(p.doubts.n), min(a.retryAfter, maxDoubtTime-p.doubts.time))
+	case a.outcome == kept:
 		f.standing.conclude(a.status, now)
 		e.refusing = f.standing.tell(now)
 		f.breaker.refused(probe, now)
-		return backoff(failures, maxProbeInterval)
-	case doubted:
-		e.doubted = true
-		return doubtBackoff(p.doubts)
-	}
-	if a.panicked {
+		wait := max(backoff(failures, maxProbeInterval), a.retryAfter)
+		if meaningOf(a.status, true, nil) == meansDoubtful {
+			f.halve(p, now, wait) // one message may be at fault after all
+		}
+		return wait
+	case a.panicked:
 		return backoff(failures, maxBackoff)
 	}
 	if !a.misread || !a.succeeded() { // else the backend is up, and says so
@@ -429,16 +439,16 @@ func (f *Forwarder) noteTrouble(p *parcel, a *attempt, probe bool, now time.Time
 	}
 	e.failing = f.outage.warn(now)
 	if p.spans[0].attempts >= splitAfter && mayBeTheMessage(&a.reply) && f.halve(p, now, max(backoff(1, maxBackoff), a.retryAfter)) {
-		return backoff(1, maxBackoff)
+		failures = 1
 	}
-	return backoff(failures, maxBackoff)
+	return max(backoff(failures, maxBackoff), a.retryAfter)
 }
 
 // consume takes the first request, of n messages, off a parcel, and gives back the lanes that have no more in it.
 func (f *Forwarder) consume(p *parcel, n int) {
 	f.pending -= n
 	f.open.Add(-int64(n))
-	p.letter, p.holds, p.doubts = nil, 0, 0
+	p.letter, p.holds, p.doubts = nil, 0, doubts{}
 	p.positions = slices.Delete(p.positions, 0, n)
 	p.spans = slices.Delete(p.spans, 0, 1)
 	done := 0
@@ -534,8 +544,11 @@ func (f *Forwarder) tell(e *events, a *attempt) {
 			"url", WithoutQuery(f.cfg.URL), "device", a.device, "pending", e.pending, "advice", advice(a.status))
 	}
 	if e.doubted {
-		f.sampler.warn(f.log, "backend refuses a message, and is asked some more times before it becomes a dead letter",
-			"device", a.device, "message_id", a.messageID, "status", a.status)
+		what := "backend refuses a message, and is asked some more times before it becomes a dead letter"
+		if a.outcome == kept {
+			what = "backend refuses a device and takes messages of others; the device's messages are kept"
+		}
+		f.sampler.warn(f.log, what, "device", a.device, "message_id", a.messageID, "status", a.status)
 	}
 	if e.blocked {
 		f.sampler.warn(f.log, "the device's messages wait, there is no room for its dead letter", "device", a.device,
