@@ -68,7 +68,8 @@ func (g *Gateway) startDelivery(c *config.Config) (err error) {
 		return stateError(c, err)
 	}
 	g.letterRoom = &letterRoom{
-		letters: g.store.letters, forwarder: g.forwarder, log: g.log, failures: rate.Sometimes{Interval: 10 * time.Minute},
+		letters: g.store.letters, forwarder: g.forwarder, log: g.log, maxBytes: c.DeadLetters.MaxBytes,
+		failures: rate.Sometimes{Interval: 10 * time.Minute},
 	}
 	g.checks = append(g.checks, g.letterRoom.ill)
 	g.noteForgotten(time.Now().Unix())

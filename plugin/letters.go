@@ -48,6 +48,7 @@ type letterRoom struct {
 	letters   *deadletter.Store
 	forwarder *forward.Forwarder
 	log       *slog.Logger
+	maxBytes  int64 // as configured
 	failures  rate.Sometimes
 
 	usage    atomic.Pointer[deadletter.Usage] // as last read; nil: not yet
@@ -70,6 +71,9 @@ func (r *letterRoom) round(ctx context.Context, now time.Time) {
 		return // the health check and who adds letters say so
 	}
 	r.usage.Store(&u)
+	if u.Dropped > r.dropped && u.MaxBytes < r.maxBytes {
+		r.letters.Reclaim(ctx)
+	}
 	r.report(&u)
 	blocked := r.forwarder.Blocked(unblockedAtOnce)
 	if len(blocked) == 0 {

@@ -69,9 +69,11 @@ func (s *Store) addWaiting(ctx context.Context) {
 		<-s.turn
 		for _, a := range batch {
 			if err == nil && a.refused != nil {
+				s.noteWant(a.Device, a.room())
 				a.done <- s.failed(a.refused)
 				continue
 			}
+			s.noteWant(a.Device, 0)
 			a.done <- err
 		}
 	}()

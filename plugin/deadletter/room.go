@@ -1,6 +1,7 @@
 package deadletter
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"errors"
@@ -97,8 +98,14 @@ func usedBytes(ctx context.Context, conn *sql.Conn) (int64, error) {
 		FROM pragma_page_count(), pragma_freelist_count(), pragma_page_size()`)
 }
 
-// capacity returns what the database may take, 0 for any, when it takes so many bytes.
-func (s *Store) capacity(used int64) int64 {
+// fileBytes returns how long the database's file is.
+func fileBytes(ctx context.Context, conn *sql.Conn) (int64, error) {
+	return number(ctx, conn, "SELECT page_count * page_size FROM pragma_page_count(), pragma_page_size()")
+}
+
+// capacity returns what the database may take, 0 for any, when its file is so long. Free pages in the file are room that
+// it has already.
+func (s *Store) capacity(file int64) int64 {
 	if s.limits.MaxBytes == 0 {
 		return 0
 	}
@@ -112,8 +119,8 @@ func (s *Store) capacity(used int64) int64 {
 	if s.limits.Leave != nil {
 		leave = max(0, s.limits.Leave())
 	}
-	most := max(used+free-leave, size/diskShare)
-	most = min(most, used+free-min(diskMargin, size/16))
+	most := max(file+free-leave, size/diskShare)
+	most = min(most, file+free-min(diskMargin, size/16))
 	return max(1, min(s.limits.MaxBytes, most))
 }
 
@@ -122,8 +129,8 @@ func (s *Store) most(ctx context.Context, conn *sql.Conn) (int64, error) {
 	if s.limits.MaxBytes == 0 {
 		return 0, nil
 	}
-	used, err := usedBytes(ctx, conn)
-	return s.capacity(used), err
+	file, err := fileBytes(ctx, conn)
+	return s.capacity(file), err
 }
 
 // admit makes sure that there is room for a letter among so many bytes, or says why there is none. 0: any number.
@@ -136,26 +143,64 @@ func (s *Store) admit(ctx context.Context, conn *sql.Conn, l *Letter, most int64
 	if err != nil || there > 0 {
 		return err // it takes the place of one
 	}
+	refused, err := s.refusal(ctx, conn, l.Device, l.room(), most)
+	if refused == nil || err != nil || !s.limits.DropOldest {
+		return cmp.Or(err, refused)
+	}
+	return s.displace(ctx, conn, l, most, refused)
+}
+
+// displace drops the oldest letters until there is room for l. If there cannot be, none is dropped, and the error is
+// refused.
+func (s *Store) displace(ctx context.Context, conn *sql.Conn, l *Letter, most int64, refused error) (err error) {
+	used, err := usedBytes(ctx, conn)
+	if err != nil {
+		return err
+	}
+	letters, err := number(ctx, conn, "SELECT coalesce(sum(room), 0) FROM devices")
+	if err != nil {
+		return err
+	}
+	if used-letters+l.room() > most {
+		return refused
+	}
+	if _, err := conn.ExecContext(ctx, "SAVEPOINT displace"); err != nil {
+		return err
+	}
+	dropped := uint64(0)
+	defer func() {
+		end := "RELEASE displace"
+		if err != nil {
+			end = "ROLLBACK TO displace; RELEASE displace"
+		}
+		if _, failed := conn.ExecContext(context.WithoutCancel(ctx), end); failed != nil {
+			err = failed
+		} else if err == nil {
+			s.dropped.Add(dropped)
+		}
+	}()
 	for {
-		refused, err := s.refusal(ctx, conn, l, most)
-		if refused == nil || err != nil {
-			return err
-		}
-		if !s.limits.DropOldest {
-			return refused
-		}
 		device := ""
 		if errors.Is(refused, ErrDeviceFull) {
 			device = l.Device
 		}
-		if dropped, err := s.dropOldest(ctx, conn, device); err != nil || !dropped {
-			return errors.Join(err, refused)
+		was := refused
+		switch there, err := s.dropOldest(ctx, conn, device); {
+		case err != nil:
+			return err
+		case !there:
+			return was
+		}
+		dropped++
+		if refused, err = s.refusal(ctx, conn, l.Device, l.room(), most); err != nil || refused == nil {
+			return err
 		}
 	}
 }
 
-// refusal says why there is no room for a letter. A device that has none may have one of any size.
-func (s *Store) refusal(ctx context.Context, conn *sql.Conn, l *Letter, most int64) (refused, err error) {
+// refusal says why there is no room for a letter of the device that needs so many bytes. A device that has none may have
+// one of any size.
+func (s *Store) refusal(ctx context.Context, conn *sql.Conn, device string, need, most int64) (refused, err error) {
 	if most == 0 {
 		return nil, nil
 	}
@@ -163,8 +208,7 @@ func (s *Store) refusal(ctx context.Context, conn *sql.Conn, l *Letter, most int
 	if err != nil {
 		return nil, err
 	}
-	need := l.room()
-	own, err := number(ctx, conn, "SELECT coalesce(sum(room), 0) FROM devices WHERE device = ?", l.Device)
+	own, err := number(ctx, conn, "SELECT coalesce(sum(room), 0) FROM devices WHERE device = ?", device)
 	if err != nil {
 		return nil, err
 	}
@@ -192,9 +236,6 @@ func (s *Store) dropOldest(ctx context.Context, conn *sql.Conn, device string) (
 		return false, err
 	}
 	n, err := result.RowsAffected()
-	if n > 0 {
-		s.dropped.Add(uint64(n))
-	}
 	return n > 0, err
 }
 
@@ -204,14 +245,38 @@ func (s *Store) Usage(ctx context.Context) (u Usage, err error) {
 		if u.Bytes, err = usedBytes(ctx, conn); err != nil {
 			return err
 		}
-		u.MaxBytes, u.Dropped = s.capacity(u.Bytes), s.dropped.Load()
+		if u.MaxBytes, err = s.most(ctx, conn); err != nil {
+			return err
+		}
+		u.Dropped = s.dropped.Load()
 		u.Letters, err = number(ctx, conn, "SELECT letters FROM totals")
 		return err
 	})
 	return u, err
 }
 
-// HasRoom returns those of the devices that may have room for another letter, if it is small.
+// noteWant notes how much room the smallest letter of a device needs that was refused: 0 if none was.
+func (s *Store) noteWant(device string, need int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch have, is := s.wants[device]; {
+	case need == 0:
+		delete(s.wants, device)
+	case !is || need < have:
+		if s.wants == nil {
+			s.wants = make(map[string]int64)
+		}
+		s.wants[device] = need
+	}
+}
+
+func (s *Store) want(device string) int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return cmp.Or(s.wants[device], minRoom)
+}
+
+// HasRoom returns those of the devices that have room for a letter that was refused.
 func (s *Store) HasRoom(ctx context.Context, devices []string) (with []string, err error) {
 	err = s.use(ctx, func(conn *sql.Conn) error {
 		most, err := s.most(ctx, conn)
@@ -219,9 +284,14 @@ func (s *Store) HasRoom(ctx context.Context, devices []string) (with []string, e
 			return err
 		}
 		for _, device := range devices {
-			refused, err := s.refusal(ctx, conn, &Letter{Device: device, Payload: make([]byte, minRoom/2)}, most)
+			refused, err := s.refusal(ctx, conn, device, s.want(device), most)
 			if err != nil {
 				return err
+			}
+			if refused != nil && s.limits.DropOldest {
+				if refused, err = s.undroppable(ctx, conn, device, refused); err != nil {
+					return err
+				}
 			}
 			if refused == nil {
 				with = append(with, device)
@@ -230,6 +300,18 @@ func (s *Store) HasRoom(ctx context.Context, devices []string) (with []string, e
 		return nil
 	})
 	return with, err
+}
+
+// undroppable returns refused unless there are letters that may be dropped for one of the device.
+func (s *Store) undroppable(ctx context.Context, conn *sql.Conn, device string, refused error) (error, error) {
+	query, args := "SELECT count(*) FROM (SELECT 1 FROM letters WHERE requeued_at IS NULL LIMIT 1)", []any(nil)
+	if errors.Is(refused, ErrDeviceFull) {
+		query, args = "SELECT count(*) FROM (SELECT 1 FROM letters WHERE device = ? AND requeued_at IS NULL LIMIT 1)", []any{device}
+	}
+	if n, err := number(ctx, conn, query, args...); err != nil || n > 0 {
+		return nil, err
+	}
+	return refused, nil
 }
 
 // A DeviceUsage is how much room the letters of one device take.
@@ -292,6 +374,10 @@ func extend(path string, size int64) error {
 	}
 	return f.Sync()
 }
+
+// Reclaim gives room back to the disk that dropped letters have left in the file. The plugin calls it where the disk, not
+// MaxBytes, is what bounds the letters.
+func (s *Store) Reclaim(ctx context.Context) { s.reclaim(ctx) }
 
 // reclaim gives free pages back to the disk, in steps between which others have their turn.
 func (s *Store) reclaim(ctx context.Context) {

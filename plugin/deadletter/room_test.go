@@ -260,6 +260,10 @@ func TestDropOnFullDisk(t *testing.T) {
 	}
 	o := operator(t, path)
 	changed(t, 3)(o.Drop(t.Context(), Filter{IDs: []int64{1, 2, 3}}))
+	n += dropOldestOnFullDisk(t, path)
+	for chunk := make([]byte, 4096); err == nil; {
+		_, err = ballast.Write(chunk)
+	}
 	dropped, err := o.Drop(context.WithoutCancel(t.Context()), Filter{})
 	if err != nil || dropped != int64(n-3) || o.memory {
 		t.Errorf("%d of %d dropped, %v; journal in memory: %v", dropped, n-3, err, o.memory)
@@ -269,5 +273,84 @@ func TestDropOnFullDisk(t *testing.T) {
 	}
 	if err := s.Add(t.Context(), large("new", 1, 60000)); err != nil {
 		t.Error(err)
+	}
+}
+
+// dropOldestOnFullDisk adds letters in the room of others', and finds out that no more are dropped than that takes. It
+// returns how many letters more there are.
+func dropOldestOnFullDisk(t *testing.T, path string) int {
+	t.Helper()
+	s := openWithin(t, path, Limits{MaxBytes: 1 << 30, DeviceShare: 0.1, DropOldest: true})
+	before, err := s.Usage(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for n := range 40 {
+		if err := s.Add(t.Context(), large(fmt.Sprint("x", n), 900000+n, 6000)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	after, err := s.Usage(t.Context())
+	if err != nil || after.Dropped == 0 || after.Dropped > 25 {
+		t.Errorf("%+v, then %+v %v", before, after, err)
+	}
+	s.Reclaim(t.Context())
+	return int(after.Letters - before.Letters)
+}
+
+// With DropOldest no letter is dropped for one that there will be no room for in any case.
+func TestDropOldestForNothing(t *testing.T) {
+	s := openWithin(t, newPath(t), Limits{MaxBytes: 2 << 20, DeviceShare: 1, DropOldest: true})
+	for n := range 300 {
+		add(t, s, large(fmt.Sprint("d", n%3), n, 4000))
+	}
+	unharmed := func(l Letter) {
+		t.Helper()
+		if err := s.Add(t.Context(), l); !errors.Is(err, ErrFull) && !errors.Is(err, ErrDeviceFull) {
+			t.Error(err)
+		}
+		if u, err := s.Usage(t.Context()); err != nil || u.Letters != 300 || u.Dropped != 0 {
+			t.Errorf("%+v %v", u, err)
+		}
+	}
+	unharmed(large("d0", 1000, 3<<20)) // too large for the database
+	unharmed(large("new", 1001, 3<<20))
+	for _, device := range []string{"d1", "d2"} { // these are not to be dropped, so there is no room behind d0's either
+		changed(t, 100)(s.Requeue(t.Context(), Filter{Device: device}, letter(1).DiedAt))
+	}
+	unharmed(large("new", 1002, 3<<19))
+}
+
+// A device with a large letter that waits is not asked to go on while there is room for small ones alone.
+func TestHasRoomForWhatWaits(t *testing.T) {
+	path := newPath(t)
+	s := openWithin(t, path, Limits{MaxBytes: 4 << 20, DeviceShare: 0.25})
+	add(t, s, large("a", 1, 700<<10))
+	if err := s.Add(t.Context(), large("a", 2, 600<<10)); !errors.Is(err, ErrDeviceFull) {
+		t.Fatal(err)
+	}
+	if with, err := s.HasRoom(t.Context(), []string{"a", "b"}); err != nil || fmt.Sprint(with) != "[b]" {
+		t.Errorf("%v %v", with, err)
+	}
+	if err := s.Add(t.Context(), large("a", 3, 10)); err != nil { // a smaller one has room
+		t.Error(err)
+	}
+	changed(t, 1)(operator(t, path).Drop(t.Context(), Filter{IDs: []int64{1}}))
+	if with, err := s.HasRoom(t.Context(), []string{"a"}); err != nil || fmt.Sprint(with) != "[a]" {
+		t.Errorf("%v %v", with, err)
+	}
+}
+
+// A device may fill its share to the last byte.
+func TestShareToTheLastByte(t *testing.T) {
+	first, second := large("a", 1, 600), large("a", 2, 600)
+	for _, less := range []int64{0, 1} {
+		most := int64(4 << 20)
+		share := (float64(first.room()+second.room()-less) + 0.5) / float64(most)
+		s := openWithin(t, newPath(t), Limits{MaxBytes: most, DeviceShare: share})
+		add(t, s, first)
+		if err := s.Add(t.Context(), second); (err == nil) != (less == 0) {
+			t.Errorf("%d bytes less: %v", less, err)
+		}
 	}
 }

@@ -65,8 +65,9 @@ type Store struct {
 	file fs.FileInfo // what conn was opened on
 	shut bool
 
-	mu      sync.Mutex  // guards waiting; never held during I/O
-	waiting []*addition // letters nobody has begun to store
+	mu      sync.Mutex       // guards what follows; never held during I/O
+	waiting []*addition      // letters nobody has begun to store
+	wants   map[string]int64 // see noteWant
 }
 
 // Open opens the database at path for the plugin, and makes it where there is none, with mode 0640: its group may read
