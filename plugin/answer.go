@@ -12,18 +12,8 @@ const maxWrappedLength = 2 * maxAnswerLength
 
 // answerRules say which answers of the backend reach a device, and in which form.
 type answerRules struct {
-	maxAge    time.Duration
-	wrap      bool
-	tolerance time.Duration // between a device's clock and ours, when a message was accepted
-}
-
-// acceptedAt returns when a message was first accepted, or up to the tolerance later. What is known of one that was
-// requeued is when that was; but a message is not accepted later than the tolerance after its own timestamp.
-func (r answerRules) acceptedAt(accepted time.Time, timestamp int64) time.Time {
-	if latest := time.Unix(timestamp, 0).Add(r.tolerance); accepted.After(latest) {
-		return latest
-	}
-	return accepted
+	maxAge time.Duration // since the message was first accepted, before any requeue
+	wrap   bool
 }
 
 // tooOld reports whether the answer to a message comes too late for its device.

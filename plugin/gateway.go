@@ -215,7 +215,7 @@ func Start(configFile string, host Host) (_ *Gateway, err error) {
 
 		complaints:   rate.Sometimes{Interval: 10 * time.Minute},
 		staleAnswers: rate.Sometimes{Interval: time.Minute},
-		answerRules:  answerRules{c.Response.MaxAge, c.Response.Wrap, c.Publish.Tolerance},
+		answerRules:  answerRules{c.Response.MaxAge, c.Response.Wrap},
 
 		subscriptions: subscription.New(),
 	}

@@ -10,6 +10,7 @@ import (
 	"github.com/google/uuid"
 
 	"mosquitto-bouncer/plugin/deadletter"
+	"mosquitto-bouncer/plugin/forward"
 	"mosquitto-bouncer/plugin/journal"
 	"mosquitto-bouncer/plugin/standing"
 )
@@ -193,13 +194,14 @@ func (g *Gateway) takeRequeued() {
 		if d := g.registry.Lookup([]byte(device)); d != nil {
 			device = d.ID
 		}
-		if g.forwarder.Admit(device) != nil {
+		// A share does not hold back what makes room among the dead letters, nor the other devices' letters behind it.
+		if err := g.forwarder.Admit(device); err != nil && !errors.Is(err, forward.ErrShare) {
 			return // there will be room
 		}
 		a := journal.Accepted{
-			Device: device, MessageID: id, Timestamp: l.Timestamp, AcceptedAt: time.Now(), Topic: []byte(l.Topic),
-			Payload: l.Payload, Traceparent: l.Traceparent,
+			Device: device, MessageID: id, Timestamp: l.Timestamp, Topic: []byte(l.Topic), Payload: l.Payload, Traceparent: l.Traceparent,
 		}
+		a.Requeue(l.AcceptedAt, time.Now())
 		pos, err := g.journal.Append(&a)
 		if errors.Is(err, journal.ErrTooLarge) {
 			g.complaints.Do(func() {

@@ -2,6 +2,7 @@ package plugin
 
 import (
 	"database/sql"
+	"errors"
 	"path/filepath"
 	"testing"
 	"time"
@@ -9,6 +10,7 @@ import (
 	"github.com/google/uuid"
 
 	"mosquitto-bouncer/plugin/deadletter"
+	"mosquitto-bouncer/plugin/journal"
 )
 
 // TestRequeuedOnceThoughItsLetterStays: letters that are in the journal are not put there once more while their removal
@@ -52,5 +54,52 @@ func TestRequeuedOnceThoughItsLetterStays(t *testing.T) {
 	})
 	if a := g.Stats().Accounts; a != (Accounts{Accepted: 1, Delivered: 1}) {
 		t.Errorf("%+v", a)
+	}
+}
+
+// TestRequeuedBeyondTheShare: a device that has taken its share of the journal has its letters requeued all the same, for
+// that is what makes room among the dead letters; no other device's wait
+// behind them.
+func TestRequeuedBeyondTheShare(t *testing.T) {
+	g := startGateway(t, "[journal]\ndevice_share = 0.001\n")
+	now := time.Now()
+	for n := 0; ; n++ {
+		_, err := g.journal.Append(&journal.Accepted{
+			Device: "sensor_001", MessageID: uuid.New(), Timestamp: now.Unix(), AcceptedAt: now, Payload: make([]byte, 10000),
+		})
+		if errors.Is(err, journal.ErrShare) {
+			break
+		}
+		if err != nil || n > 1000 {
+			t.Fatal(n, err)
+		}
+	}
+	first := now.Add(-26*time.Hour - 300*time.Millisecond)
+	for _, device := range []string{"sensor_001", "another"} {
+		if err := g.store.letters.Add(t.Context(), deadletter.Letter{
+			Device: device, MessageID: uuid.NewString(), Timestamp: now.Unix(), AcceptedAt: first, DiedAt: now,
+			Topic: "device/x/data", Payload: []byte("{}"), Reason: "refused",
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n, err := g.store.letters.Requeue(t.Context(), deadletter.Filter{}, now); n != 2 || err != nil {
+		t.Fatal(n, err)
+	}
+	g.tickUntil("delivery", func() bool { return g.backend.Load() == 2 })
+}
+
+// A record keeps to the second when its message was accepted first.
+func TestFirstAcceptedAt(t *testing.T) {
+	now := time.Unix(1727712000, 5)
+	for age, kept := range map[time.Duration]time.Duration{
+		-time.Hour: time.Second, 0: time.Second, time.Second: time.Second, time.Hour + 1: time.Hour + time.Second,
+		1000 * 24 * time.Hour: (1<<24 - 1) * time.Second,
+	} {
+		var a journal.Accepted
+		a.Requeue(now.Add(-age), now)
+		if got := now.Sub(a.FirstAcceptedAt()); got != kept || !a.AcceptedAt.Equal(now) {
+			t.Errorf("%v became %v", age, got)
+		}
 	}
 }

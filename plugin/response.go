@@ -20,7 +20,7 @@ func (g *Gateway) answered(a forward.Answer) {
 		return
 	}
 	c := g.contexts.take(contextKey{a.Message.DeviceID, a.Message.MessageID})
-	accepted := g.answerRules.acceptedAt(a.Message.AcceptedAt, a.Message.Timestamp)
+	accepted := a.Message.FirstAcceptedAt
 	if g.answerRules.tooOld(accepted, time.Now()) {
 		g.figures.downExpired.Add(1)
 		g.staleAnswers.Do(func() {

@@ -67,7 +67,7 @@ func (s *store) Load(pos uint64, m *forward.Message) error {
 		return fmt.Errorf("%w: it is of %q, not of %q", forward.ErrUnreadable, r.Device, m.DeviceID)
 	}
 	m.MessageID = uuidText(r.MessageID)
-	m.Timestamp, m.AcceptedAt, m.Traceparent = r.Timestamp, r.AcceptedAt, r.Traceparent
+	m.Timestamp, m.AcceptedAt, m.FirstAcceptedAt, m.Traceparent = r.Timestamp, r.AcceptedAt, r.FirstAcceptedAt(), r.Traceparent
 	if m.Topic != string(r.Topic) {
 		m.Topic = string(r.Topic)
 	}
@@ -92,7 +92,7 @@ func (s *store) Dead(device string, pos uint64, d forward.DeadLetter) error {
 	defer s.done(r)
 	switch {
 	case err == nil:
-		l.MessageID, l.Timestamp, l.AcceptedAt = uuidText(r.MessageID), r.Timestamp, r.AcceptedAt
+		l.MessageID, l.Timestamp, l.AcceptedAt = uuidText(r.MessageID), r.Timestamp, r.FirstAcceptedAt()
 		l.Topic, l.Payload, l.Traceparent = string(r.Topic), r.Payload, r.Traceparent
 	case errors.Is(err, forward.ErrUnreadable):
 		l.MessageID, l.AcceptedAt = journal.Position(pos).String(), d.DiedAt // all that is known of it

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"testing"
+	"time"
 
 	"mosquitto-bouncer/test/backend"
 	"mosquitto-bouncer/test/broker"
@@ -69,4 +70,33 @@ func TestBackendRefuses(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestOldAnswersAfterRequeue has a message die and be requeued when it is older than [response] max_age: the backend gets
+// it, and its device gets no answer, as it gets one to a message that is new.
+func TestOldAnswersAfterRequeue(t *testing.T) {
+	program := buildCtl(t)
+	g := newGate(t, broker.Options{Devices: []string{"sensor_001"}, HTTP: true, Settings: map[string]any{"response.max_age": "1s"}})
+	g.watch()
+	g.backend.Script(backend.Status(http.StatusUnprocessableEntity))
+	c := g.connect(g.device("sensor_001"), mqtt5)
+	g.no(c.Subscribe(g.limit(), c.ResponseTopic(), 1))
+	old, sent := c.Sign(`"old"`), time.Now()
+	g.publish(c, c.DataTopic(), 1, old.Bytes)
+	g.expect(c.DataTopic(), old)
+	metric := func(line string) func() bool {
+		return func() bool { return bytes.Contains(g.ask("GET", "/metrics", "").Text, []byte("\n"+line+"\n")) }
+	}
+	g.eventually("it is dead", metric("bouncer_messages_dead_total 1"))
+	g.backend.Script(backend.OK)
+	g.eventually("it is old", func() bool { return time.Since(sent) > 1100*time.Millisecond })
+	g.ctl(program, "dead", "requeue", "--device", "sensor_001")
+	g.eventually("it is delivered", metric("bouncer_messages_delivered_total 1"))
+	fresh := c.Sign(`"fresh"`)
+	g.accept(c, 1, fresh)
+	if got := g.response(c, 1); !bytes.Contains(got.Payload, []byte("sensor_001")) {
+		t.Errorf("%s", got.Payload)
+	}
+	_, err := g.broker.WaitLog(g.limit(), 0, broker.Contains("bouncer: the answer to an old message was dropped"))
+	g.no(err)
 }

@@ -122,8 +122,10 @@ type Message struct {
 	MessageID  string    // UUID; its letter case does not matter
 	Timestamp  int64     // the device's, Unix seconds
 	AcceptedAt time.Time // Config.MaxAge counts from here
-	Topic      string
-	Payload    []byte // one JSON value, sent as it is
+	// FirstAcceptedAt is AcceptedAt, or earlier where the message was a dead letter and was requeued.
+	FirstAcceptedAt time.Time
+	Topic           string
+	Payload         []byte // one JSON value, sent as it is
 	// Traceparent is passed on in the header of that name, in a batch as the event's attribute, if it is valid by W3C
 	// Trace Context.
 	Traceparent string

@@ -303,7 +303,7 @@ func (j *Journal) append(a *Accepted) (Position, error) {
 	}
 	cost := int64(n) + slotSize
 	share := j.shares.of(a.Device)
-	if j.shares.full(share, cost) {
+	if a.Waited == 0 && j.shares.full(share, cost) { // what an operator requeues makes room among the dead letters
 		return 0, ErrShare
 	}
 	if j.starved.Load() {

@@ -30,7 +30,7 @@ import (
 //	90  device    1  length
 //	91  trace     1  length
 //	92  flags     1  bits 0-1: QoS, 3: unknown; bit 2: retain; bit 3: legacy
-//	93  zero      3
+//	93  waited    3  seconds; 0: it was not requeued
 //	96  device, topic, traceparent, envelope, payload; zero bytes up to a multiple of 8
 //
 // Marker and offset are what a search for the next record compares, one word at a time. The checksum of the header, which
@@ -105,6 +105,7 @@ type Accepted struct {
 	Retain      bool      // it was published as a retained message
 	Timestamp   int64     // the message's own, unix seconds
 	AcceptedAt  time.Time // to the nanosecond; UTC when read
+	Waited      uint32    // seconds from the first time it was accepted to AcceptedAt, where it was requeued; see Requeue
 	Topic       []byte
 	Payload     []byte
 	Envelope    []byte // what was published, signature and all; empty: not kept
@@ -146,6 +147,19 @@ func recordSize(a *Accepted) (int, error) {
 
 func aligned(n int) int { return (n + recordAlign - 1) &^ (recordAlign - 1) }
 
+// Requeue makes a message one that is accepted at a time, after it was accepted first at another: Append takes it though the
+// device has taken its share. Of the time between the two whole seconds are kept, rounded up, 1 to 194 days.
+func (a *Accepted) Requeue(first, now time.Time) {
+	const most = 1<<24 - 1
+	a.AcceptedAt = now
+	a.Waited = uint32(min(max(1, int64((now.Sub(first)+time.Second-1)/time.Second)), most))
+}
+
+// FirstAcceptedAt returns when the message was accepted first, or up to a second earlier.
+func (a *Accepted) FirstAcceptedAt() time.Time {
+	return a.AcceptedAt.Add(-time.Duration(a.Waited) * time.Second)
+}
+
 // A move says where a record in a collector comes from; the zero value is that of a record in an ordinary segment.
 type move struct {
 	origin Position
@@ -174,7 +188,7 @@ func appendMoved(b []byte, a *Accepted, m move, offset, seed uint32) []byte {
 	b = le.AppendUint32(b, a.Client)
 	b = le.AppendUint32(b, uint32(len(a.Envelope)))
 	b = le.AppendUint16(b, uint16(len(a.Topic)))
-	b = append(b, byte(len(a.Device)), byte(len(a.Traceparent)), a.flags(), 0, 0, 0)
+	b = append(b, byte(len(a.Device)), byte(len(a.Traceparent)), a.flags(), byte(a.Waited), byte(a.Waited>>8), byte(a.Waited>>16))
 	kind := byte(kindAccepted)
 	if m != (move{}) {
 		kind = kindMoved
@@ -317,7 +331,7 @@ func parseRecord(b []byte, seed uint32, r *record) error {
 func parseBody(b []byte, behind int, a *Accepted) error {
 	le := binary.LittleEndian
 	envelope, topic, device, trace := uint64(le.Uint32(b[60:])), int(le.Uint16(b[64:])), int(b[66]), int(b[67])
-	if b[68] > flagQoS|flagRetain|flagLegacy || b[69]|b[70]|b[71] != 0 ||
+	if b[68] > flagQoS|flagRetain|flagLegacy ||
 		uint64(len(b)) < uint64(bodyFixed+behind+device+topic+trace)+envelope {
 		return errBody
 	}
@@ -328,6 +342,7 @@ func parseBody(b []byte, behind int, a *Accepted) error {
 	copy(a.TopicHash[:], b[48:])
 	a.Client = le.Uint32(b[56:])
 	a.setFlags(b[68])
+	a.Waited = uint32(b[69]) | uint32(b[70])<<8 | uint32(b[71])<<16
 	b = a.takeTexts(b[bodyFixed+behind:], device, topic, trace)
 	a.Envelope = nil
 	if envelope > 0 {
