@@ -438,7 +438,12 @@ func (a *answer) readLength(r *bufio.Reader, length int64) error {
 	case isTimeout(err):
 		return &unreadableError{fmt.Sprintf("backend's answer does not end: %d of %d bytes came within backend.timeout; check its Content-Length", n, length), err}
 	}
-	return fmt.Errorf("reading the backend's answer: %w", err)
+	return broken(err)
+}
+
+// broken is the error of an answer that ends with a connection that was reset, or with TLS that was not closed.
+func broken(err error) error {
+	return &unreadableError{"backend's answer is cut short: the connection broke within its body", err}
 }
 
 func (a *answer) readToEnd(r *bufio.Reader) error {
@@ -456,7 +461,7 @@ func (a *answer) readToEnd(r *bufio.Reader) error {
 		case isTimeout(err):
 			return &unreadableError{"backend's answer does not end: it has no Content-Length, and the connection was not closed within backend.timeout", err}
 		default:
-			return fmt.Errorf("reading the backend's answer: %w", err)
+			return broken(err)
 		}
 	}
 }
