@@ -23,7 +23,7 @@ import (
 func (g *aGateway) suspend(device string) {
 	g.t.Helper()
 	dir := filepath.Join(g.dir, suspension.DirName)
-	if err := errors.Join(os.Mkdir(dir, 0o750), os.WriteFile(filepath.Join(dir, "device="+device), nil, 0o640)); err != nil {
+	if err := errors.Join(os.MkdirAll(dir, 0o750), os.WriteFile(filepath.Join(dir, "device="+device), nil, 0o640)); err != nil {
 		g.t.Fatal(err)
 	}
 	g.restart()
