@@ -203,8 +203,9 @@ static bool is_bystander(const struct mosquitto_evt_acl_check *check)
 	if(strangers != BOUNCER_STRANGERS_ANY && length(username) == 0) return false;
 	switch(check->access){
 		case MOSQ_ACL_READ:
-			/* Of a gated topic Go has to see last wills, what is retained and what is empty. */
-			return (!bouncer_may_be_gated(check->topic) || (!unsettled && !check->retain && check->payloadlen > 0))
+			/* Of a gated topic Go has to see last wills and what is empty, and what is retained of the gateway's own too. */
+			return (!bouncer_may_be_gated(check->topic) || (!unsettled && check->payloadlen > 0))
+					&& (!check->retain || !bouncer_may_concern(check->topic))
 					&& !bouncer_is_question(check->payload, check->payloadlen)
 					&& bouncer_is_bystander(username, mosquitto_client_id(check->client));
 		case MOSQ_ACL_WRITE:

@@ -59,6 +59,7 @@ func (g *Gateway) Access(action Action, p *Publish) (decision Decision) {
 			g.refuse(p, nil, nil, Internal, nil)
 		}
 	}()
+	g.served = served{}
 	switch action {
 	case Read:
 		return g.read(p)
@@ -180,9 +181,14 @@ func (g *Gateway) read(p *Publish) Decision {
 			g.refuseWill()
 			return Deny
 		}
-		if p.Retain && g.checksRetained && !g.mayServe(p, level) {
-			return Deny
+		if p.Retain {
+			if !g.mayServe(p, level) {
+				return Deny
+			}
+			g.served.note(p)
 		}
+	} else if _, own := deviceLevel(g.own, p.Topic); own && p.Retain {
+		return Deny // put there before the plugin came: it lets nobody retain anything there, and retains nothing itself
 	}
 	if g.sessionQuestions.answers(p) {
 		return Deny

@@ -126,8 +126,7 @@ type Gateway struct {
 	readers        envelope.Decoder // of messages that are being delivered
 	relay          relay
 	unsent         unsent
-	// checksRetained: a retained message of a gated topic is served only as long as its device is registered and enabled.
-	checksRetained bool
+	served         served
 	departed       uintptr // the connection that ended last since the last tick; 0: none
 	offenders      offenders
 	maxBad         int // bad signatures a minute; 0: any number
@@ -281,7 +280,6 @@ func Start(configFile string, host Host) (_ *Gateway, err error) {
 	}
 	g.brokerConf, err = brokerconf.Running()
 	g.settleOthers(g.brokerConf, err)
-	g.checksRetained = checksRetained(g.brokerConf)
 	g.decision.userNameIsClientID = userNameIsClientID(g.brokerConf)
 	g.settleStrangers(g.brokerConf)
 	if err = g.checkBroker(); err != nil {
@@ -315,6 +313,7 @@ func (g *Gateway) Tick() {
 	g.ticks++
 	g.figures.tick(now)
 	g.endPending()
+	g.served = served{}
 	g.departed = 0
 	g.waker.Tick()
 	g.relay.ticked()

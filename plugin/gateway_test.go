@@ -322,6 +322,58 @@ func TestRetainedMessagesMayBeServed(t *testing.T) {
 	}
 }
 
+// Whoever subscribes is given the same retained messages, whether the broker asks for their source (check_retain_source)
+// or not.
+func TestRetainedMessagesMayBeRead(t *testing.T) {
+	g := startGateway(t, "[publish]\ntopics = [\"device/+/data\", \"site/+/state\"]\n")
+	old := sign(t, "s", "sensor_001", 1, anID, "1")
+	for _, c := range []struct {
+		topic, payload string
+		retain         bool
+		want           Decision
+	}{
+		{"device/sensor_001/data", string(old), true, NotConcerned},
+		{"site/sensor_001/state", string(old), true, NotConcerned},
+		{"device/sensor_002/data", string(old), true, Deny},
+		{"device/sensor_001/data", string(sign(t, "x", "sensor_001", 1, anID, "1")), true, Deny},
+		{"device/sensor_001/data", "{}", true, Deny},
+		{"device/sensor_001/data", "", true, Deny},
+		{"device/sensor_001/data", strings.Repeat("x", 1<<20), true, Deny},
+		{"device/nobody/data", string(sign(t, "s", "nobody", 1, anID, "1")), true, Deny},
+		{"device//data", string(old), true, Deny},
+		{"device/sensor_001/response", "{}", true, Deny},
+		{"device/sensor_001/response/x", "{}", true, Deny},
+		{"device/sensor_001/command", "{}", true, Deny},
+		{"device/sensor_001/response", "{}", false, NotConcerned},
+		{"device/sensor_001/data", "{}", false, NotConcerned}, // on its way: Message has decided
+		{"news", "{}", true, NotConcerned},
+	} {
+		p := publish("dashboard", []byte(c.payload))
+		p.Topic, p.Retain = []byte(c.topic), c.retain
+		if got := g.Access(Read, p); got != c.want {
+			t.Errorf("%s, retain %v, %.40q: decision %d, want %d", c.topic, c.retain, c.payload, got, c.want)
+		}
+	}
+}
+
+// The answer to the question about the source rests on the last answer to a subscriber, for the same bytes in the same place alone.
+func TestASourceIsAskedAboutOnce(t *testing.T) {
+	g := startGateway(t, "")
+	reader := publish("dashboard", sign(t, "s", "sensor_001", 1, anID, "1"))
+	reader.Topic, reader.Retain = []byte("device/sensor_001/data"), true
+	if g.Access(Read, reader) != NotConcerned {
+		t.Fatal(g.host.last())
+	}
+	source := by(reader, "sensor_001", "")
+	copy(source.Payload, "not verified any more") // so that a second look would show
+	if g.Retained(source) != Allow {
+		t.Error("the message is verified twice")
+	}
+	if g.Retained(source) != Deny {
+		t.Error("what was allowed once is allowed for ever")
+	}
+}
+
 func TestADeviceThatKeepsFailingIsDisconnected(t *testing.T) {
 	g := startGateway(t, "[publish]\nmax_bad_signatures = 3\n")
 	bad := func(device string) *Publish {

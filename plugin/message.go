@@ -45,6 +45,7 @@ func (g *Gateway) Message(p *Publish) (outcome Outcome) {
 		}
 		return Route
 	}
+	g.served = served{}
 	v := &g.pending
 	if !v.set || !v.samePublish(p) {
 		g.endPending()

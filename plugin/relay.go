@@ -7,8 +7,6 @@ import (
 	"time"
 
 	"golang.org/x/time/rate"
-
-	"mosquitto-bouncer/plugin/brokerconf"
 )
 
 // maxRelayTopics is how many topics a relay tells apart between two rounds of the broker's event loop.
@@ -60,30 +58,6 @@ func (r *relay) takes(topic []byte, qos byte) bool {
 // ticked notes a TICK: what was queued before it has been published before the next publish is read. A broker that never
 // ticks keeps to relaying, topic by topic.
 func (r *relay) ticked() { r.n = 0 }
-
-// mayServe reports whether a retained message may be given to a subscriber, as check_retain_source has it. The broker does
-// not ask so of what a plugin has published, because that has no source: the publisher is the device of the topic.
-func (g *Gateway) mayServe(p *Publish, level []byte) bool {
-	source := *p
-	source.Identity = level
-	return g.Retained(&source) == Allow
-}
-
-// ServeRetained decides whether the broker may go on serving a retained message: it asks so with check_retain_source, in the
-// name of the client that published it. After a restart it does ask so of what a plugin published, in the name of nobody.
-func (g *Gateway) ServeRetained(p *Publish) Decision {
-	if len(p.Identity) == 0 && len(p.ClientID) == 0 {
-		if level, gated := deviceLevel(g.gated, p.Topic); gated {
-			return g.Retained(&Publish{Identity: level, Topic: p.Topic, Payload: p.Payload, Retain: true})
-		}
-	}
-	return g.Retained(p)
-}
-
-// checksRetained reports whether the broker's configuration has check_retain_source; one that could not be read may.
-func checksRetained(conf *brokerconf.Config) bool {
-	return conf == nil || conf.Bool("check_retain_source")
-}
 
 // RelayFailed notes that the broker did not take the copy of a message that Message had it publish: it has no memory left.
 // The message was accepted, and subscribers miss it.

@@ -108,7 +108,6 @@ func (g *Gateway) Reload() {
 	case err == nil:
 		conf = g.brokerConf.Reloaded(conf)
 		g.brokerConf = conf
-		g.checksRetained = checksRetained(conf)
 	}
 	g.settleOthers(conf, err)
 	g.registry.Reread()

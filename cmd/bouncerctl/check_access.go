@@ -8,9 +8,9 @@ import (
 func (k *checker) checkAccess() {
 	first := k.conf.Files[0]
 	if l, found := k.lastAnywhere("check_retain_source"); !found {
-		k.warn(first, "check_retain_source is not set: what was retained on gated topics before the plugin came, or by devices that were removed since, is served as if it had been verified; add: check_retain_source true")
+		k.warn(first, "check_retain_source is not set: a signed message that another client captured and retained on the device's topic before the plugin came is served; add: check_retain_source true")
 	} else if !isTrue(l) {
-		k.warn(at(l), "check_retain_source is off: what was retained on gated topics before the plugin came, or by devices that were removed since, is served as if it had been verified; write: check_retain_source true")
+		k.warn(at(l), "check_retain_source is off: a signed message that another client captured and retained on the device's topic before the plugin came is served; write: check_retain_source true")
 	}
 	if _, found := k.lastAnywhere("max_packet_size"); !found && k.before(2, 1, 0) {
 		size := packetSize

@@ -16,8 +16,8 @@ func newRetained(configFile *string) *cobra.Command {
 		Use:   "retained",
 		Short: "Remove what the broker retains on gated topics",
 		Long: `The broker keeps the last retained message of each topic for later subscribers.
-With check_retain_source it serves on gated topics what the plugin has verified
-alone; the rest stays where it is until it is cleared.`,
+On gated topics it serves only what the plugin has verified; the rest stays where
+it is until it is cleared.`,
 		Example: `  bouncerctl retained clear --device sensor_001`,
 	}
 	needsCommand(c)
