@@ -152,11 +152,18 @@ static void pack(struct bouncer_packed *to, int identifier, const void *data, si
 	to->len += len;
 }
 
+/* Packs a text that was read: from 2.1 on, NULL is an empty one. */
+static void pack_text(struct bouncer_packed *to, int identifier, const char *text)
+{
+	if(!text) text = "";
+	pack(to, identifier, text, strlen(text) + 1);
+}
+
 static void pack_string(struct bouncer_packed *to, const mosquitto_property *properties, int identifier)
 {
 	char *text = NULL;
 
-	if(read_string && read_string(properties, identifier, &text, false) && text) pack(to, identifier, text, strlen(text) + 1);
+	if(read_string && read_string(properties, identifier, &text, false)) pack_text(to, identifier, text);
 	free(text);
 }
 
@@ -167,9 +174,9 @@ static void pack_user_properties(struct bouncer_packed *to, const mosquitto_prop
 	while(!to->failed && read_string_pair && properties){
 		char *name = NULL, *text = NULL;
 		properties = read_string_pair(properties, MQTT_PROP_USER_PROPERTY, &name, &text, skip_first);
-		if(properties && name && text){
-			pack(to, MQTT_PROP_USER_PROPERTY, name, strlen(name) + 1);
-			pack(to, MQTT_PROP_USER_PROPERTY, text, strlen(text) + 1);
+		if(properties){
+			pack_text(to, MQTT_PROP_USER_PROPERTY, name);
+			pack_text(to, MQTT_PROP_USER_PROPERTY, text);
 		}
 		free(name);
 		free(text);
