@@ -30,8 +30,12 @@ func TestStateDirAway(t *testing.T) {
 	c := g.connect(g.device("sensor_001"), mqtt5)
 	g.accept(c, 1, c.Sign("1"))
 	state := g.broker.Path("state")
+	began := time.Now()
 	g.no(os.Rename(state, state+".away"))
 	g.healthSays(503, "was removed or renamed")
+	if took := time.Since(began); took > 3*time.Second { // it takes less than one where nothing else is busy
+		t.Errorf("noticed after %v", took)
+	}
 	g.refuse(c, c.DataTopic(), 1, c.Sign("2"), "overloaded")
 	g.no(os.Rename(state+".away", state))
 	g.healthSays(200, "")
