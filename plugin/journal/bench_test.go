@@ -139,6 +139,7 @@ func BenchmarkDone(b *testing.B) {
 func BenchmarkRecovery(b *testing.B) {
 	const messages = 1_000_000
 	o := benchmarkOptions(b)
+	o.Keep = 100 * 365 * 24 * time.Hour // or the ids of those that are delivered go
 	j, err := Open(o, nothing)
 	if err != nil {
 		b.Fatal(err)
