@@ -17,6 +17,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -128,7 +129,7 @@ func write(path string, text []byte) error {
 }
 
 // Take has do carry out the orders that wait, oldest first. now is the time.
-func Take(ctx context.Context, dir string, now time.Time, do func(Order) error) error {
+func Take(ctx context.Context, dir string, now time.Time, do func(Order) error) (failed error) {
 	entries, err := os.ReadDir(dir) // by name
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -152,10 +153,10 @@ func Take(ctx context.Context, dir string, now time.Time, do func(Order) error) 
 			}
 		}
 		if err = finish(path, err); err != nil {
-			return err
+			failed = cmp.Or(failed, err) // it must not hold back those behind it
 		}
 	}
-	return nil
+	return failed
 }
 
 // finish removes the file of an order, or leaves in its place why it was not carried out.
@@ -168,7 +169,8 @@ func finish(path string, why error) error {
 }
 
 func read(path string) (o Order, err error) {
-	f, err := os.Open(path)
+	// A named pipe without a writer would hold up the gateway's stop.
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK|syscall.O_NOFOLLOW, 0)
 	if err != nil {
 		return o, err
 	}

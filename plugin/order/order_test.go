@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -131,5 +132,34 @@ func TestWhatIsNoOrder(t *testing.T) {
 	}
 	if err := Take(context.Background(), filepath.Join(t.TempDir(), "none"), time.Now(), nil); err != nil {
 		t.Error(err)
+	}
+}
+
+// What is no order neither blocks the gateway nor holds back the orders behind it.
+func TestWhatIsNoFile(t *testing.T) {
+	dir := t.TempDir()
+	if err := syscall.Mkfifo(filepath.Join(dir, "1.json"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.MkdirAll(filepath.Join(dir, "2.json", "full"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("/etc/passwd", filepath.Join(dir, "3.json")); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "4.json"), []byte(`{"kind":"release","names":["a"],"at":"2026-01-01T00:00:00Z"}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	taken := 0
+	err := Take(t.Context(), dir, time.Now(), func(o Order) error { taken++; return nil })
+	if taken != 1 {
+		t.Errorf("%d orders taken", taken)
+	}
+	if err == nil {
+		t.Error("a directory that cannot be removed is not reported")
+	}
+	why, err := os.ReadFile(filepath.Join(dir, "3.json"+refused))
+	if err != nil || strings.Contains(string(why), "root:") {
+		t.Errorf("%q, %v", why, err)
 	}
 }
