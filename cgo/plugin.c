@@ -289,6 +289,7 @@ static int on_connect(int event, void *event_data, void *userdata)
 	on_any_event();
 	looked_at.client = NULL;
 	fill(&publish, connect->client, NULL, NULL, 0, 0, false);
+	identify(&publish, bouncer_identify(connect->client, publish.identity));
 	if(publish.client_id) bouncer_connected(&publish);
 	return MOSQ_ERR_SUCCESS;
 }

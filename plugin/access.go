@@ -108,6 +108,9 @@ func (g *Gateway) write(p *Publish) Decision {
 		g.refuseForeign(p)
 		return Deny
 	}
+	if p.OtherIssuer && !g.hasDeparted(p) {
+		g.expelImpostor(p)
+	}
 	level, gated := deviceLevel(g.gated, p.Topic)
 	if !gated {
 		// The topics of the gateway are its own, and a device has no others to publish to.

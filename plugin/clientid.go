@@ -129,6 +129,18 @@ func (g *Gateway) refuseForeign(p *Publish) {
 	g.refuse(p, g.devices.of(g.registry.Lookup(p.Identity)), nil, ForeignClient, errForeignClient)
 }
 
+// expelImpostor has a client disconnected that bears a device's user name and client id without the certificate for it: it
+// has the device's session. It reports whether it is one. Not for last wills, whose client may show no certificate any more.
+func (g *Gateway) expelImpostor(p *Publish) bool {
+	if p.Certified && !p.OtherIssuer || !bytes.Equal(p.ClientID, p.Identity) || g.registry.Lookup(p.Identity) == nil {
+		return false
+	}
+	if g.offenders.add(p, "for bearing a device's user name and client id without its certificate") {
+		g.figures.foreignClients.Add(1)
+	}
+	return true
+}
+
 var errForeignEnded = errors.New("a connection under the client id of another identity has ended; it ended that identity's connection, and may have ended its session. use_username_as_clientid true on every listener rules this out")
 
 // Connected takes note of a new connection, which Mosquitto tells of from 2.1 on.
@@ -140,7 +152,9 @@ func (g *Gateway) Connected(p *Publish) {
 	}()
 	if g.clientIDs.foreign(p) {
 		g.refuseForeign(p)
+		return
 	}
+	g.expelImpostor(p)
 }
 
 // foreignEnded says in the log that a connection under the client id of another identity has ended of which nothing has

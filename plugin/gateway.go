@@ -281,6 +281,7 @@ func Start(configFile string, host Host) (_ *Gateway, err error) {
 	g.brokerConf, err = brokerconf.Running()
 	g.settleOthers(g.brokerConf, err)
 	g.decision.userNameIsClientID = userNameIsClientID(g.brokerConf)
+	g.sessionQuestions.unasked = !g.asksSessions()
 	g.settleStrangers(g.brokerConf)
 	if err = g.checkBroker(); err != nil {
 		return nil, err
@@ -350,8 +351,10 @@ func (g *Gateway) Disconnected(p *Publish, end subscription.End) {
 		}
 		return
 	}
-	if g.subscriptions.Ended(p.Identity, p.ClientID, p.Connection, end) && g.asksSessions() {
-		g.sessionQuestions.add(p.Identity, p.ClientID)
+	for _, holder := range [][]byte{p.Identity, uncertified(p.Identity)} { // no certificate is shown any more
+		if session, ask := g.subscriptions.Ended(holder, p.ClientID, p.Connection, end); ask {
+			g.sessionQuestions.add(session, end)
+		}
 	}
 	if d := g.devices.known(g.registry.Lookup(p.Identity)); d != nil {
 		d.disconnected(p.ClientID)

@@ -108,6 +108,7 @@ func (g *Gateway) Reload() {
 	case err == nil:
 		conf = g.brokerConf.Reloaded(conf)
 		g.brokerConf = conf
+		g.sessionQuestions.unasked = !g.asksSessions()
 	}
 	g.settleOthers(conf, err)
 	g.registry.Reread()

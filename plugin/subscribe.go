@@ -21,6 +21,10 @@ func (g *Gateway) subscribe(p *Publish) Decision {
 		g.refuseForeign(p)
 		return Deny
 	}
+	if g.expelImpostor(p) && !p.OtherIssuer {
+		g.refuseForeign(p)
+		return Deny
+	}
 	switch g.confinement.of(p) {
 	case ofOthers:
 		g.clientIDs.note(p)
@@ -38,18 +42,33 @@ func (g *Gateway) subscribe(p *Publish) Decision {
 		g.decision.now = time.Now()
 		g.refuse(p, g.devices.of(g.registry.Lookup(p.Identity)), nil, Disabled, errDisabledSubscription)
 		return Deny
-	case !p.Certified:
-		return d
 	case p.OtherIssuer:
 		g.forbid(p, errOtherIssuer)
 		return Deny
 	}
-	if err := g.subscriptions.Add(p.Identity, p.Topic, g.levelsBelow(p.Topic), p.connection()); err != nil {
+	if err := g.addSubscription(p); err != nil {
 		g.forbid(p, err)
 		return Deny
 	}
-	g.commands.wanted(p.Identity, p.Topic)
+	if p.Certified {
+		g.commands.wanted(p.Identity, p.Topic)
+	}
 	return d
+}
+
+// addSubscription counts a subscription. If there is no room, the device's sessions that are away are asked for at once, so
+// that those which have ended since make room for the next attempt.
+func (g *Gateway) addSubscription(p *Publish) error {
+	holder, below := p.subscriber(), g.levelsBelow(p.Topic)
+	err := g.subscriptions.Add(holder, p.Topic, below, p.connection())
+	if err == nil || errors.Is(err, subscription.ErrBytes) || errors.Is(err, subscription.ErrLevels) {
+		return err
+	}
+	g.sessionQuestions.askOf(holder)
+	if !g.sessionQuestions.forget(time.Now()) {
+		return err
+	}
+	return g.subscriptions.Add(holder, p.Topic, below, p.connection())
 }
 
 // subscriptionStays decides on a subscription that a client has already: the broker asks once more about each while it
@@ -78,6 +97,9 @@ func (g *Gateway) unsubscribe(p *Publish) Decision {
 		return NotConcerned
 	case g.confinement.of(p) == unknownCertificate:
 		return Allow
+	case g.expelImpostor(p) && !p.OtherIssuer:
+		g.refuseForeign(p)
+		return Deny
 	case !p.Certified || p.OtherIssuer || !g.isOwnTopic(p) && !bytes.Equal(p.ClientID, p.Identity):
 		g.forbid(p, errUnsubscription)
 		return Deny
@@ -85,6 +107,18 @@ func (g *Gateway) unsubscribe(p *Publish) Decision {
 	g.subscriptions.Remove(p.Identity, p.Topic, p.connection())
 	return Allow
 }
+
+// subscriber returns under which name package subscription has the client of p: who bears a device's name without its
+// certificate takes none of the device's room.
+func (p *Publish) subscriber() []byte {
+	if p.Certified {
+		return p.Identity
+	}
+	return uncertified(p.Identity)
+}
+
+// uncertified is the name of all clients that bear a device's without its certificate. No device id begins so.
+func uncertified(device []byte) []byte { return append([]byte("\x00"), device...) }
 
 // connection returns what package subscription has to know of the connection of p.
 func (p *Publish) connection() *subscription.Connection {
@@ -115,59 +149,132 @@ var (
 
 // Bounds of the questions about sessions.
 const (
-	maxSessionQuestions    = 1024
+	maxSessionQuestions    = 1 << 16
 	sessionQuestionsAtOnce = 32
 	// sessionQuestionTicks is how many ticks after it was asked a question counts as answered. The broker sends what was
 	// published in a tick before the next one.
 	sessionQuestionTicks = 2
+	// sessionQuestionEvery is after what time a session is asked for again that was still there.
+	sessionQuestionEvery = 5 * time.Second
+	// unaskedSessionAge is how long a session that is away counts where the broker cannot be asked.
+	unaskedSessionAge = time.Hour
 )
 
-// sessionQuestions finds out of sessions whether they have ended with their connection: before Mosquitto 2.1 no plugin is
-// told of an MQTT 5 session. It publishes a message that nobody may read to a topic to which the session is subscribed.
-// The broker then asks, for each session that is, whether it may be delivered. Broker's thread only.
+// sessionQuestions finds out of sessions that are away whether they have ended: no plugin is told when one expires, and
+// before Mosquitto 2.1 of an MQTT 5 session not even whether it ended with its connection. It publishes a message that nobody
+// may read to a topic to which the session is subscribed. The broker then asks, for each session that is, whether it may be
+// delivered. Where it cannot be asked so, a session that is away counts for some time and is then forgotten. Broker's thread
+// only.
 type sessionQuestions struct {
 	table   *subscription.Table
-	message []byte // 16 random ones, so that nobody else publishes it; memory of its own, which C may be given
-	waiting []sessionQuestion
+	message []byte                           // 16 random ones, so that nobody else publishes it; memory of its own, which C may be given
+	waiting []sessionQuestion                // to be asked or answered
+	later   []sessionQuestion                // the earliest first
+	listed  map[subscription.SessionKey]bool // those in waiting (true) and in later alone
+	unasked bool                             // the broker cannot be asked
 }
 
 // A sessionQuestion is one of them.
 type sessionQuestion struct {
-	device, client string
-	asked          uint64 // the tick; 0: not yet
+	session subscription.SessionKey
+	asked   uint64    // the tick; 0: not yet
+	due     time.Time // when it is asked for again, or forgotten
 }
 
 func newSessionQuestions(table *subscription.Table) *sessionQuestions {
-	q := &sessionQuestions{table: table, message: make([]byte, 16)}
+	q := &sessionQuestions{table: table, message: make([]byte, 16), listed: make(map[subscription.SessionKey]bool)}
 	rand.Read(q.message) // never fails
 	return q
 }
 
-// add has a session asked for. One for which there is no room counts as still there.
-func (q *sessionQuestions) add(device, client []byte) {
-	if len(q.waiting) < maxSessionQuestions {
-		q.waiting = append(q.waiting, sessionQuestion{device: string(device), client: string(client)})
+// add has a session asked for now, if it may have ended with its connection, and from time to time. When there is no room
+// for it, it counts as still there until its device asks for room again.
+func (q *sessionQuestions) add(session subscription.SessionKey, end subscription.End) {
+	waiting, listed := q.listed[session]
+	now := !q.unasked && end == subscription.MayStay
+	switch {
+	case waiting, listed && !now, !listed && len(q.listed) >= maxSessionQuestions:
+	case now:
+		q.listed[session] = true
+		q.waiting = append(q.waiting, sessionQuestion{session: session})
+	default:
+		q.postpone(session, time.Now())
 	}
+}
+
+func (q *sessionQuestions) postpone(session subscription.SessionKey, now time.Time) {
+	after := sessionQuestionEvery
+	if q.unasked {
+		after = unaskedSessionAge
+	}
+	if len(q.later) >= maxSessionQuestions {
+		delete(q.listed, session)
+		return
+	}
+	q.listed[session] = false
+	q.later = append(q.later, sessionQuestion{session: session, due: now.Add(after)})
+}
+
+// askOf has all sessions of a device asked for now that are away.
+func (q *sessionQuestions) askOf(device []byte) {
+	for _, session := range q.table.Away(device) {
+		if !q.listed[session] { // not waiting
+			q.table.Doubt(session)
+			q.add(session, subscription.MayStay)
+		}
+	}
+}
+
+// forget forgets the sessions that have been away for long, where the broker cannot be asked. It reports whether there were
+// any.
+func (q *sessionQuestions) forget(now time.Time) (any bool) {
+	for q.unasked && len(q.later) > 0 && !now.Before(q.later[0].due) {
+		session := q.later[0].session
+		q.later = q.later[1:]
+		if q.table.Doubt(session) {
+			q.table.Gone(session)
+			any = true
+		}
+		delete(q.listed, session)
+	}
+	return any
 }
 
 // tick settles what was asked and asks more. publish hands a message to the broker.
 func (q *sessionQuestions) tick(tick uint64, publish func(downlink.Publish) error) {
-	if len(q.waiting) == 0 {
+	if len(q.waiting)+len(q.later) == 0 {
 		return
+	}
+	now := time.Now()
+	q.forget(now)
+	for !q.unasked && len(q.later) > 0 && !now.Before(q.later[0].due) && len(q.waiting) < 2*sessionQuestionsAtOnce {
+		session := q.later[0].session
+		q.later = q.later[1:]
+		if waiting, listed := q.listed[session]; listed && !waiting {
+			q.table.Doubt(session)
+			q.listed[session] = true
+			q.waiting = append(q.waiting, sessionQuestion{session: session})
+		}
 	}
 	kept := q.waiting[:0]
 	asked := 0
 	for _, s := range q.waiting {
-		topic, doubtful := q.table.Doubtful([]byte(s.device), []byte(s.client))
+		topic, away := q.table.Doubtful(s.session)
 		switch {
-		case !doubtful:
+		case !away: // it is in use again, or has ended
+			delete(q.listed, s.session)
+			continue
+		case topic == "":
+			q.postpone(s.session, now)
 			continue
 		case s.asked > 0 && tick >= s.asked+sessionQuestionTicks:
-			q.table.Gone([]byte(s.device), []byte(s.client))
+			q.table.Gone(s.session)
+			delete(q.listed, s.session)
 			continue
 		case s.asked == 0 && asked < sessionQuestionsAtOnce:
 			asked++
 			if publish(downlink.Publish{Topic: topic, Payload: q.message}) != nil {
+				q.postpone(s.session, now)
 				continue
 			}
 			s.asked = tick
@@ -184,5 +291,6 @@ func (q *sessionQuestions) answers(p *Publish) bool {
 		return false
 	}
 	q.table.Stays(p.Identity, p.ClientID)
+	q.table.Stays(uncertified(p.Identity), p.ClientID)
 	return true
 }

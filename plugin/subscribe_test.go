@@ -3,6 +3,7 @@ package plugin
 import (
 	"fmt"
 	"testing"
+	"time"
 
 	"mosquitto-bouncer/plugin/brokerconf"
 	"mosquitto-bouncer/plugin/subscription"
@@ -21,6 +22,7 @@ func subscribing(device, client string, connection uintptr, topic, n int) *Publi
 func TestSessionsInDoubtAreAskedFor(t *testing.T) {
 	g := startGateway(t, "")
 	g.brokerConf = new(brokerconf.Config)
+	g.sessionQuestions.unasked = !g.asksSessions()
 	connection := uintptr(1)
 	fill := func(client string) {
 		t.Helper()
@@ -57,5 +59,97 @@ func TestSessionsInDoubtAreAskedFor(t *testing.T) {
 	}
 	if g.Access(Subscribe, other) != AllowCertified {
 		t.Error(g.host.last())
+	}
+}
+
+// away has a device subscribe over a session for each topic and leave. The broker says that the sessions last.
+func (g *aGateway) away(t *testing.T, device string, topics int) {
+	t.Helper()
+	for i := range topics {
+		connection := uintptr(1000 + i)
+		client := fmt.Sprint(device, "-", i)
+		if g.Access(Subscribe, subscribing(device, client, connection, i, 0)) != AllowCertified {
+			t.Fatalf("subscription %d: %s", i, g.host.last())
+		}
+		g.Disconnected(&Publish{Identity: []byte(device), ClientID: []byte(client), Connection: connection}, subscription.Stays)
+	}
+}
+
+// TestSessionsThatExpireAreFound: sessions that lasted and have expired since, of which the broker tells nobody, make room
+// for a device with new client ids.
+func TestSessionsThatExpireAreFound(t *testing.T) {
+	g := startGateway(t, "")
+	g.brokerConf = new(brokerconf.Config)
+	g.sessionQuestions.unasked = !g.asksSessions()
+	g.away(t, "sensor_001", subscription.MaxFilters)
+	more := subscribing("sensor_001", "more", 1, 99, 0)
+	if g.Access(Subscribe, more) != Deny {
+		t.Fatal("sessions that last do not count")
+	}
+	for range 4 {
+		g.Tick() // those which the refusal has in doubt
+	}
+	if g.Access(Subscribe, more) != AllowCertified {
+		t.Errorf("sessions that nobody answers for count: %s", g.host.last())
+	}
+	for i := range g.sessionQuestions.later {
+		g.sessionQuestions.later[i].due = time.Now()
+	}
+	for range 10 {
+		g.Tick()
+	}
+	if n := len(g.sessionQuestions.later) + len(g.sessionQuestions.listed); n != 0 {
+		t.Errorf("%d questions are left", n)
+	}
+}
+
+// TestSessionsThatCannotBeAskedFor: where the broker has a bridge, a session that is away counts for an hour.
+func TestSessionsThatCannotBeAskedFor(t *testing.T) {
+	g := startGateway(t, "")
+	g.brokerConf = nil
+	g.sessionQuestions.unasked = !g.asksSessions()
+	g.away(t, "sensor_001", subscription.MaxFilters)
+	more := subscribing("sensor_001", "more", 1, 99, 0)
+	if g.Access(Subscribe, more) != Deny {
+		t.Fatal("sessions that last do not count")
+	}
+	for i := range g.sessionQuestions.later {
+		g.sessionQuestions.later[i].due = time.Now()
+	}
+	if g.Access(Subscribe, more) != AllowCertified {
+		t.Error(g.host.last())
+	}
+	if len(g.host.published) != 0 {
+		t.Errorf("asked: %v", g.host.published)
+	}
+}
+
+// TestWithoutTheCertificate: who bears a device's name without its certificate is bounded too, takes none of the device's
+// room, and with its client id is refused and disconnected.
+func TestWithoutTheCertificate(t *testing.T) {
+	g := startGateway(t, "")
+	g.brokerConf = new(brokerconf.Config)
+	for i := range 2 * subscription.MaxFilters {
+		p := subscribing("sensor_001", "x", 1, i, i)
+		p.Certified = false
+		if d := g.Access(Subscribe, p); (d == Deny) != (i >= subscription.MaxFilters) {
+			t.Errorf("subscription %d: %v", i, d)
+		}
+	}
+	if g.Access(Subscribe, subscribing("sensor_001", "sensor_001", 2, 0, 0)) != AllowCertified {
+		t.Errorf("the device is refused: %s", g.host.last())
+	}
+	for _, otherIssuer := range []bool{false, true} {
+		p := subscribing("sensor_001", "sensor_001", 3, 0, 0)
+		p.Certified, p.OtherIssuer = otherIssuer, otherIssuer
+		for _, action := range []Action{Subscribe, Unsubscribe} {
+			if g.Access(action, p) != Deny {
+				t.Errorf("action %d is allowed", action)
+			}
+			if len(g.offenders.waiting) != 1 {
+				t.Error("is not going to be disconnected")
+			}
+			clear(g.offenders.waiting)
+		}
 	}
 }

@@ -79,7 +79,9 @@ func TestResponseTopics(t *testing.T) {
 		"device/sensor_001/response/a": AllowCertified, "device/sensor_001/response/+": Deny, "device/sensor_001/response/#": Deny,
 		"device/sensor_002/response/a": Deny, "device/+/response/a": Deny, "device/sensor_001/response": AllowCertified,
 	} {
-		if got := g.Access(Subscribe, by(&Publish{}, "sensor_001", topic)); got != want {
+		subscription := by(&Publish{}, "sensor_001", topic)
+		subscription.Certified = true
+		if got := g.Access(Subscribe, subscription); got != want {
 			t.Errorf("subscribing to %s: %d, want %d", topic, got, want)
 		}
 	}
@@ -184,7 +186,9 @@ func TestSubscribingSendsOnce(t *testing.T) {
 		tick(commandRetry * 6 / 10)
 	}
 	// Whoever bears the name without the certificate brings nothing about.
-	if g.Access(Subscribe, by(&Publish{}, "sensor_001", "device/sensor_001/command")) != AllowCertified {
+	uncertified := by(&Publish{}, "sensor_001", "device/sensor_001/command")
+	uncertified.ClientID = []byte("another")
+	if g.Access(Subscribe, uncertified) != AllowCertified {
 		t.Fatal("no answer to a subscription without a certificate")
 	}
 	tick(2 * commandRetry)

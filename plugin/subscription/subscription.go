@@ -161,60 +161,97 @@ func (t *Table) Remove(device, filter []byte, c *Connection) {
 	t.tidy(device, h)
 }
 
-// Ended notes the end of a connection, and frees what its session held if that has ended too. It reports whether the
-// session is in doubt and worth a question: see Doubtful.
-func (t *Table) Ended(device, clientID []byte, connection uintptr, end End) (ask bool) {
+// A SessionKey names a session of a device.
+type SessionKey struct {
+	device string
+	client uint64
+}
+
+// Ended notes the end of a connection, and frees what its session held if that has ended too. If the session may go on
+// and its device holds much, ask is true: the broker does not say when such a session ends, so it has to be asked now and
+// then.
+func (t *Table) Ended(device, clientID []byte, connection uintptr, end End) (key SessionKey, ask bool) {
 	h := t.devices[string(device)]
 	if h == nil {
-		return false
+		return key, false
 	}
 	s := h.session(t.client(clientID))
 	if s == nil || s.connection != connection {
-		return false // another one bears the client id now, or the broker never let this one in
+		return key, false // another one bears the client id now, or the broker never let this one in
 	}
 	s.connection = 0
 	s.doubtful = end == MayStay
 	if end == Ends {
 		s.clear()
 	}
-	ask = s.doubtful && (bits.OnesCount16(h.used()) > MaxFilters/4 || len(h.sessions) > MaxSessions/8)
+	ask = end != Ends && s.filters != 0 && (bits.OnesCount16(h.used()) > MaxFilters/4 || len(h.sessions) > MaxSessions/8)
+	if ask {
+		key = SessionKey{string(device), s.client}
+	}
 	t.tidy(device, h)
-	return ask
+	return key, ask
 }
 
-// Doubtful returns a topic by which to find out whether a session has ended with its connection: it has if nobody with
-// its client id is subscribed to the topic. ok is false if the session is not in doubt.
-func (t *Table) Doubtful(device, clientID []byte) (topic string, ok bool) {
+// Away returns the sessions of a device that hold something without a connection.
+func (t *Table) Away(device []byte) (keys []SessionKey) {
 	h := t.devices[string(device)]
 	if h == nil {
-		return "", false
+		return nil
 	}
-	s := h.session(t.client(clientID))
-	if s == nil || !s.doubtful || s.filters == 0 {
-		return "", false
+	for i := range h.sessions {
+		if s := &h.sessions[i]; s.isAway() && s.filters != 0 {
+			keys = append(keys, SessionKey{string(device), s.client})
+		}
 	}
-	return h.filters[bits.TrailingZeros16(s.filters)], true
+	return keys
+}
+
+// Doubt puts a session in doubt. It reports whether the session holds something and has no connection.
+func (t *Table) Doubt(key SessionKey) bool {
+	s := t.find(key)
+	if s == nil || !s.isAway() || s.filters == 0 {
+		return false
+	}
+	s.doubtful = true
+	return true
+}
+
+// Doubtful returns a topic by which to find out whether a session in doubt is still there: it has ended if nobody with its
+// client id is subscribed to the topic. The topic is "" if the session is not in doubt; away says that it is there without a
+// connection.
+func (t *Table) Doubtful(key SessionKey) (topic string, away bool) {
+	s := t.find(key)
+	switch {
+	case s == nil || !s.isAway() || s.filters == 0:
+		return "", false
+	case s.doubtful:
+		return t.devices[key.device].filters[bits.TrailingZeros16(s.filters)], true
+	default:
+		return "", true
+	}
 }
 
 // Stays notes that a session in doubt is still there.
 func (t *Table) Stays(device, clientID []byte) {
-	if h := t.devices[string(device)]; h != nil {
-		if s := h.session(t.client(clientID)); s != nil {
-			s.doubtful = false
-		}
+	if s := t.find(SessionKey{string(device), t.client(clientID)}); s != nil {
+		s.doubtful = false
 	}
 }
 
 // Gone notes that a session in doubt has ended. One that is not in doubt any more stays.
-func (t *Table) Gone(device, clientID []byte) {
-	h := t.devices[string(device)]
-	if h == nil {
-		return
-	}
-	if s := h.session(t.client(clientID)); s != nil && s.doubtful {
+func (t *Table) Gone(key SessionKey) {
+	if s := t.find(key); s != nil && s.doubtful {
 		s.clear()
+		t.tidy([]byte(key.device), t.devices[key.device])
 	}
-	t.tidy(device, h)
+}
+
+// find returns a session, nil if there is none of that name.
+func (t *Table) find(key SessionKey) *session {
+	if h := t.devices[key.device]; h != nil {
+		return h.session(key.client)
+	}
+	return nil
 }
 
 // Len returns how many devices are subscribed to something.

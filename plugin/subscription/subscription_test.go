@@ -73,13 +73,15 @@ func (b *aBroker) unsubscribe(client, topic string) {
 }
 
 func (b *aBroker) end(client string, end End) bool {
-	ask := b.Ended([]byte("d"), []byte(client), b.numbers[client], end)
+	_, ask := b.Ended([]byte("d"), []byte(client), b.numbers[client], end)
 	b.numbers[client] = 0
 	if end == Ends {
 		b.sessions[client] = nil
 	}
 	return ask
 }
+
+func (b *aBroker) key(client string) SessionKey { return SessionKey{"d", b.client([]byte(client))} }
 
 // different counts the topics that the device is subscribed to.
 func (b *aBroker) different() int {
@@ -215,17 +217,17 @@ func TestDoubtful(t *testing.T) {
 	}
 	b.connect("other")
 	b.want(b.subscribe("other", "more"), ErrFilters)
-	topic, ok := b.Doubtful([]byte("d"), []byte("c"))
+	topic, ok := b.Doubtful(b.key("c"))
 	if !ok || topic == "" {
 		t.Fatalf("asks by the topic %q", topic)
 	}
 	b.Stays([]byte("d"), []byte("c"))
-	b.Gone([]byte("d"), []byte("c")) // too late
+	b.Gone(b.key("c")) // too late
 	b.want(b.subscribe("other", "more"), ErrFilters)
 	b.connect("c")
 	b.want(b.subscribe("c", "0"), nil)
 	b.end("c", MayStay)
-	b.Gone([]byte("d"), []byte("c"))
+	b.Gone(b.key("c"))
 	b.want(b.subscribe("other", "more"), nil)
 }
 
@@ -240,6 +242,36 @@ func TestNoMoreThanSessions(t *testing.T) {
 	}
 	b.connect("more")
 	b.want(b.subscribe("more", "t"), ErrSessions)
+}
+
+// TestSessionsThatExpire: sessions that have ended without a word are found out, and only they.
+func TestSessionsThatExpire(t *testing.T) {
+	b := newBroker(t)
+	for i := range MaxSessions {
+		client := fmt.Sprint("c", i)
+		b.connect(client)
+		b.want(b.subscribe(client, "t"), nil)
+		if asks := b.end(client, Stays); asks != (i >= MaxSessions/8) {
+			t.Errorf("session %d: asks %v", i, asks)
+		}
+	}
+	b.connect("more")
+	b.want(b.subscribe("more", "t"), ErrSessions)
+	if away := b.Away([]byte("d")); len(away) != MaxSessions {
+		t.Errorf("%d sessions are away, want %d", len(away), MaxSessions)
+	}
+	if b.Gone(b.key("c1")); !b.Doubt(b.key("c1")) || b.Doubt(b.key("more")) {
+		t.Error("only a session that is away can be in doubt")
+	}
+	b.want(b.subscribe("more", "t"), ErrSessions)
+	if topic, away := b.Doubtful(b.key("c1")); topic != "t" || !away {
+		t.Errorf("asks by the topic %q, %v", topic, away)
+	}
+	b.Gone(b.key("c1"))
+	b.want(b.subscribe("more", "t"), nil)
+	if _, away := b.Doubtful(b.key("c1")); away {
+		t.Error("a session that has ended is there")
+	}
 }
 
 // TestAgainstBroker: whatever a device does, it is never subscribed to more than the bound, and has its room back in the
