@@ -1,6 +1,9 @@
 package main
 
 import (
+	"bytes"
+	"os"
+
 	"mosquitto-bouncer/plugin/brokerconf"
 )
 
@@ -28,5 +31,16 @@ func (k *checker) checkIdentity() {
 	}
 	if a, b, differ := k.conf.DifferentAuthorities(); differ {
 		k.warn(at(b), "this listener and the one at %s trust different CAs, and each of those can issue a certificate in the name of any device; set publish.issuers in bouncer.toml to the certificates of the CAs that sign devices'", at(a))
+	}
+	k.checkBundles()
+}
+
+// checkBundles finds listeners whose cafile holds several CAs. Each of them may issue a device's certificate.
+func (k *checker) checkBundles() {
+	for a := range k.conf.Authorities() {
+		text, err := os.ReadFile(a.File)
+		if n := bytes.Count(text, []byte("-----BEGIN CERTIFICATE-----")); err == nil && n > 1 {
+			k.warn(at(a.Line), "this file holds %d CA certificates, and each of those can issue a certificate in the name of any device; set publish.issuers in bouncer.toml to the certificates of the CAs that sign devices'", n)
+		}
 	}
 }
