@@ -6,8 +6,6 @@ import (
 	"maps"
 	"strings"
 	"time"
-
-	"mosquitto-bouncer/plugin/registry"
 )
 
 // maxOwners is how many clients that are no devices are remembered to have their user name for their client id.
@@ -16,13 +14,13 @@ const maxOwners = 4096
 // clientIDs tells whose a client id is. To the broker it is the name of a session and nobody's: whoever connects with it
 // ends the connection that has it and takes the session, with its subscriptions and what waits in it.
 //
-// Here an id belongs to the identity that has the same name: to a device, registered or removed since the start, and to any
-// other client that was seen with a certificate whose common name is its user name and its client id. All other ids belong to nobody
-// and may be used by everyone. Broker's thread only.
+// Here an id belongs to the identity that has the same name: to a device, registered or removed and not released, and to
+// any other client that was seen with a certificate whose common name is its user name and its client id. Everyone may use
+// any other id. Broker's thread only.
 type clientIDs struct {
-	registry *registry.Registry
-	owners   map[string]struct{} // who are no devices
-	changed  func()              // called when another client has become an owner; nil: nobody wants to know
+	isDevice func(name []byte) bool // confinement.isDevice
+	owners   map[string]struct{}    // who are no devices
+	changed  func()                 // called when another client has become an owner; nil: nobody wants to know
 }
 
 // foreign reports whether the client id of p is another identity's.
@@ -30,7 +28,7 @@ func (c *clientIDs) foreign(p *Publish) bool {
 	if len(p.ClientID) == 0 || bytes.Equal(p.ClientID, p.Identity) {
 		return false
 	}
-	if c.registry.Lookup(p.ClientID) != nil || c.registry.WasRegistered(p.ClientID) {
+	if c.isDevice(p.ClientID) {
 		return true
 	}
 	_, owned := c.owners[string(p.ClientID)]

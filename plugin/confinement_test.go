@@ -29,6 +29,13 @@ func (g *aGateway) expectElsewhere(name string, want Decision) {
 }
 
 // Whoever removes a device, while the gateway runs or not, and however often that is started again.
+// withClientID is a publish of a dashboard's, under a client id.
+func withClientID(id string) *Publish {
+	p := publish("dashboard", nil)
+	p.ClientID = []byte(id)
+	return p
+}
+
 func TestRemovedStaysConfined(t *testing.T) {
 	g := startGateway(t, "")
 	g.expectElsewhere("sensor_001", Deny)
@@ -52,6 +59,9 @@ func TestRemovedStaysConfined(t *testing.T) {
 		if d := g.Access(Subscribe, p); d != Deny {
 			t.Errorf("%s under another name: %d", id, d)
 		}
+		if !g.clientIDs.foreign(withClientID(id)) {
+			t.Errorf("%s: its client id is free for everyone", id)
+		}
 	}
 	g.expectElsewhere("stranger", NotConcerned)
 
@@ -65,6 +75,9 @@ func TestRemovedStaysConfined(t *testing.T) {
 	}
 	g.expectElsewhere("sensor_001", NotConcerned)
 	g.expectElsewhere("sensor_002", Deny)
+	if g.clientIDs.foreign(withClientID("sensor_001")) || !g.clientIDs.foreign(withClientID("sensor_002")) {
+		t.Error("released: a client id belongs to its device until it is released")
+	}
 	g.restart()
 	g.expectElsewhere("sensor_001", NotConcerned)
 	g.expectElsewhere("sensor_002", Deny)

@@ -252,7 +252,7 @@ func Start(configFile string, host Host) (_ *Gateway, err error) {
 	if g.registry, err = registry.Open(c.Database, g.log, registry.WithKey(key)); err != nil {
 		return nil, fmt.Errorf("%s: %w", c.Where("database"), err)
 	}
-	g.clientIDs.registry = g.registry
+	g.clientIDs.isDevice = g.confinement.isDevice
 	// From 2.1 on the broker's thread sleeps between a tick and the sending of what was published in it.
 	rounds := uint64(1)
 	if host.Is2_1() {
