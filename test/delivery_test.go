@@ -224,7 +224,8 @@ func (g *gate) responses() {
 // TestNoResponse has the answers that are none of the device's business. The response to the message behind each shows
 // that nothing came in its place.
 func TestNoResponse(t *testing.T) {
-	g := newGate(t, broker.Options{Devices: []string{"sensor_001"}})
+	// A redirection of all there is would count as the backend's state.
+	g := newGate(t, broker.Options{Devices: []string{"sensor_001"}, Settings: map[string]any{"backend.fatal_statuses": []int{http.StatusFound}}})
 	c := g.connect(g.device("sensor_001"), mqtt5)
 	g.no(c.Subscribe(g.limit(), c.ResponseTopic(), 1))
 	longest := bytes.Repeat([]byte("x"), 64<<10)

@@ -31,6 +31,9 @@ type gate struct {
 	broker  *broker.Broker
 	backend *backend.Backend
 	monitor *device.V5 // reads everything, once watch has been called
+	// tickless: the broker never ticks, so after one at QoS 2 the gateway publishes all messages on that topic itself, and
+	// the broker knows of no subscriber when it acknowledges them.
+	tickless bool
 
 	mu       sync.Mutex // guards what follows
 	accepted []delivery
@@ -53,6 +56,7 @@ func newGate(t *testing.T, options broker.Options) *gate {
 		options.BackendURL = g.backend.URL()
 	}
 	g.broker = broker.Start(t, options)
+	g.tickless = options.PerListenerSettings && !g.broker.Version().AtLeast(2, 0, 15)
 	return g
 }
 
@@ -176,7 +180,8 @@ func (g *gate) accept(c *client, qos byte, m device.Message) *backend.Request {
 		if got.QoS != qos || got.Retain || got.Duplicate {
 			g.Errorf("a publish at QoS %d reached the monitor with QoS %d, retain %v, duplicate %v", qos, got.QoS, got.Retain, got.Duplicate)
 		}
-		if qos > 0 && ack.Code != device.Success {
+		relayed := g.tickless && qos == 1 && ack.Code == device.NoMatchingSubscribers
+		if qos > 0 && ack.Code != device.Success && !relayed {
 			g.Errorf("a message that has a subscriber: got %v", ack)
 		}
 	}

@@ -287,17 +287,20 @@ func TestSignalHandlersUseTheirOwnStack(t *testing.T) {
 
 func TestPanics(t *testing.T) {
 	const each = 200
-	g := newGate(t, broker.Options{Devices: []string{"sensor_001"}})
+	ids := []string{"sensor_001", "sensor_002", "sensor_003"} // a line for each refusal is more than one device gets
+	g := newGate(t, broker.Options{Devices: ids})
 	g.watch()
-	d := g.device("sensor_001")
-	c := g.connect(d, mqtt5)
-	for i := range each {
-		qos := byte(i % 3)
-		bad := d.Sign(`"inject_fault"`)
-		g.refuse(c, d.DataTopic(), qos, bad, "internal") // if not: is the plugin built with the tag faultinject?
-		g.accept(c, qos, d.Sign(strconv.Itoa(i)))
+	var clients []*client
+	for _, id := range ids {
+		clients = append(clients, g.connect(g.device(id), mqtt5))
 	}
-	g.nothingElse(d.ID)
+	for i := range each {
+		c, qos := clients[i%len(clients)], byte(i/len(clients)%3)
+		bad := c.Sign(`"inject_fault"`)
+		g.refuse(c, c.DataTopic(), qos, bad, "internal") // if not: is the plugin built with the tag faultinject?
+		g.accept(c, qos, c.Sign(strconv.Itoa(i)))
+	}
+	g.nothingElse(ids[0])
 	for _, want := range []string{
 		`bouncer: internal error, caught; please report it where=message panic="injected fault"`,
 		`bouncer:   mosquitto-bouncer/plugin.injectFault(`,
