@@ -35,7 +35,7 @@ func (g *gate) expectConfinedBut(name string, confined bool, wills int) {
 		g.publish(c, "site/status", 1, []byte("status of "+name))
 		mark := g.broker.Log().Mark()
 		g.no(will.Close()) // cut off
-		_, err := g.broker.WaitLog(g.limit(), mark, broker.Contains("Client "+name+"-will closed its connection"))
+		_, err := g.broker.WaitLog(g.limit(), mark, broker.Matches("Client "+name+"-will .*(closed its connection|disconnected)"))
 		g.no(err)
 		g.publish(witness, "site/end", 1, []byte("end"))
 		_, err = witness.Inbox().Wait(g.limit(), func(r device.Received) bool { return r.Topic == "site/end" })
