@@ -2,7 +2,6 @@ package test
 
 import (
 	"errors"
-	"fmt"
 	"net"
 	"os"
 	"path/filepath"
@@ -99,10 +98,8 @@ func TestStopSignalsAreTheBrokers(t *testing.T) {
 		if others == 0 {
 			t.Errorf("no thread but the broker's own among %q", tasks)
 		}
-		// Mosquitto 2.0 blocks them itself while it sleeps, so look until it is awake.
-		eventually(t, "the broker's thread to let them through", func() bool {
-			return blockedSignals(fmt.Sprintf("/proc/%s/task/%s/status", pid, pid))&stopSignals == 0
-		})
+		// As no other thread takes them, a stop in good order shows that the broker's own does. Its mask says less: Mosquitto 2.0
+		// blocks them itself while it sleeps.
 		if err := b.Stop(); err != nil {
 			t.Errorf("per_listener_settings %v: %v", perListener, err)
 		}
