@@ -91,9 +91,10 @@ func (g *Gateway) Topics(name func(before, after string, gated bool)) {
 	}
 }
 
-// OnDeviceChange has changed called after every change of the registry, from another goroutine, of [acl], and whenever another client
-// id becomes somebody's: only then can a user name become a device's, or a client id another identity's. Whoever has noted before that a Read, or a Write to a topic that Topics does not name, was not
-// concerned may keep to that until then.
+// OnDeviceChange has changed called, from another goroutine, after every change of the registry and of [acl], and when
+// another client id becomes an identity's: only then can a user name become a device's, or a client id another
+// identity's. Until then a caller may go by the answers it has had, where a Read, or a Write to a topic that Topics does
+// not name, was not concerned.
 func (g *Gateway) OnDeviceChange(changed func()) {
 	g.deviceChange = changed
 	g.registry.OnChange(changed)

@@ -33,14 +33,14 @@ func (g *Gateway) subscribe(p *Publish) Decision {
 		g.forbid(p, errUnknownCertificate)
 		return Deny
 	}
-	d := g.ownTopic(p)
+	d, registered := g.ownTopic(p), g.registry.Lookup(p.Identity)
 	switch {
-	case d == Deny:
+	case d == Deny || registered == nil: // removed at this moment
 		g.forbid(p, errSubscription)
 		return Deny
-	case g.registry.Lookup(p.Identity).Disabled:
+	case registered.Disabled:
 		g.decision.now = time.Now()
-		g.refuse(p, g.devices.of(g.registry.Lookup(p.Identity)), nil, Disabled, errDisabledSubscription)
+		g.refuse(p, g.devices.of(registered), nil, Disabled, errDisabledSubscription)
 		return Deny
 	case p.OtherIssuer:
 		g.forbid(p, errOtherIssuer)
