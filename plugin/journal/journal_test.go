@@ -1040,9 +1040,10 @@ func TestSyncFailsForLong(t *testing.T) {
 	j, all := f.open()
 	wantRecovered(t, all, want)
 
-	appendAll(t, j, 4, 5)
+	// Nothing waits to be synced when the disk fails again: a failure noticed before the append would refuse it.
+	waitFor(t, "the next segment", func() bool { return j.next.Load() != nil })
 	fails.set(true)
-	appendAll(t, j, 5, 6)
+	appendAll(t, j, 4, 5)
 	if err := j.Close(); err == nil {
 		t.Error("closed as if all were well")
 	}
