@@ -1,10 +1,7 @@
 package main
 
 import (
-	"bufio"
-	"bytes"
 	"context"
-	"encoding/csv"
 	"errors"
 	"fmt"
 	"io"
@@ -14,18 +11,13 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime"
-	"strings"
 	"syscall"
-	"time"
 
-	"github.com/schollz/progressbar/v3"
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/term"
 
 	"mosquitto-bouncer/plugin/config"
 	"mosquitto-bouncer/plugin/registry"
-	"mosquitto-bouncer/plugin/textfile"
 )
 
 type importOptions struct {
@@ -156,122 +148,6 @@ func importError(err error) error {
 	return fmt.Errorf("nothing was registered: %w", err)
 }
 
-// maxNotes bounds what is said about a file that can be imported all the same.
-const maxNotes = 10
-
-// readCSV reads the devices of a file, and makes secrets for those without if makeSecrets. The notes are of what is
-// probably not meant.
-func readCSV(name string, stdin io.Reader, makeSecrets bool) (devices []registry.Registration, notes []string, err error) {
-	source := stdin
-	if name == "-" {
-		name = "standard input"
-	} else {
-		f, err := os.Open(name)
-		if err != nil {
-			return nil, nil, err
-		}
-		defer f.Close()
-		source = f
-	}
-	text := bufio.NewReader(textfile.NewReader(source))
-	before, comma := dialect(text)
-	r := csv.NewReader(text)
-	r.ReuseRecord = true
-	r.Comma = comma
-	header, err := r.Read()
-	if errors.Is(err, io.EOF) {
-		return nil, nil, fmt.Errorf("%s is empty; its first line must name the columns: id,secret", name)
-	}
-	if err != nil {
-		return nil, nil, fmt.Errorf("%s: %w", name, err)
-	}
-	if strings.ContainsRune(strings.Join(header, ""), '\r') {
-		return nil, nil, fmt.Errorf("%s: its lines end with CR alone, as on old Macs; save it with LF or CRLF", name)
-	}
-	id, secret, err := columns(header)
-	if err != nil {
-		return nil, nil, fmt.Errorf("%s:%d: %w", name, before+1, err)
-	}
-	lines := make(map[string]int)
-	for {
-		record, err := r.Read()
-		if errors.Is(err, io.EOF) {
-			return devices, notes, nil
-		}
-		if err != nil {
-			return nil, nil, fmt.Errorf("%s: %w", name, err)
-		}
-		line, _ := r.FieldPos(0)
-		line += before
-		d := registry.Registration{ID: strings.Clone(record[id])}
-		at := fmt.Sprintf("%s:%d", name, line)
-		switch first, twice := lines[d.ID]; {
-		case !registry.ValidID(d.ID) || d.ID == "." || d.ID == "..":
-			return nil, nil, fmt.Errorf("%s: %q is not a device id (1 to 64 of A-Z a-z 0-9 . _ : -)", at, d.ID)
-		case twice:
-			return nil, nil, fmt.Errorf("%s: device %q is in line %d already; remove one", at, d.ID, first)
-		}
-		lines[d.ID] = line
-		switch {
-		case secret >= 0 && record[secret] != "":
-			if d.Secret, err = parseSecret([]byte(record[secret]), at); err != nil {
-				return nil, nil, err
-			}
-			if note := blanksNote(d.Secret, at); note != "" && len(notes) < maxNotes {
-				notes = append(notes, note)
-			}
-		case makeSecrets:
-			d.Secret = newSecret()
-		default:
-			return nil, nil, fmt.Errorf("%s: device %q has no secret; write one there, or have it made with --out DIR", at, d.ID)
-		}
-		devices = append(devices, d)
-	}
-}
-
-// dialect looks at the first line: the fields are separated by semicolons where Excel's country has a comma in numbers, or
-// by tabs; and Windows PowerShell's Export-Csv writes a line with a type before the columns, which is taken out. before is
-// how many lines were.
-func dialect(text *bufio.Reader) (before int, comma rune) {
-	const longest = 4096 // text's buffer
-	if begin, _ := text.Peek(len("#TYPE ")); string(begin) == "#TYPE " {
-		_, _ = text.ReadString('\n')
-		before = 1
-	}
-	line, _ := text.Peek(longest)
-	line, _, _ = bytes.Cut(line, []byte("\n"))
-	for _, other := range ";\t" {
-		if !bytes.ContainsRune(line, ',') && bytes.ContainsRune(line, other) {
-			return before, other
-		}
-	}
-	return before, ','
-}
-
-// columns finds the columns in the header; secret is -1 if there is none.
-func columns(header []string) (id, secret int, err error) {
-	id, secret = -1, -1
-	for i, column := range header {
-		var at *int
-		switch strings.ToLower(strings.TrimSpace(column)) {
-		case "id", "device_id":
-			at = &id
-		case "secret", "shared_secret":
-			at = &secret
-		default:
-			return 0, 0, fmt.Errorf("unknown column %q; the first line must name the columns: id,secret", column)
-		}
-		if *at >= 0 {
-			return 0, 0, fmt.Errorf("column %q is there twice; remove one", column)
-		}
-		*at = i
-	}
-	if id < 0 {
-		return 0, 0, errors.New("no column id; the first line must name the columns: id,secret")
-	}
-	return id, secret, nil
-}
-
 // makeBundles makes a directory for each device, and notes its certificate.
 func (o *importOptions) makeBundles(ctx context.Context, cfg *config.Config, configDir string, devices []registry.Registration, p *progress) error {
 	m, err := newMaker(cfg, configDir, !o.noCert)
@@ -319,49 +195,5 @@ func registrations(ctx context.Context, devices []registry.Registration, p *prog
 			}
 			p.add()
 		}
-	}
-}
-
-// progress shows on a terminal how far a long command has come; elsewhere it shows nothing.
-type progress struct {
-	w     io.Writer // nil: not a terminal
-	total int
-	bar   *progressbar.ProgressBar
-}
-
-func newProgress(w io.Writer, total int) *progress {
-	p := &progress{total: total}
-	if f, ok := w.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
-		p.w = w
-	}
-	return p
-}
-
-// next begins a part of the work.
-func (p *progress) next(what string) {
-	p.stop()
-	if p.w == nil {
-		return
-	}
-	p.bar = progressbar.NewOptions(p.total,
-		progressbar.OptionSetWriter(p.w),
-		progressbar.OptionSetDescription(what),
-		progressbar.OptionShowCount(),
-		progressbar.OptionFullWidth(),
-		progressbar.OptionThrottle(100*time.Millisecond),
-		progressbar.OptionClearOnFinish())
-}
-
-// add counts one more. Safe for concurrent use.
-func (p *progress) add() {
-	if p.bar != nil {
-		_ = p.bar.Add(1)
-	}
-}
-
-func (p *progress) stop() {
-	if p.bar != nil {
-		_ = p.bar.Finish()
-		p.bar = nil
 	}
 }

@@ -152,3 +152,7 @@ func oneID(c *cobra.Command, args []string) error {
 	}
 	return usage(c, "unexpected argument %q, one device at a time", args[1])
 }
+
+func noDeviceID(c *cobra.Command, id string) error {
+	return usage(c, "%q is not a device id (1 to 64 of A-Z a-z 0-9 . _ : -)", id)
+}

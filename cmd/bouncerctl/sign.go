@@ -1,16 +1,13 @@
 package main
 
 import (
-	"context"
 	"fmt"
-	"io"
 	"time"
 
 	"github.com/google/uuid"
 	"github.com/spf13/cobra"
 
 	"mosquitto-bouncer/plugin/envelope"
-	"mosquitto-bouncer/plugin/registry"
 )
 
 type signOptions struct {
@@ -66,21 +63,4 @@ registry, or the one in --secret-file, for which no registry is needed.`,
 	c.Flags().Int64Var(&o.timestamp, "timestamp", 0, "the `seconds` since 1970 (default: now)")
 	c.Flags().StringVar(&o.messageID, "message-id", "", "the message's `UUID` (default: a new one)")
 	return c
-}
-
-// readSecrets returns the secret in a file, or those of a device in the registry.
-func readSecrets(ctx context.Context, configFile, secretFile, id string, stdin io.Reader) (secrets []registry.Secret, err error) {
-	if secretFile != "" {
-		content, err := readFrom("--secret-file", secretFile, stdin)
-		if err != nil {
-			return nil, err
-		}
-		secret, err := parseSecret(content, secretFile)
-		return []registry.Secret{secret}, err
-	}
-	err = withStore(configFile, func(s *registry.Store) error {
-		secrets, err = s.Secrets(ctx, id)
-		return deviceError(id, err)
-	})
-	return secrets, err
 }

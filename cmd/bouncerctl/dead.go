@@ -1,0 +1,20 @@
+package main
+
+import (
+	"github.com/spf13/cobra"
+)
+
+func newDead(configFile *string) *cobra.Command {
+	c := &cobra.Command{
+		Use:   "dead",
+		Short: "List dead letters, requeue and drop them",
+		Long: `Manage the dead letters: messages that were accepted and that the backend will
+not have, or that could not be delivered in time. They are kept until they are
+requeued or dropped, whether the broker runs or not.`,
+		Example: `  bouncerctl dead list --since 24h
+  bouncerctl dead requeue --device sensor_001`,
+	}
+	needsCommand(c)
+	c.AddCommand(newDeadList(configFile), newDeadShow(configFile), newDeadRequeue(configFile), newDeadDrop(configFile))
+	return c
+}

@@ -1,0 +1,88 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"strconv"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"mosquitto-bouncer/plugin/deadletter"
+)
+
+// maxPreview is how much of a payload show prints, in bytes.
+const maxPreview = 1024
+
+func newDeadShow(configFile *string) *cobra.Command {
+	var payload bool
+	c := &cobra.Command{
+		Use:   "show ID",
+		Short: "Show a dead letter",
+		Long: `Show a dead letter: the message, and what the backend said to it.
+
+ID is its number in the list.`,
+		Example: `  bouncerctl dead show 17
+  bouncerctl dead show 17 --payload | jq .`,
+		Args: func(c *cobra.Command, args []string) error {
+			if len(args) > 1 {
+				return usage(c, "unexpected argument %q, one letter at a time", args[1])
+			}
+			_, err := letterIDs(c, args)
+			return err
+		},
+		RunE: func(c *cobra.Command, args []string) error {
+			ids, err := letterIDs(c, args)
+			if err != nil {
+				return err
+			}
+			return withLetters(*configFile, func(s *deadletter.Store) error {
+				l, err := s.Get(c.Context(), ids[0])
+				if err != nil {
+					return letterError(err)
+				}
+				if payload {
+					_, err := c.OutOrStdout().Write(l.Payload)
+					return err
+				}
+				return showLetter(l, c.OutOrStdout())
+			})
+		},
+	}
+	c.Flags().BoolVar(&payload, "payload", false, "print the payload's bytes and nothing else")
+	return c
+}
+
+func showLetter(l deadletter.Letter, w io.Writer) error {
+	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	line := func(name, value string) { fmt.Fprintf(table, "%s:\t%s\n", name, value) }
+	line("id", strconv.FormatInt(l.ID, 10))
+	line("state", state(l))
+	if !l.RequeuedAt.IsZero() {
+		line("requeued", instant(l.RequeuedAt))
+	}
+	line("device", quoted(l.Device))
+	line("message id", quoted(l.MessageID))
+	line("timestamp", fmt.Sprintf("%d (%s)", l.Timestamp, instant(time.Unix(l.Timestamp, 0))))
+	line("topic", quoted(l.Topic))
+	if l.Traceparent != "" {
+		line("traceparent", quoted(l.Traceparent))
+	}
+	line("accepted", instant(l.AcceptedAt))
+	line("died", instant(l.DiedAt))
+	line("reason", quoted(l.Reason))
+	line("status", status(l.Status))
+	if l.Excerpt != "" {
+		line("response", quoted(l.Excerpt))
+	}
+	line("attempts", strconv.Itoa(l.Attempts))
+	line("deaths", strconv.Itoa(l.Deaths))
+	line("bytes", strconv.FormatInt(l.Bytes, 10))
+	preview, more := l.Payload, ""
+	if len(preview) > maxPreview {
+		preview, more = preview[:maxPreview], " ... (--payload prints all)"
+	}
+	line("payload", printable(string(preview))+more)
+	return table.Flush()
+}

@@ -1,0 +1,65 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"mosquitto-bouncer/plugin/config"
+	"mosquitto-bouncer/plugin/registry"
+)
+
+// hand makes a directory with something new for a device, and changes the registry; both or neither. It returns the
+// directory.
+func hand(id, configFile, out string, certify bool, request, secret []byte, ends time.Time,
+	change func(context.Context, *registry.Store, certificate) error) (string, error) {
+	if !registry.ValidID(id) { // other programs may have registered what is none; the directory would be anywhere
+		return "", fmt.Errorf("%q is not a device id (1 to 64 of A-Z a-z 0-9 . _ : -); remove it, and register the device by another", id)
+	}
+	cfg, err := config.Load(configFile)
+	if err != nil {
+		return "", err
+	}
+	if out == "" {
+		out = filepath.Join(filepath.Dir(cfg.Database), "devices", id+"."+time.Now().UTC().Format("20060102T150405.000Z"))
+	}
+	if out, err = filepath.Abs(out); err != nil {
+		return "", err
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	store, err := openStore(cfg, false)
+	if err != nil {
+		return "", err
+	}
+	defer func() { _ = store.Close() }()
+	if _, err := store.Get(ctx, id); err != nil {
+		return "", deviceError(id, err)
+	}
+	m, err := newMaker(cfg, filepath.Dir(configFile), certify)
+	if err != nil {
+		return "", err
+	}
+	m.request = request
+	b, cert, err := m.update(id, secret, ends)
+	if err != nil {
+		return "", err
+	}
+	var c creation
+	if err := b.write(&c, out); err != nil {
+		if errors.Is(err, fs.ErrExist) {
+			err = fmt.Errorf("%s already exists; move it away, or name another directory with --out", out)
+		}
+		return "", errors.Join(err, c.undo())
+	}
+	if err := change(ctx, store, cert); err != nil {
+		return "", errors.Join(deviceError(id, err), c.undo())
+	}
+	return out, nil
+}

@@ -1,0 +1,52 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"mosquitto-bouncer/plugin/registry"
+)
+
+func newDeviceRenew(configFile *string) *cobra.Command {
+	var out, csr string
+	c := &cobra.Command{
+		Use:   "renew ID",
+		Short: "Make a new certificate for a device",
+		Long: `Make a new key and certificate for a device, of the CA in pki/ beside the
+bouncer.toml, and a directory with them. The old certificate is valid until it
+expires. If certificates are pinned for the device, the new one is beside them.`,
+		Example: `  bouncerctl device renew sensor_001
+  bouncerctl device renew sensor_001 --csr sensor_001.csr --out /media/usb/sensor_001`,
+		Args: oneID,
+		RunE: func(c *cobra.Command, args []string) error {
+			var request []byte
+			if csr != "" {
+				var err error
+				if request, err = readFrom("--csr", csr, c.InOrStdin()); err != nil {
+					return err
+				}
+			}
+			id, expires := args[0], time.Time{}
+			made, err := hand(id, *configFile, out, true, request, nil, time.Time{}, func(ctx context.Context, s *registry.Store, cert certificate) error {
+				expires = cert.expires
+				return s.SetCertificate(ctx, id, cert.expires, cert.fingerprint)
+			})
+			if err != nil {
+				return err
+			}
+			names := "ca.crt  device.crt  device.key  README"
+			if request != nil {
+				names = "ca.crt  device.crt  README"
+			}
+			_, err = fmt.Fprintf(c.OutOrStdout(), "Made a certificate for %s, valid until %s. It is in %s:\n  %s\n",
+				id, expires.UTC().Format(time.DateOnly), made, names)
+			return err
+		},
+	}
+	c.Flags().StringVar(&csr, "csr", "", "certify the key of the certificate signing request in `file`, - for standard input, instead of making one")
+	c.Flags().StringVar(&out, "out", "", "the `directory` to make (default devices/ID and the time, beside the database)")
+	return c
+}

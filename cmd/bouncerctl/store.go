@@ -1,0 +1,75 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+
+	"mosquitto-bouncer/plugin/config"
+	"mosquitto-bouncer/plugin/registry"
+)
+
+// withStore runs do on the registry that the configuration names, which must
+// exist.
+func withStore(configFile string, do func(*registry.Store) error) error {
+	cfg, err := config.Load(configFile)
+	if err != nil {
+		return err
+	}
+	store, err := openStore(cfg, false)
+	if err != nil {
+		return err
+	}
+	return errors.Join(do(store), store.Close())
+}
+
+// openStore opens the registry. If there is none, it is an error unless create.
+func openStore(cfg *config.Config, create bool) (*registry.Store, error) {
+	path := cfg.Database
+	key, err := registryKey(cfg)
+	if err != nil {
+		return nil, err
+	}
+	_, err = os.Stat(path)
+	if err == nil {
+		return registry.OpenStore(path, registry.WithKey(key))
+	}
+	if !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	if !create {
+		return nil, fmt.Errorf("there is no device database %s; register a device with bouncerctl device add, or correct database in bouncer.toml", path)
+	}
+	owner, err := brokerAccount()
+	if err != nil {
+		return nil, err
+	}
+	var c creation
+	if err := c.file(path, nil, 0o640, owner); err != nil {
+		return nil, fmt.Errorf("making the device database: %w; make its directory, or correct database in bouncer.toml", err)
+	}
+	return registry.OpenStore(path, registry.WithKey(key))
+}
+
+// registryKey is what the secrets are encrypted under; nil if they are not.
+func registryKey(cfg *config.Config) (*registry.Key, error) {
+	if cfg.Registry.Key == nil {
+		return nil, nil
+	}
+	return registry.NewKey(cfg.Registry.Key)
+}
+
+// deviceError says what to do about the errors of the registry that one can do
+// something about.
+func deviceError(id string, err error) error {
+	switch {
+	case errors.Is(err, registry.ErrExists):
+		return fmt.Errorf("device %q is already registered; remove it first, or use another id", id)
+	case errors.Is(err, registry.ErrNotFound):
+		return fmt.Errorf("device %q is not registered; see bouncerctl device list", id)
+	case errors.Is(err, registry.ErrTooManySecrets):
+		return fmt.Errorf("%w; wait until one ends (bouncerctl device show), or end all of them with --grace 0", err)
+	}
+	return err
+}

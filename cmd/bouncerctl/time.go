@@ -1,0 +1,75 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+	"time"
+)
+
+func instant(t time.Time) string { return t.UTC().Format(time.RFC3339) }
+
+// ago writes a time with how far it is from now.
+func ago(t, now time.Time) string {
+	if t.IsZero() {
+		return "-"
+	}
+	d := t.Sub(now)
+	text := t.UTC().Format(time.RFC3339)
+	if d >= 0 {
+		return fmt.Sprintf("%s (in %s)", text, roughly(d))
+	}
+	return fmt.Sprintf("%s (%s ago)", text, roughly(-d))
+}
+
+func roughly(d time.Duration) string {
+	switch {
+	case d >= 48*time.Hour:
+		return fmt.Sprintf("%d days", d/(24*time.Hour))
+	case d >= 2*time.Hour:
+		return fmt.Sprintf("%d hours", d/time.Hour)
+	case d >= 2*time.Minute:
+		return fmt.Sprintf("%d minutes", d/time.Minute)
+	default:
+		return fmt.Sprintf("%d s", d/time.Second)
+	}
+}
+
+// A span is a flag for a duration, in days too: "30d".
+type span time.Duration
+
+func (s *span) String() string {
+	d := time.Duration(*s)
+	if d > 0 && d%(24*time.Hour) == 0 {
+		return fmt.Sprintf("%dd", d/(24*time.Hour))
+	}
+	text := d.String()
+	if strings.HasSuffix(text, "m0s") {
+		text = strings.TrimSuffix(text, "0s")
+	}
+	if strings.HasSuffix(text, "h0m") {
+		text = strings.TrimSuffix(text, "0m")
+	}
+	return text
+}
+
+func (s *span) Type() string { return "duration" }
+
+func (s *span) Set(text string) error {
+	if text == "0" {
+		*s = 0
+		return nil
+	}
+	if days, ok := strings.CutSuffix(text, "d"); ok {
+		var n int
+		if _, err := fmt.Sscanf(days+" ", "%d ", &n); err == nil && n >= 0 && n <= 100_000 && fmt.Sprint(n) == days {
+			*s = span(time.Duration(n) * 24 * time.Hour)
+			return nil
+		}
+	}
+	d, err := time.ParseDuration(text)
+	if err != nil || d < 0 {
+		return fmt.Errorf("not a duration; write a number and a unit (s, m, h, d), for example 24h")
+	}
+	*s = span(d)
+	return nil
+}
