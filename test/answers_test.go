@@ -4,8 +4,8 @@ import (
 	"fmt"
 	"testing"
 
-	"mosquitto-bouncer/test/broker"
-	"mosquitto-bouncer/test/device"
+	"mosquitto-bouncer/test/harness/broker"
+	"mosquitto-bouncer/test/harness/device"
 )
 
 // TestMessageOnAnotherTopic has a thief of a device's certificate, with a message that he has captured on its way, publish

@@ -11,8 +11,8 @@ import (
 
 	"github.com/eclipse/paho.golang/paho"
 
-	"mosquitto-bouncer/test/broker"
-	"mosquitto-bouncer/test/device"
+	"mosquitto-bouncer/test/harness/broker"
+	"mosquitto-bouncer/test/harness/device"
 )
 
 // TestForeignClientID: whoever connects with the client id of another identity ends that one's connection, which no plugin

@@ -7,9 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
-	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -20,32 +18,9 @@ import (
 	"github.com/eclipse/paho.golang/paho"
 	mqtt "github.com/eclipse/paho.mqtt.golang"
 
-	"mosquitto-bouncer/test/backend"
-	"mosquitto-bouncer/test/broker"
-	"mosquitto-bouncer/test/device"
+	"mosquitto-bouncer/test/harness/broker"
+	"mosquitto-bouncer/test/harness/device"
 )
-
-// A seen is an answer of the HTTP listener.
-type seen struct {
-	Status int
-	Header http.Header
-	Text   []byte
-
-	ID, URL, State, Reason, Detail string
-	Result, Command                json.RawMessage
-	Sent, Finished                 *time.Time
-	Repeated                       bool
-}
-
-// ask sends a request with the token, unless the header names another. Safe for concurrent use.
-func (g *gate) ask(method, path, body string, header ...string) seen {
-	g.Helper()
-	s, err := ask(g.limit(), http.DefaultClient, "http://"+g.broker.HTTPAddr(), method, path, body, header...)
-	if err != nil {
-		g.Errorf("%s %s: %v", method, path, err)
-	}
-	return s
-}
 
 func ask(ctx context.Context, client *http.Client, base, method, path, body string, header ...string) (s seen, err error) {
 	r, err := http.NewRequestWithContext(ctx, method, base+path, strings.NewReader(body))
@@ -80,19 +55,6 @@ func ask(ctx context.Context, client *http.Client, base, method, path, body stri
 		s.Result, s.Command, s.Sent, s.Finished = fields.Result, fields.Command, fields.Sent, fields.Finished
 	}
 	return s, err
-}
-
-// state waits until a command is in a state.
-func (g *gate) state(id, want string) seen {
-	g.Helper()
-	var s seen
-	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
-		if s = g.ask("GET", "/v1/commands/"+id, ""); s.State == want {
-			return s
-		}
-	}
-	g.Errorf("command %s is %q, not %q", id, s.State, want)
-	return s
 }
 
 // obey has a device take commands in the background until the test ends.
@@ -355,269 +317,6 @@ func TestCommandErrors(t *testing.T) {
 	}
 }
 
-// TestSlowClients: clients that send their requests a byte at a time, or nothing at all, keep nobody out, and are cut
-// off.
-func TestSlowClients(t *testing.T) {
-	g := newGate(t, broker.Options{Devices: []string{"sensor_001"}, HTTP: true})
-	const slow = 300
-	begin := time.Now()
-	var ended sync.WaitGroup
-	var answered atomic.Int64
-	for i := range slow {
-		conn, err := net.Dial("tcp", g.broker.HTTPAddr())
-		g.no(err)
-		t.Cleanup(func() { _ = conn.Close() })
-		ended.Go(func() {
-			for !t.Failed() && i%3 > 0 { // two of three never fall silent
-				if _, err := conn.Write([]byte("POST /v1/devices/x/commands HTTP/1.1\r\nContent-Length: 60000\r\nX: "[i%5:][:1])); err != nil {
-					break
-				}
-				_ = conn.SetReadDeadline(time.Now().Add(200 * time.Millisecond))
-				if n, err := conn.Read(make([]byte, 100)); n > 0 {
-					answered.Add(1)
-					break
-				} else if !errors.Is(err, context.DeadlineExceeded) && !isTimeout(err) {
-					break
-				}
-			}
-			_ = conn.SetReadDeadline(time.Now().Add(patience))
-			_, err := io.Copy(io.Discard, conn)
-			if isTimeout(err) {
-				t.Error("a slow client was not cut off")
-			}
-		})
-	}
-	for range 20 {
-		at := time.Now()
-		if s := g.ask("POST", "/v1/devices/sensor_001/commands", "1"); s.Status != 202 {
-			t.Errorf("beside slow clients: %d %s", s.Status, s.Text)
-		}
-		if took := time.Since(at); took > 2*time.Second {
-			t.Errorf("beside slow clients an answer took %v", took)
-		}
-	}
-	ended.Wait()
-	t.Logf("%d slow clients were cut off within %v, %d with an answer", slow, time.Since(begin).Round(time.Millisecond), answered.Load())
-}
-
-func isTimeout(err error) bool {
-	timeout, ok := errors.AsType[net.Error](err)
-	return ok && timeout.Timeout()
-}
-
-// TestRejectionNotices: a device is told why a publish was refused, once a second, and nobody can have it told of what
-// it did not do.
-func TestRejectionNotices(t *testing.T) {
-	g := newGate(t, broker.Options{Devices: []string{"sensor_001", "sensor_002"}, Settings: map[string]any{"rejected.topic": "device/{device_id}/rejected"}})
-	c, other := g.connect(g.device("sensor_001"), mqtt311), g.connect(g.device("sensor_002"), mqtt5)
-	for _, c := range []*client{c, other} {
-		g.no(c.Subscribe(g.limit(), c.RejectedTopic(), 1))
-	}
-	told := func(c *client, n int, m device.Message, reason string) {
-		t.Helper()
-		got, err := c.Inbox().WaitCount(g.limit(), c.RejectedTopic(), n)
-		g.no(err)
-		var notice struct {
-			MessageID *string `json:"message_id"`
-			Reason    string
-			Time      int64 `json:"server_time"`
-		}
-		g.no(json.Unmarshal(got[n-1].Payload, &notice))
-		id := ""
-		if notice.MessageID != nil {
-			id = *notice.MessageID
-		}
-		if id != m.MessageID || notice.Reason != reason || time.Since(time.Unix(notice.Time, 0)).Abs() > 5*time.Second {
-			t.Errorf("the notice is %s", got[n-1].Payload)
-		}
-	}
-	stale := c.Sign("1", device.SignedAt(time.Now().Add(-time.Hour)))
-	g.publish(c, c.DataTopic(), 1, stale.Bytes)
-	told(c, 1, stale, "stale")
-	for range 20 { // within the second nothing more is told
-		g.publish(c, c.DataTopic(), 1, stale.Bytes)
-	}
-	time.Sleep(time.Second)
-	// By somebody else, on the device's topic: that one is told.
-	g.publish(other, c.DataTopic(), 1, other.Sign("1").Bytes)
-	told(other, 1, device.Message{}, "topic_mismatch")
-	g.publish(c, c.DataTopic(), 1, []byte("{}"))
-	got, err := c.Inbox().WaitCount(g.limit(), c.RejectedTopic(), 2)
-	g.no(err)
-	if n := len(got); n != 2 {
-		t.Errorf("%d notices", n)
-	}
-	told(c, 2, device.Message{}, "malformed")
-}
-
-// TestResponseProperties: MQTT 5's way to ask for a response.
-func TestResponseProperties(t *testing.T) {
-	g := newGate(t, broker.Options{Devices: []string{"sensor_001"}})
-	g.backend.Script(func(r *backend.Request) backend.Answer { return backend.Answer{Status: 201, Body: r.Body} })
-	c := g.connect(g.device("sensor_001"), mqtt5)
-	own := c.ResponseTopic()
-	for _, topic := range []string{own, own + "/7/x"} {
-		g.no(c.Subscribe(g.limit(), topic, 1))
-	}
-	if err := c.Subscribe(g.limit(), own+"/+/x", 1); err == nil {
-		t.Error("a wildcard below the response topic was granted")
-	}
-	for _, stranger := range []*client{c, g.connect(g.device("dashboard"), mqtt5)} {
-		if ack := g.publish(stranger, own+"/7/x", 1, []byte("1")); ack.Accepted() {
-			t.Errorf("%s could publish a response", stranger.ID)
-		}
-	}
-	for i, test := range []struct{ asked, want string }{
-		{"", own}, {own, own}, {own + "/7/x", own + "/7/x"},
-		// Not the device's own, or not for this.
-		{"device/sensor_002/response", own}, {"device/sensor_001/responses", own}, {c.DataTopic(), own},
-		{c.CommandTopic(), own}, {"other", own},
-	} {
-		m := c.Sign(fmt.Sprintf(`{"n":%d}`, i))
-		p := &paho.Publish{Topic: c.DataTopic(), QoS: 1, Payload: m.Bytes, Properties: &paho.PublishProperties{
-			CorrelationData: []byte{0, byte(i), 0xff}, ResponseTopic: test.asked,
-			User: paho.UserProperties{{Key: "x", Value: "y"}},
-		}}
-		if ack, err := c.Client.(*device.V5).PublishPacket(g.limit(), p); err != nil || !ack.Accepted() {
-			t.Fatalf("%v %v", ack, err)
-		}
-		got, err := c.Inbox().Wait(g.limit(), func(r device.Received) bool { return bytes.Equal(r.Payload, m.Payload) })
-		g.no(err)
-		if got.Topic != test.want {
-			t.Errorf("response topic %q: the response came on %q", test.asked, got.Topic)
-		}
-		properties := got.Properties
-		if !bytes.Equal(properties.CorrelationData, p.Properties.CorrelationData) {
-			t.Errorf("correlation data %v", properties.CorrelationData)
-		}
-		if id, status := properties.User.Get("message_id"), properties.User.Get("status"); id != m.MessageID || status != "201" {
-			t.Errorf("message_id %q, status %q", id, status)
-		}
-	}
-	// Without a request for a response there is none of it but the user properties.
-	m := c.Sign(`"plain"`)
-	g.publish(c, c.DataTopic(), 1, m.Bytes)
-	got, err := c.Inbox().Wait(g.limit(), func(r device.Received) bool { return bytes.Equal(r.Payload, m.Payload) })
-	g.no(err)
-	if got.Properties.CorrelationData != nil || got.Properties.User.Get("message_id") != m.MessageID {
-		t.Errorf("%+v", got.Properties)
-	}
-}
-
-// TestThreadCheck: a library for tests ends the broker when one of its functions is called off its thread, which no other
-// test of this package survives. Only such a library has the check.
-func TestThreadCheck(t *testing.T) {
-	g := newGate(t, broker.Options{Devices: []string{"sensor_001"}})
-	c := g.connect(g.device("sensor_001"), mqtt5)
-	m := c.Sign(`"inject_thread_fault"`)
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
-	defer cancel()
-	go func() {
-		if _, err := c.Publish(ctx, c.DataTopic(), 1, false, m.Bytes); err == nil {
-			t.Error("the publish was acknowledged")
-		}
-	}()
-	select {
-	case <-g.broker.Process().Done():
-	case <-ctx.Done():
-		t.Fatal("the broker survived a call from another thread; is the library built with -tags faultinject?")
-	}
-	if _, err := g.broker.WaitLog(ctx, 0, broker.Contains("the broker's function log was called off the broker's thread")); err != nil {
-		t.Error(err)
-	}
-}
-
-// TestConcurrentResponses has 200 devices publish at once: each gets the answers to its own messages, all, in order.
-func TestConcurrentResponses(t *testing.T) {
-	const devices, messages = 200, 20
-	f, g := g200(t, devices)
-	g.backend.Script(func(r *backend.Request) backend.Answer {
-		return backend.Answer{Body: fmt.Appendf(nil, `{"for":%q,"of":%s}`, r.Device, r.Body)}
-	})
-	var all sync.WaitGroup
-	for _, c := range f {
-		all.Go(func() {
-			for n := range messages {
-				m := c.Sign(fmt.Sprint(n))
-				if ack, err := c.Publish(g.limit(), c.DataTopic(), 1, false, m.Bytes); err != nil || !ack.Accepted() {
-					t.Errorf("%s: %v %v", c.ID, ack, err)
-					return
-				}
-			}
-			got, err := c.Inbox().WaitCount(g.limit(), c.ResponseTopic(), messages)
-			if err != nil {
-				t.Errorf("%s: %v", c.ID, err)
-				return
-			}
-			for n, r := range got {
-				if want := fmt.Sprintf(`{"for":%q,"of":%d}`, c.ID, n); string(r.Payload) != want {
-					t.Errorf("%s: response %d is %s", c.ID, n, r.Payload)
-				}
-			}
-			if n := len(c.Inbox().All()); n != messages {
-				t.Errorf("%s got %d publishes", c.ID, n)
-			}
-		})
-	}
-	all.Wait()
-}
-
-// g200 is a gate with n devices that are connected, each over the one or the other version of MQTT, and subscribed to
-// their responses and commands.
-func g200(t *testing.T, n int) ([]*client, *gate) {
-	t.Helper()
-	g := newGate(t, broker.Options{Devices: names(n), HTTP: true, Quiet: true})
-	var clients []*client
-	for i, id := range names(n) {
-		c := g.connect(g.device(id), protocol(i%2))
-		g.no(c.Subscribe(g.limit(), c.ResponseTopic(), 1))
-		g.no(c.Subscribe(g.limit(), c.CommandTopic(), 1))
-		clients = append(clients, c)
-	}
-	return clients, g
-}
-
-// TestResponsesAreNotLost has devices on live connections publish 5,000 messages a second in all, or as many as this
-// machine takes; every one that was accepted is answered.
-func TestResponsesAreNotLost(t *testing.T) {
-	const devices = 50
-	clients, g := g200(t, devices)
-	var sent [devices]atomic.Int64
-	const rate, seconds = 5000, 4
-	begin := time.Now()
-	var all sync.WaitGroup
-	for i, c := range clients {
-		const window = 8
-		for w := range window {
-			all.Go(func() {
-				every := time.NewTicker(devices * window * time.Second / rate)
-				defer every.Stop()
-				for time.Since(begin) < seconds*time.Second && !t.Failed() {
-					<-every.C
-					m := c.Sign(fmt.Sprintf(`{"worker":%d}`, w))
-					ack, err := c.Publish(g.limit(), c.DataTopic(), 1, false, m.Bytes)
-					if err != nil || !ack.Accepted() {
-						t.Errorf("%s: %v %v", c.ID, ack, err)
-						return
-					}
-					sent[i].Add(1)
-				}
-			})
-		}
-	}
-	all.Wait()
-	took := time.Since(begin)
-	total := int64(0)
-	for i, c := range clients {
-		n := int(sent[i].Load())
-		total += int64(n)
-		if _, err := c.Inbox().WaitCount(g.limit(), c.ResponseTopic(), n); err != nil {
-			t.Errorf("%s: %v", c.ID, err)
-		}
-	}
-	t.Logf("%d messages, %.0f a second, were all answered", total, float64(total)/took.Seconds())
-}
-
 // TestCommandsDoNotSlowPublishes compares the time that a publish takes while nothing else happens with the one while a
 // backend sends 1,000 commands a second, or as many as this machine takes, that the devices answer.
 func TestCommandsDoNotSlowPublishes(t *testing.T) {
@@ -675,44 +374,5 @@ func TestCommandsDoNotSlowPublishes(t *testing.T) {
 	// Load, devices and broker share the machine, which is what most of the difference is.
 	if busy > 25*time.Millisecond {
 		t.Errorf("beside the commands a publish took %v in the median", busy)
-	}
-}
-
-// TestHealthAndMetrics reads both, with and without the token.
-func TestHealthAndMetrics(t *testing.T) {
-	g := newGate(t, broker.Options{Devices: []string{"sensor_001"}, HTTP: true})
-	c := g.connect(g.device("sensor_001"), mqtt5)
-	g.accept(c, 1, c.Sign("1"))
-	g.refuse(c, c.DataTopic(), 1, device.Message{DeviceID: c.ID, Bytes: []byte("{}")}, "malformed")
-	g.ask("POST", "/v1/devices/sensor_001/commands", "1")
-	if s := g.ask("GET", "/healthz", "", "Authorization", ""); s.Status != 200 || string(s.Text) != "{\"status\":\"ok\"}\n" {
-		t.Errorf("health: %d %s", s.Status, s.Text)
-	}
-	text := string(g.ask("GET", "/metrics", "").Text)
-	for _, want := range []string{
-		`bouncer_publishes_total{verdict="accepted"} 1`, `bouncer_publishes_total{verdict="malformed"} 1`,
-		"bouncer_messages_accepted_total 1", "bouncer_replay_ids 1", "bouncer_registry_devices 1",
-		"bouncer_commands_created_total 1", `bouncer_build_info{version="`, `bouncer_callback_seconds_bucket{callback="access",le="1e-06"}`,
-	} {
-		if !strings.Contains(text, want) {
-			t.Errorf("%s is not in\n%s", want, text)
-		}
-	}
-	if strings.Contains(text, "sensor_001") {
-		t.Error("a device's id is in the metrics")
-	}
-	// Without its database the gateway goes on, and says so.
-	g.no(os.Rename(g.broker.Path("devices.db"), g.broker.Path("moved.db")))
-	for deadline := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
-		s := g.ask("GET", "/healthz", "")
-		if s.Status == 503 && strings.Contains(s.Detail, "device database") {
-			if s := g.ask("GET", "/healthz", "", "Authorization", ""); s.Status != 503 || strings.Contains(s.Detail, "database") {
-				t.Errorf("without the token: %s", s.Text)
-			}
-			return
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("without its database: %d %s", s.Status, s.Text)
-		}
 	}
 }

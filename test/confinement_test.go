@@ -2,14 +2,15 @@ package test
 
 import (
 	"bytes"
+	"fmt"
 	"strings"
 	"syscall"
 	"testing"
 
 	mqtt "github.com/eclipse/paho.mqtt.golang"
 
-	"mosquitto-bouncer/test/broker"
-	"mosquitto-bouncer/test/device"
+	"mosquitto-bouncer/test/harness/broker"
+	"mosquitto-bouncer/test/harness/device"
 )
 
 // expectConfined checks that a client may neither subscribe nor publish, and that its last will reaches nobody, or that
@@ -56,35 +57,6 @@ func (g *gate) expectConfinedBut(name string, confined bool, wills int) {
 		g.no(witness.Close())
 		g.no(c.Close())
 	}
-}
-
-// TestRemovedStaysConfined removes devices while the broker runs and while it does not, with bouncerctl and with plain
-// SQL, restarts it, and releases one.
-func TestRemovedStaysConfined(t *testing.T) {
-	g := newGate(t, broker.Options{Devices: []string{"sensor_001", "sensor_002", "sensor_003"}, Persistence: true})
-	program := buildCtl(t)
-	mark := g.broker.Log().Mark()
-	g.ctl(program, "device", "remove", "sensor_001")
-	_, err := g.broker.WaitLog(g.limit(), mark, broker.Contains("bouncer: devices changed", "removed=1"))
-	g.no(err)
-	g.expectConfined("sensor_001", true)
-	g.no(g.broker.Stop())
-	g.no(g.broker.SQL("DELETE FROM devices WHERE device_id = 'sensor_002'"))
-	g.no(g.broker.Start())
-	for _, id := range []string{"sensor_001", "sensor_002", "sensor_003"} {
-		g.expectConfined(id, true)
-	}
-	if out := g.ctl(program, "device", "release", "sensor_001"); out != "Released: 1 device id.\n" {
-		t.Errorf("%q", out)
-	}
-	g.expectConfined("sensor_001", false)
-	if out := g.ctl(program, "device", "remove", "sensor_003", "--release"); !strings.Contains(out, "Released: 1 device id.") {
-		t.Errorf("%q", out)
-	}
-	g.no(g.broker.Restart())
-	g.expectConfined("sensor_001", false)
-	g.expectConfined("sensor_002", true)
-	g.expectConfined("sensor_003", false)
 }
 
 // TestUnknownCertificatesAreDenied has certificates of the devices' CA that are no device's, with every listener taking
@@ -165,4 +137,100 @@ func (g *gate) plainAt(listener int, username string) *client {
 	g.no(err)
 	g.Cleanup(func() { _ = c.Close() })
 	return &client{Client: c, Device: d, protocol: mqtt311, username: username}
+}
+
+// lenient is an acl_file that lets everyone do everything.
+const lenient = "topic readwrite #\npattern readwrite #\n"
+
+// TestConfinement has devices reach beyond their own topics, and others for the gateway's, with the access lists as open
+// as can be.
+func TestConfinement(t *testing.T) {
+	for _, access := range []struct {
+		others string
+		acl    bool
+	}{{"auto", false}, {"auto", true}, {"allow", true}, {"defer", true}} {
+		t.Run(fmt.Sprintf("others %s, acl_file %v", access.others, access.acl), func(t *testing.T) {
+			options := broker.Options{Devices: []string{"sensor_001", "sensor_002", "revoked"}, Settings: map[string]any{"acl.others": access.others}}
+			if access.acl {
+				options.Conf = "acl_file {dir}/acl"
+			}
+			g := newGateWith(t, options, map[string]string{"acl": lenient})
+			g.watch()
+			g.disable("revoked", true)
+			hello := device.Message{Bytes: []byte("hello")}
+			for _, p := range bothProtocols {
+				one, two := g.connect(g.device("sensor_001"), p), g.connect(g.device("sensor_002"), p)
+				revoked, dashboard := g.connect(g.device("revoked"), p), g.connect(g.device("dashboard"), p)
+				for _, filter := range []string{
+					"#", "+/+/+", "device/#", "device/+/data", "device/+/response", "device/sensor_001/#", "device/sensor_001/+",
+					"+/sensor_001/response", "device/sensor_001/data", "device/sensor_001/response/#", "device/sensor_002/data",
+					"device/sensor_002/response", "device/sensor_002/command", "Device/sensor_001/response", "/device/sensor_001/response",
+					"$share/group/device/sensor_001/response", "$share/group/#", "$SYS/#", "site/status",
+				} {
+					g.refuseSubscription(one, filter)
+				}
+				g.refuseSubscription(revoked, "device/+/data")
+				g.refuseSubscription(revoked, "device/sensor_001/response")
+				revoked.disabled = true
+				for _, topic := range []string{revoked.ResponseTopic(), revoked.CommandTopic()} {
+					g.refused = append(g.refused, delivery{topic: topic, what: "subscription"})
+					mark := g.broker.Log().Mark()
+					if got := g.subscribe(revoked, topic); got < 0x80 {
+						g.Errorf("a disabled device subscribes to %s: 0x%02x", topic, got)
+					}
+					_, err := g.broker.WaitLog(g.limit(), mark, broker.Contains("bouncer: refused device=revoked", "topic="+topic, "reason=disabled"))
+					g.no(err)
+				}
+				for _, c := range []*client{one, two} {
+					for _, topic := range []string{"response", "command"} {
+						if got := g.subscribe(c, "device/"+c.username+"/"+topic); got > 2 {
+							g.Errorf("%s subscribes to its own %s: 0x%02x", c.username, topic, got)
+						}
+					}
+				}
+				for i, topic := range []string{
+					"site/status", "device/sensor_001", "device/sensor_001/", "device/sensor_001/data/", "device/sensor_001/data/more",
+					"Device/sensor_001/data", "/device/sensor_001/data", "device/sensor_001/response", "device/sensor_001/command",
+					"device/sensor_002/response", "device/sensor_002/command",
+				} {
+					g.refuse(one, topic, byte(i%3), hello, "forbidden_topic")
+				}
+				g.refuse(revoked, "site/status", 1, hello, "forbidden_topic")
+				for qos := byte(0); qos <= 2; qos++ {
+					for _, topic := range []string{"device/sensor_001/response", "device/sensor_001/command", "device/nobody/response", "device//command"} {
+						g.refuse(dashboard, topic, qos, hello, "forbidden_topic")
+					}
+				}
+
+				// Who is no device is left alone, and a device has what is its own.
+				for _, filter := range []string{"#", "device/+/data", "device/sensor_001/response", "$share/group/site/#"} {
+					if got := g.subscribe(dashboard, filter); got > 2 {
+						g.Errorf("a dashboard subscribes to %q: 0x%02x", filter, got)
+					}
+				}
+				status := fmt.Appendf(nil, "status over %v", p)
+				g.publish(dashboard, "site/status", 1, status)
+				g.delivered("site/status", status)
+				g.accept(one, 1, one.Sign("22"))
+				_, err := one.Inbox().WaitCount(g.limit(), one.ResponseTopic(), 1)
+				g.no(err)
+				g.accept(two, 1, two.Sign("22"))
+				_, err = two.Inbox().WaitCount(g.limit(), two.ResponseTopic(), 1)
+				g.no(err)
+				for _, c := range []*client{one, two, revoked} {
+					for _, r := range c.Inbox().All() {
+						if r.Topic != c.ResponseTopic() {
+							g.Errorf("%s got on %q: %q", c.username, r.Topic, r.Payload)
+						}
+					}
+				}
+			}
+			for _, r := range g.monitor.Inbox().All() {
+				if bytes.Equal(r.Payload, hello.Bytes) {
+					g.Errorf("the monitor got on %q: %q", r.Topic, r.Payload)
+				}
+			}
+			g.nothingElse("sensor_001")
+		})
+	}
 }

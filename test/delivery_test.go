@@ -2,7 +2,6 @@ package test
 
 import (
 	"bytes"
-	"context"
 	"fmt"
 	"math/rand/v2"
 	"net/http"
@@ -16,10 +15,9 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"mosquitto-bouncer/plugin/envelope"
-	"mosquitto-bouncer/plugin/registry"
-	"mosquitto-bouncer/test/backend"
-	"mosquitto-bouncer/test/broker"
-	"mosquitto-bouncer/test/device"
+	"mosquitto-bouncer/test/harness/backend"
+	"mosquitto-bouncer/test/harness/broker"
+	"mosquitto-bouncer/test/harness/device"
 )
 
 // payloads are JSON values that something between device and backend might be tempted to write differently.
@@ -168,91 +166,6 @@ func TestUngated(t *testing.T) {
 	g.nothingElse("sensor_001")
 }
 
-// response waits for the nth response of a client that has subscribed to its own.
-func (g *gate) response(c *client, n int) device.Received {
-	g.Helper()
-	got, err := c.Inbox().WaitCount(g.limit(), c.ResponseTopic(), n)
-	if err != nil {
-		g.Fatalf("%s: %v", c.ID, err)
-	}
-	return got[n-1]
-}
-
-// TestResponses has the backend's answers come back to the device they are for, and to it alone.
-func TestResponses(t *testing.T) {
-	newGate(t, broker.Options{Devices: []string{"sensor_001", "sensor_002"}}).responses()
-}
-
-// responses has two devices publish and hears the answers.
-func (g *gate) responses() {
-	g.watch()
-	g.backend.Script(func(r *backend.Request) backend.Answer {
-		return backend.Answer{Body: fmt.Appendf(nil, "%s says\x00\xff %s", r.Device, r.Body)}
-	})
-	for _, p := range []protocol{mqtt5, mqtt311} {
-		g.sub(p.String(), func(g *gate) {
-			one, two := g.connect(g.device("sensor_001"), p), g.connect(g.device("sensor_002"), p)
-			g.no(one.Subscribe(g.limit(), one.ResponseTopic(), 1))
-			g.no(two.Subscribe(g.limit(), two.ResponseTopic(), 2))
-			for n := 1; n <= 5; n++ {
-				for _, c := range []*client{one, two} {
-					payload := fmt.Sprintf("[%d,%d]", p, n)
-					g.accept(c, byte(n%3), c.Sign(payload))
-					got, want := g.response(c, n), c.ID+" says\x00\xff "+payload
-					if string(got.Payload) != want || got.QoS != 1 || got.Retain {
-						g.Errorf("got %q with QoS %d, retain %v, want %q with QoS 1", got.Payload, got.QoS, got.Retain, want)
-					}
-				}
-			}
-			for _, c := range []*client{one, two} {
-				if all := c.Inbox().All(); len(all) != 5 {
-					g.Errorf("%s got %d messages, want its 5 responses: %v", c.ID, len(all), all)
-				}
-			}
-		})
-	}
-	g.nothingElse("sensor_001")
-	for _, id := range []string{"sensor_001", "sensor_002"} {
-		for _, r := range g.monitor.Inbox().On("device/" + id + "/response") {
-			if !strings.HasPrefix(string(r.Payload), id+" says") {
-				g.Errorf("on %s: %q", r.Topic, r.Payload)
-			}
-		}
-	}
-}
-
-// TestNoResponse has the answers that are none of the device's business. The response to the message behind each shows
-// that nothing came in its place.
-func TestNoResponse(t *testing.T) {
-	// A redirection of all there is would count as the backend's state.
-	g := newGate(t, broker.Options{Devices: []string{"sensor_001"}, Settings: map[string]any{"backend.fatal_statuses": []int{http.StatusFound}}})
-	c := g.connect(g.device("sensor_001"), mqtt5)
-	g.no(c.Subscribe(g.limit(), c.ResponseTopic(), 1))
-	longest := bytes.Repeat([]byte("x"), 64<<10)
-	for i, answer := range []backend.Answer{
-		{Status: http.StatusOK},
-		{Status: http.StatusAccepted},
-		{Status: http.StatusNoContent},
-		{Status: http.StatusOK, Body: append(longest, 'x')},
-		{Status: http.StatusFound, Header: http.Header{"Location": {"/elsewhere"}}, Body: []byte("found")},
-		{Status: http.StatusUnprocessableEntity, Body: []byte("not like this")},
-	} {
-		silent := c.Sign("1")
-		g.backend.Script(func(r *backend.Request) backend.Answer {
-			if r.MessageID() == silent.MessageID {
-				return answer
-			}
-			return backend.Answer{Status: http.StatusCreated, Body: longest}
-		})
-		g.accept(c, 1, silent)
-		g.accept(c, 1, c.Sign("2"))
-		if got := g.response(c, i+1); !bytes.Equal(got.Payload, longest) {
-			t.Errorf("status %d, %d bytes: got the response %.100q", answer.Status, len(answer.Body), got.Payload)
-		}
-	}
-	g.nothingElse("sensor_001")
-}
-
 // TestRetry has the backend fail once. The message comes again under the same key, and there is one response.
 func TestRetry(t *testing.T) {
 	g := newGate(t, broker.Options{Devices: []string{"sensor_001"}, Settings: map[string]any{"backend.timeout": "1s"}})
@@ -299,30 +212,6 @@ func TestRetry(t *testing.T) {
 	g.no(g.broker.Stop())
 	if got, want := g.backend.Count(), 3*len(failures); got != want {
 		t.Errorf("the backend got %d requests, want %d", got, want)
-	}
-}
-
-// TestResponseTime measures the time from PUBACK to response while the broker is idle. Without the wake-up its thread
-// would sleep for 100 ms first; with Nagle's algorithm the response would wait for the acknowledgement of the PUBACK's
-// segment, some 43 ms.
-func TestResponseTime(t *testing.T) {
-	g := newGate(t, broker.Options{Devices: []string{"sensor_001"}})
-	c := g.connect(g.device("sensor_001"), mqtt5)
-	g.no(c.Subscribe(g.limit(), c.ResponseTopic(), 1))
-	var took []time.Duration
-	for n := 1; n <= 20; n++ {
-		m := c.Sign("22")
-		ack := g.publish(c, c.DataTopic(), 1, m.Bytes)
-		acknowledged := time.Now()
-		if !ack.Accepted() {
-			t.Fatal(ack)
-		}
-		took = append(took, g.response(c, n).At.Sub(acknowledged))
-	}
-	slices.Sort(took)
-	t.Logf("PUBACK to response: least %v, median %v, most %v", took[0], took[len(took)/2], took[len(took)-1])
-	if median := took[len(took)/2]; median > 40*time.Millisecond {
-		t.Errorf("PUBACK to response: median %v, want at most 40ms", median)
 	}
 }
 
@@ -406,197 +295,4 @@ func TestOrder(t *testing.T) {
 			}
 		}
 	}
-}
-
-// inForce makes a change of the registry and publishes as a device until messages are accepted, or refused with this
-// reason where one is given: at most a second.
-func (g *gate) inForce(c *client, what string, change func(), reason string) {
-	g.Helper()
-	change()
-	changed := time.Now()
-	every := time.NewTicker(25 * time.Millisecond) // the log has room for the refusals
-	defer every.Stop()
-	for ctx := g.limit(); ; {
-		mark := g.broker.Log().Mark()
-		accepted := g.publish(c, c.DataTopic(), 1, c.Sign("22").Bytes).Accepted()
-		if accepted == (reason == "") {
-			took := time.Since(changed)
-			g.Logf("%s: in force after %v", what, took)
-			if took > time.Second {
-				g.Errorf("%s: in force after %v, want within a second", what, took)
-			}
-			if accepted {
-				return
-			}
-			line, err := g.broker.WaitLog(ctx, mark, broker.Contains("bouncer: refused device="))
-			g.no(err)
-			if fields(line)["reason"] != reason {
-				g.Errorf("%s: want reason %s, the log says: %s", what, reason, line)
-			}
-			return
-		}
-		select {
-		case <-every.C:
-		case <-ctx.Done():
-			g.Fatalf("%s: accepted is still %v", what, accepted)
-		}
-	}
-}
-
-// TestRegistryChanges changes the registry while the broker runs: with plain SQL in a database of the Python gateway, and
-// with bouncerctl's code in one of its own.
-func TestRegistryChanges(t *testing.T) {
-	type changes struct {
-		add     func(id, secret string)
-		remove  func(id string)
-		disable func(id string, disabled bool)
-	}
-	run := func(t *testing.T, options broker.Options, with func(*gate) changes) {
-		options.Devices = []string{"sensor_001"}
-		g := newGate(t, options)
-		change := with(g)
-		known, added := g.connect(g.device("sensor_001"), mqtt5), g.connect(g.device("sensor_002"), mqtt5)
-		kept := known.Sign("22")
-		g.accept(known, 1, kept)
-
-		g.inForce(added, "before", func() {}, "unknown_device")
-		g.inForce(added, "adding", func() { change.add("sensor_002", string(added.Secret)) }, "")
-		// Who is disabled or removed is disconnected, and may come again.
-		again := func(c *client) {
-			select {
-			case <-c.Done():
-			case <-time.After(patience):
-				g.Fatal("not disconnected")
-			}
-			c.Client = g.connect(c.Device, mqtt5).Client
-		}
-		change.disable("sensor_001", true)
-		again(known)
-		g.inForce(known, "disabling", func() {}, "disabled")
-		g.inForce(known, "enabling", func() { change.disable("sensor_001", false) }, "")
-		g.inForce(known, "a new secret", func() {
-			g.no(g.broker.SQL("UPDATE devices SET shared_secret = ? WHERE device_id = ?", "another", "sensor_001"))
-		}, "bad_signature")
-		renewed := *known
-		renewed.Device = &device.Device{ID: known.ID, Secret: []byte("another")}
-		g.inForce(&renewed, "the new secret", func() {}, "")
-		change.remove("sensor_001")
-		again(known)
-		renewed.Client = known.Client
-		g.inForce(&renewed, "removing", func() {}, "unknown_device")
-		g.inForce(known, "adding again", func() { change.add("sensor_001", string(known.Secret)) }, "")
-		// What was accepted before stays accepted: the removal has not made the gateway forget.
-		g.refuse(known, known.DataTopic(), 1, kept, "replay")
-		g.inForce(added, "the other device, all the while", func() {}, "")
-	}
-	t.Run("Python gateway", func(t *testing.T) {
-		run(t, broker.Options{PythonDatabase: true}, func(g *gate) changes {
-			return changes{
-				add: func(id, secret string) {
-					g.no(g.broker.SQL("INSERT INTO devices(device_id, shared_secret, created_at) VALUES(?, ?, 0)", id, secret))
-				},
-				remove: func(id string) { g.no(g.broker.SQL("DELETE FROM devices WHERE device_id = ?", id)) },
-				disable: func(id string, disabled bool) {
-					statement := "DELETE FROM disabled_devices WHERE device_id = ?"
-					if disabled {
-						statement = "INSERT INTO disabled_devices(device_id, disabled_at) VALUES(?, 0)"
-					}
-					g.no(g.broker.SQL(statement, id))
-				},
-			}
-		})
-	})
-	t.Run("bouncerctl", func(t *testing.T) {
-		run(t, broker.Options{}, func(g *gate) changes {
-			store, err := registry.OpenStore(g.broker.Path("devices.db"))
-			g.no(err)
-			g.Cleanup(func() { g.no(store.Close()) })
-			return changes{
-				add:     func(id, secret string) { g.no(store.Add(g.limit(), id, registry.Secret(secret))) },
-				remove:  func(id string) { g.no(store.Remove(g.limit(), id)) },
-				disable: func(id string, disabled bool) { g.no(store.SetDisabled(g.limit(), id, disabled)) },
-			}
-		})
-	})
-}
-
-// stopping begins to stop the broker and returns when it has left its loop: it then waits for the plugin. How the stop
-// went comes in the channel.
-func (g *gate) stopping() <-chan error {
-	g.Helper()
-	mark := g.broker.Log().Mark()
-	stopped := make(chan error, 1)
-	go func() { stopped <- g.broker.Stop() }()
-	_, err := g.broker.WaitLog(g.limit(), mark, broker.Matches(`mosquitto version \S+ terminating`))
-	g.no(err)
-	return stopped
-}
-
-// TestStopDelivers stops the broker while the backend is behind. Everything that was accepted is delivered all the same.
-func TestStopDelivers(t *testing.T) {
-	const devices, messages = 4, 25
-	var ids []string
-	for i := range devices {
-		ids = append(ids, fmt.Sprintf("sensor_%03d", i))
-	}
-	g := newGate(t, broker.Options{Devices: ids})
-	hold := newHold(g)
-	g.backend.Script(func(r *backend.Request) backend.Answer {
-		hold.wait()
-		return backend.OK(r)
-	})
-	for _, id := range ids {
-		c := g.connect(g.device(id), mqtt5)
-		for n := range messages {
-			m := c.Sign(fmt.Sprint(n))
-			g.expect(c.DataTopic(), m)
-			if ack := g.publish(c, c.DataTopic(), 1, m.Bytes); !ack.Accepted() {
-				t.Fatal(ack)
-			}
-		}
-	}
-	_, err := g.backend.Wait(g.limit(), devices) // each device's first; the others are behind it
-	g.no(err)
-	begin := time.Now()
-	stopped := g.stopping()
-	if n := g.backend.Count(); n != devices {
-		t.Errorf("%d requests before the backend has answered any, want %d", n, devices)
-	}
-	hold.release()
-	g.no(<-stopped)
-	t.Logf("%d messages were still to be delivered; the broker ended after %v", devices*messages, time.Since(begin))
-	g.noMore("the backend", g.unexpectedRequests())
-	next := map[string]int{}
-	for _, r := range g.backend.Requests() {
-		if string(r.Body) != fmt.Sprint(next[r.Device]) {
-			t.Errorf("%s: the backend got %s, want %d", r.Device, r.Body, next[r.Device])
-		}
-		next[r.Device]++
-	}
-}
-
-// TestStopIsBounded stops the broker while the backend answers nothing at all.
-func TestStopIsBounded(t *testing.T) {
-	g := newGate(t, broker.Options{Devices: []string{"sensor_001"}, Settings: map[string]any{"backend.timeout": "1m"}})
-	g.backend.Script(func(*backend.Request) backend.Answer { return backend.Answer{Hang: true} })
-	c := g.connect(g.device("sensor_001"), mqtt5)
-	for range 3 {
-		if ack := g.publish(c, c.DataTopic(), 1, c.Sign("22").Bytes); !ack.Accepted() {
-			t.Fatal(ack)
-		}
-	}
-	_, err := g.backend.Wait(g.limit(), 1)
-	g.no(err)
-	begin := time.Now()
-	g.no(g.broker.Stop())
-	took := time.Since(begin)
-	t.Logf("the broker ended after %v", took)
-	if took > 5*time.Second {
-		t.Errorf("the broker ended after %v", took)
-	}
-	_, err = g.broker.WaitLog(context.Background(), 0, broker.Contains(
-		"bouncer: the backend has not taken every accepted message yet", "3 messages were not delivered"))
-	g.no(err)
-	_, err = g.broker.WaitLog(context.Background(), 0, broker.Contains("bouncer: stopped accepted=3 delivered=0 dead=0 pending=3"))
-	g.no(err)
 }

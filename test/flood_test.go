@@ -10,8 +10,8 @@ import (
 	"github.com/eclipse/paho.golang/paho"
 
 	"mosquitto-bouncer/plugin/sampler"
-	"mosquitto-bouncer/test/broker"
-	"mosquitto-bouncer/test/device"
+	"mosquitto-bouncer/test/harness/broker"
+	"mosquitto-bouncer/test/harness/device"
 )
 
 // TestPropertiesAreBounded publishes good messages with properties of each kind, of all sizes and numbers.

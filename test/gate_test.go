@@ -15,9 +15,9 @@ import (
 	"github.com/eclipse/paho.golang/paho"
 	mqtt "github.com/eclipse/paho.mqtt.golang"
 
-	"mosquitto-bouncer/test/backend"
-	"mosquitto-bouncer/test/broker"
-	"mosquitto-bouncer/test/device"
+	"mosquitto-bouncer/test/harness/backend"
+	"mosquitto-bouncer/test/harness/broker"
+	"mosquitto-bouncer/test/harness/device"
 )
 
 // patience bounds every single wait. It is generous because the machine may be busy; nothing waits for it in vain but a
@@ -371,4 +371,97 @@ func (g *gate) origin(same func(delivery) bool) string {
 		}
 	}
 	return "unknown"
+}
+
+func ptr[T any](v T) *T { return &v }
+
+var bothProtocols, mqtt5Only = []protocol{mqtt5, mqtt311}, []protocol{mqtt5}
+
+// leaveSubscribed makes a session that lasts, and leaves it.
+func (g *gate) leaveSubscribed(id, filter string) {
+	g.Helper()
+	c := g.resume(id)
+	g.no(c.Subscribe(g.limit(), filter, 2))
+	g.no(c.Close())
+}
+
+// resume goes on with a session that lasts.
+func (g *gate) resume(id string) *device.V5 {
+	g.Helper()
+	c, err := g.device(id).ConnectV5(g.limit(), func(c *paho.Connect) {
+		c.ClientID, c.CleanStart = id, false
+		c.Properties = &paho.ConnectProperties{SessionExpiryInterval: ptr[uint32](3600)}
+	})
+	g.no(err)
+	g.Cleanup(func() { _ = c.Close() })
+	return c
+}
+
+// newGateWith is newGate with files in the broker's directory that must be there when it starts; {dir} in them stands for
+// it.
+func newGateWith(t *testing.T, options broker.Options, files map[string]string) *gate {
+	t.Helper()
+	g := &gate{T: t, backend: backend.Start(t)}
+	options.BackendURL = g.backend.URL()
+	var err error
+	g.broker, err = broker.New(options)
+	g.no(err)
+	t.Cleanup(func() {
+		if p := g.broker.Process(); p != nil && p.Ended() == nil {
+			if err := g.broker.Stop(); err != nil {
+				t.Error(err)
+			}
+		}
+		if t.Failed() {
+			t.Logf("the broker's log:\n\t%s", strings.Join(g.broker.Log().Lines(0), "\n\t"))
+		}
+		if err := g.broker.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	for name, text := range files {
+		g.no(g.broker.WriteFile(name, []byte(strings.ReplaceAll(text, "{dir}", g.broker.Dir))))
+	}
+	g.no(g.broker.Start())
+	return g
+}
+
+// subscribe asks for a subscription and returns the broker's answer, 0x80 or above for a refusal.
+func (g *gate) subscribe(c *client, filter string) byte {
+	g.Helper()
+	switch c := c.Client.(type) {
+	case *device.V5:
+		suback, err := c.Paho.Subscribe(g.limit(), &paho.Subscribe{Subscriptions: []paho.SubscribeOptions{{Topic: filter, QoS: 1}}})
+		if suback == nil {
+			g.Fatalf("subscribing to %q: %v", filter, err)
+		}
+		return suback.Reasons[0]
+	case *device.V3:
+		token := c.Paho.Subscribe(filter, 1, nil).(*mqtt.SubscribeToken)
+		select {
+		case <-token.Done():
+			for _, granted := range token.Result() { // the key of a shared one is without $share
+				return granted
+			}
+		case <-g.limit().Done():
+			g.Fatalf("subscribing to %q: no answer", filter)
+		}
+	}
+	panic("neither version of MQTT")
+}
+
+// refuseSubscription subscribes a device to what it may not read.
+func (g *gate) refuseSubscription(c *client, filter string) {
+	g.Helper()
+	g.refused = append(g.refused, delivery{topic: filter, what: "subscription"})
+	mark := g.broker.Log().Mark()
+	want := map[protocol]byte{mqtt5: 0x87, mqtt311: 0x80}[c.protocol]
+	if got := g.subscribe(c, filter); got != want {
+		g.Errorf("%s subscribes to %q over %v: 0x%02x, want 0x%02x", c.username, filter, c.protocol, got, want)
+	}
+	line, err := g.broker.WaitLog(g.limit(), mark, broker.Contains("bouncer: refused "))
+	g.no(err)
+	if got := fields(line); got["reason"] != "forbidden_topic" || got["topic"] != filter || got["device"] != c.username {
+		g.Errorf("%s subscribes to %q; the log says: %s", c.username, filter, line)
+	}
 }

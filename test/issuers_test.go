@@ -13,8 +13,8 @@ import (
 	"testing"
 	"time"
 
-	"mosquitto-bouncer/test/broker"
-	"mosquitto-bouncer/test/device"
+	"mosquitto-bouncer/test/harness/broker"
+	"mosquitto-bouncer/test/harness/device"
 )
 
 // An authority is a CA of the test's own.

@@ -6,8 +6,8 @@ import (
 	"strings"
 	"testing"
 
-	"mosquitto-bouncer/test/backend"
-	"mosquitto-bouncer/test/broker"
+	"mosquitto-bouncer/test/harness/backend"
+	"mosquitto-bouncer/test/harness/broker"
 )
 
 // TestDeadLettersAreBounded has a backend refuse all that one device sends. The device stops when its share of the dead

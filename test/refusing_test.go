@@ -8,8 +8,8 @@ import (
 	"testing"
 	"time"
 
-	"mosquitto-bouncer/test/backend"
-	"mosquitto-bouncer/test/broker"
+	"mosquitto-bouncer/test/harness/backend"
+	"mosquitto-bouncer/test/harness/broker"
 )
 
 // TestBackendRefuses has a real backend refuse everybody: the log, the health and the metrics say so, no message becomes a

@@ -8,11 +8,13 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	_ "github.com/mattn/go-sqlite3"
 
-	"mosquitto-bouncer/test/broker"
-	"mosquitto-bouncer/test/device"
+	"mosquitto-bouncer/plugin/registry"
+	"mosquitto-bouncer/test/harness/broker"
+	"mosquitto-bouncer/test/harness/device"
 )
 
 // TestDatabaseTheBrokerMayOnlyRead has other programs change it, in a directory that the broker may not write, as after
@@ -95,4 +97,116 @@ func TestDatabaseTheBrokerMayOnlyRead(t *testing.T) {
 	if !accepted(cb, b) {
 		t.Error("not in force after the cure")
 	}
+}
+
+// inForce makes a change of the registry and publishes as a device until messages are accepted, or refused with this
+// reason where one is given: at most a second.
+func (g *gate) inForce(c *client, what string, change func(), reason string) {
+	g.Helper()
+	change()
+	changed := time.Now()
+	every := time.NewTicker(25 * time.Millisecond) // the log has room for the refusals
+	defer every.Stop()
+	for ctx := g.limit(); ; {
+		mark := g.broker.Log().Mark()
+		accepted := g.publish(c, c.DataTopic(), 1, c.Sign("22").Bytes).Accepted()
+		if accepted == (reason == "") {
+			took := time.Since(changed)
+			g.Logf("%s: in force after %v", what, took)
+			if took > time.Second {
+				g.Errorf("%s: in force after %v, want within a second", what, took)
+			}
+			if accepted {
+				return
+			}
+			line, err := g.broker.WaitLog(ctx, mark, broker.Contains("bouncer: refused device="))
+			g.no(err)
+			if fields(line)["reason"] != reason {
+				g.Errorf("%s: want reason %s, the log says: %s", what, reason, line)
+			}
+			return
+		}
+		select {
+		case <-every.C:
+		case <-ctx.Done():
+			g.Fatalf("%s: accepted is still %v", what, accepted)
+		}
+	}
+}
+
+// TestRegistryChanges changes the registry while the broker runs: with plain SQL in a database of the Python gateway, and
+// with bouncerctl's code in one of its own.
+func TestRegistryChanges(t *testing.T) {
+	type changes struct {
+		add     func(id, secret string)
+		remove  func(id string)
+		disable func(id string, disabled bool)
+	}
+	run := func(t *testing.T, options broker.Options, with func(*gate) changes) {
+		options.Devices = []string{"sensor_001"}
+		g := newGate(t, options)
+		change := with(g)
+		known, added := g.connect(g.device("sensor_001"), mqtt5), g.connect(g.device("sensor_002"), mqtt5)
+		kept := known.Sign("22")
+		g.accept(known, 1, kept)
+
+		g.inForce(added, "before", func() {}, "unknown_device")
+		g.inForce(added, "adding", func() { change.add("sensor_002", string(added.Secret)) }, "")
+		// Who is disabled or removed is disconnected, and may come again.
+		again := func(c *client) {
+			select {
+			case <-c.Done():
+			case <-time.After(patience):
+				g.Fatal("not disconnected")
+			}
+			c.Client = g.connect(c.Device, mqtt5).Client
+		}
+		change.disable("sensor_001", true)
+		again(known)
+		g.inForce(known, "disabling", func() {}, "disabled")
+		g.inForce(known, "enabling", func() { change.disable("sensor_001", false) }, "")
+		g.inForce(known, "a new secret", func() {
+			g.no(g.broker.SQL("UPDATE devices SET shared_secret = ? WHERE device_id = ?", "another", "sensor_001"))
+		}, "bad_signature")
+		renewed := *known
+		renewed.Device = &device.Device{ID: known.ID, Secret: []byte("another")}
+		g.inForce(&renewed, "the new secret", func() {}, "")
+		change.remove("sensor_001")
+		again(known)
+		renewed.Client = known.Client
+		g.inForce(&renewed, "removing", func() {}, "unknown_device")
+		g.inForce(known, "adding again", func() { change.add("sensor_001", string(known.Secret)) }, "")
+		// What was accepted before stays accepted: the removal has not made the gateway forget.
+		g.refuse(known, known.DataTopic(), 1, kept, "replay")
+		g.inForce(added, "the other device, all the while", func() {}, "")
+	}
+	t.Run("Python gateway", func(t *testing.T) {
+		run(t, broker.Options{PythonDatabase: true}, func(g *gate) changes {
+			return changes{
+				add: func(id, secret string) {
+					g.no(g.broker.SQL("INSERT INTO devices(device_id, shared_secret, created_at) VALUES(?, ?, 0)", id, secret))
+				},
+				remove: func(id string) { g.no(g.broker.SQL("DELETE FROM devices WHERE device_id = ?", id)) },
+				disable: func(id string, disabled bool) {
+					statement := "DELETE FROM disabled_devices WHERE device_id = ?"
+					if disabled {
+						statement = "INSERT INTO disabled_devices(device_id, disabled_at) VALUES(?, 0)"
+					}
+					g.no(g.broker.SQL(statement, id))
+				},
+			}
+		})
+	})
+	t.Run("bouncerctl", func(t *testing.T) {
+		run(t, broker.Options{}, func(g *gate) changes {
+			store, err := registry.OpenStore(g.broker.Path("devices.db"))
+			g.no(err)
+			g.Cleanup(func() { g.no(store.Close()) })
+			return changes{
+				add:     func(id, secret string) { g.no(store.Add(g.limit(), id, registry.Secret(secret))) },
+				remove:  func(id string) { g.no(store.Remove(g.limit(), id)) },
+				disable: func(id string, disabled bool) { g.no(store.SetDisabled(g.limit(), id, disabled)) },
+			}
+		})
+	})
 }

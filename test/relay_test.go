@@ -8,8 +8,8 @@ import (
 
 	packets5 "github.com/eclipse/paho.golang/packets"
 
-	"mosquitto-bouncer/test/broker"
-	"mosquitto-bouncer/test/device"
+	"mosquitto-bouncer/test/harness/broker"
+	"mosquitto-bouncer/test/harness/device"
 )
 
 // put publishes over MQTT 5 on a topic, retained or not, and waits for the PUBACK or PUBREC.

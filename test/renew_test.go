@@ -17,7 +17,7 @@ import (
 	"time"
 
 	"mosquitto-bouncer/plugin/pki"
-	"mosquitto-bouncer/test/broker"
+	"mosquitto-bouncer/test/harness/broker"
 )
 
 // certs are a CA of one generation, and what a gateway and a backend of it use.

@@ -4,12 +4,13 @@ import (
 	"bytes"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
-	"mosquitto-bouncer/test/broker"
-	"mosquitto-bouncer/test/device"
+	"mosquitto-bouncer/test/harness/broker"
+	"mosquitto-bouncer/test/harness/device"
 )
 
 // retainedFor returns the retained messages that a new subscriber gets, by topic. The mark that is published afterwards
@@ -184,5 +185,103 @@ func TestManyRetainedMessages(t *testing.T) {
 			t.Errorf("the subscription took %v", took)
 		}
 		g.no(c.Close())
+	}
+}
+
+// TestRetained has retained publishes: a good one is kept for later subscribers, though its device has gone and its time
+// is over; a bad one neither takes its place nor removes it.
+func TestRetained(t *testing.T) {
+	for _, check := range []bool{false, true} {
+		t.Run(fmt.Sprintf("check_retain_source %v", check), func(t *testing.T) {
+			g := newGate(t, broker.Options{
+				Devices: []string{"sensor_001", "witness"}, Conf: fmt.Sprintf("check_retain_source %v", check),
+				Settings: map[string]any{"publish.tolerance": "1s"},
+			})
+			g.watch()
+			d := g.device("sensor_001")
+			var m device.Message
+			var c *client
+			retain := func(m device.Message, qos byte) device.Ack {
+				g.Helper()
+				ack, err := c.Publish(g.limit(), d.DataTopic(), qos, true, m.Bytes)
+				g.no(err)
+				return ack
+			}
+			// kept checks what a new subscriber gets.
+			kept := func(want ...[]byte) {
+				g.Helper()
+				late := g.connect(g.device("dashboard"), mqtt5)
+				g.no(late.Subscribe(g.limit(), "device/+/data", 2))
+				w := g.device("witness")
+				last := w.Sign(`"last"`)
+				g.accept(g.connect(w, mqtt5), 1, last)
+				_, err := late.Inbox().Wait(g.limit(), func(r device.Received) bool { return bytes.Equal(r.Payload, last.Bytes) })
+				g.no(err)
+				var got [][]byte
+				for _, r := range late.Inbox().All() {
+					if r.Topic == d.DataTopic() {
+						got = append(got, r.Payload)
+						if !r.Retain {
+							g.Errorf("a retained message came as %+v", r)
+						}
+					}
+				}
+				if !slices.EqualFunc(got, want, bytes.Equal) {
+					g.Errorf("a new subscriber got %q, want %q", got, want)
+				}
+			}
+			for _, p := range bothProtocols {
+				for qos := byte(0); qos <= 2; qos++ {
+					c = g.connect(d, p)
+					for _, bad := range []device.Message{
+						{Bytes: []byte(`{"temperature":22}`)}, {}, d.Sign("22").Tampered(":22,", ":99,"),
+					} {
+						mark := g.broker.Log().Mark()
+						if ack := retain(bad, qos); ack.Code != p.refusal(qos) {
+							g.Errorf("a bad retained publish, QoS %d over %v: %v", qos, p, ack)
+						}
+						_, err := g.broker.WaitLog(g.limit(), mark, broker.Contains("bouncer: refused device=sensor_001 "))
+						g.no(err)
+						g.refused = append(g.refused, delivery{bad, d.DataTopic(), "bad and retained"})
+					}
+					if m.Bytes == nil {
+						kept()
+					} else {
+						kept(m.Bytes)
+					}
+					m = d.Sign(fmt.Sprint(qos))
+					g.expect(d.DataTopic(), m)
+					if ack := retain(m, qos); !ack.Accepted() {
+						g.Errorf("a good retained publish, QoS %d over %v: %v", qos, p, ack)
+					}
+					g.delivered(d.DataTopic(), m.Bytes)
+					kept(m.Bytes)
+				}
+			}
+
+			// Again until the id is out of the window.
+			for every, reason := time.Tick(50*time.Millisecond), ""; reason != "stale"; <-every {
+				mark := g.broker.Log().Mark()
+				retain(m, 1)
+				line, err := g.broker.WaitLog(g.limit(), mark, broker.Contains("bouncer: refused device=sensor_001 "))
+				g.no(err)
+				g.refused = append(g.refused, delivery{m, d.DataTopic(), "out of the window"})
+				if reason = fields(line)["reason"]; reason != "replay" && reason != "stale" {
+					g.Fatalf("a repetition: %s", line)
+				}
+			}
+			kept(m.Bytes)
+			mark := g.broker.Log().Mark()
+			g.no(c.Close())
+			_, err := g.broker.WaitLog(g.limit(), mark, broker.Contains("Client "+d.ID, "disconnected"))
+			g.no(err)
+			kept(m.Bytes)
+			mark = g.broker.Log().Mark()
+			g.setDisabled("sensor_001", true)
+			_, err = g.broker.WaitLog(g.limit(), mark, broker.Contains("bouncer: devices changed"))
+			g.no(err)
+			kept()
+			g.nothingElse("witness")
+		})
 	}
 }

@@ -7,8 +7,8 @@ import (
 	"testing"
 
 	"mosquitto-bouncer/plugin/envelope"
-	"mosquitto-bouncer/test/broker"
-	"mosquitto-bouncer/test/device"
+	"mosquitto-bouncer/test/harness/broker"
+	"mosquitto-bouncer/test/harness/device"
 )
 
 // TestCommandsDuringRotation: commands are signed with the old secret until a message signed with the new one was

@@ -9,7 +9,7 @@ import (
 	"strings"
 	"testing"
 
-	"mosquitto-bouncer/test/broker"
+	"mosquitto-bouncer/test/harness/broker"
 )
 
 // sound is a bouncer.toml that the plugin starts with. The cases of TestRefusesToStart change one line of it each.

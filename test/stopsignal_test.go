@@ -11,7 +11,7 @@ import (
 	"testing"
 	"time"
 
-	"mosquitto-bouncer/test/broker"
+	"mosquitto-bouncer/test/harness/broker"
 )
 
 // TestStopSignalAtTheStart: a SIGTERM or SIGINT that comes at the very moment when the port opens ends the broker in order.

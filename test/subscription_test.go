@@ -1,6 +1,7 @@
 package test
 
 import (
+	"bytes"
 	"fmt"
 	"strings"
 	"testing"
@@ -9,8 +10,8 @@ import (
 	"github.com/eclipse/paho.golang/paho"
 	packets3 "github.com/eclipse/paho.mqtt.golang/packets"
 
-	"mosquitto-bouncer/test/broker"
-	"mosquitto-bouncer/test/device"
+	"mosquitto-bouncer/test/harness/broker"
+	"mosquitto-bouncer/test/harness/device"
 )
 
 // many is how many topics a device may be subscribed to.
@@ -253,4 +254,81 @@ func TestSubscriptionsOverRestart(t *testing.T) {
 		}
 		g.subscriber(d, p, "client", true).cut()
 	}
+}
+
+// TestOlderSubscriptions has subscriptions that were made when their client was allowed to, and sessions taken over from
+// another device: what is delivered is decided anew each time.
+func TestOlderSubscriptions(t *testing.T) {
+	g := newGate(t, broker.Options{Devices: []string{"sensor_001", "sensor_002"}})
+	g.watch()
+	one := g.connect(g.device("sensor_001"), mqtt5)
+	late := g.connect(g.device("late"), mqtt5)
+	for _, filter := range []string{"#", "device/+/data", "device/sensor_001/response", "$share/group/#"} {
+		g.no(late.Subscribe(g.limit(), filter, 1))
+	}
+	g.leaveSubscribed("absent", "#")
+	before := one.Sign(`"before"`)
+	g.accept(one, 1, before)
+	_, err := late.Inbox().Wait(g.limit(), func(r device.Received) bool { return bytes.Equal(r.Payload, before.Bytes) })
+	g.no(err)
+
+	for _, id := range []string{"late", "absent"} {
+		mark := g.broker.Log().Mark()
+		_, err := g.broker.AddDevice(id)
+		g.no(err)
+		_, err = g.broker.WaitLog(g.limit(), mark, broker.Contains("bouncer: devices changed added=1 "))
+		g.no(err)
+	}
+	seen := len(late.Inbox().All())
+	after := one.Sign(`"after"`)
+	g.accept(one, 1, after)
+	g.no(late.Subscribe(g.limit(), late.ResponseTopic(), 1))
+	g.accept(late, 1, late.Sign(`"own"`))
+	_, err = late.Inbox().WaitCount(g.limit(), late.ResponseTopic(), 1)
+	g.no(err)
+	for _, r := range late.Inbox().All()[seen:] {
+		if r.Topic != late.ResponseTopic() {
+			g.Errorf("a device got on %q by an older subscription: %q", r.Topic, r.Payload)
+		}
+	}
+	// What waited for a client that has become a device.
+	absent := g.resume("absent")
+	g.no(absent.Subscribe(g.limit(), "device/absent/response", 1))
+	d := g.device("absent")
+	g.accept(&client{Client: absent, Device: d, protocol: mqtt5, username: d.ID}, 1, d.Sign(`"own"`))
+	_, err = absent.Inbox().WaitCount(g.limit(), d.ResponseTopic(), 1)
+	g.no(err)
+	for _, r := range absent.Inbox().All() {
+		if r.Topic != d.ResponseTopic() {
+			g.Errorf("a device got on %q what waited for it: %q", r.Topic, r.Payload)
+		}
+	}
+
+	// A session with its subscription to another device's responses.
+	owner := g.open(g.device("sensor_001"), mqtt5, "session", false)
+	g.no(owner.v5.Send(g.limit(), &packets5.Subscribe{
+		PacketID: 1, Properties: &packets5.Properties{},
+		Subscriptions: []packets5.SubOptions{{Topic: owner.device.ResponseTopic(), QoS: 1}},
+	}))
+	_, err = owner.v5.Next(g.limit())
+	g.no(err)
+	owner.cut()
+	thief, err := g.device("sensor_002").ConnectV5(g.limit(), func(c *paho.Connect) { c.ClientID, c.CleanStart = "session", false })
+	g.no(err)
+	g.Cleanup(func() { _ = thief.Close() })
+	g.no(one.Subscribe(g.limit(), one.ResponseTopic(), 1))
+	g.accept(one, 1, one.Sign("22"))
+	_, err = one.Inbox().WaitCount(g.limit(), one.ResponseTopic(), 1)
+	g.no(err)
+	g.no(thief.Subscribe(g.limit(), "device/sensor_002/response", 1))
+	two := g.device("sensor_002")
+	g.accept(&client{Client: thief, Device: two, protocol: mqtt5, username: two.ID}, 1, two.Sign("22"))
+	_, err = thief.Inbox().WaitCount(g.limit(), two.ResponseTopic(), 1)
+	g.no(err)
+	for _, r := range thief.Inbox().All() {
+		if r.Topic != two.ResponseTopic() {
+			g.Errorf("a device got on %q by another's session: %q", r.Topic, r.Payload)
+		}
+	}
+	g.nothingElse("sensor_001")
 }

@@ -16,9 +16,9 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"mosquitto-bouncer/plugin/journal"
-	"mosquitto-bouncer/test/backend"
-	"mosquitto-bouncer/test/broker"
-	"mosquitto-bouncer/test/device"
+	"mosquitto-bouncer/test/harness/backend"
+	"mosquitto-bouncer/test/harness/broker"
+	"mosquitto-bouncer/test/harness/device"
 )
 
 // kills is how often TestTorture kills the broker: $KILLS, or 50.

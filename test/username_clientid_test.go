@@ -7,8 +7,8 @@ import (
 	packets5 "github.com/eclipse/paho.golang/packets"
 	packets3 "github.com/eclipse/paho.mqtt.golang/packets"
 
-	"mosquitto-bouncer/test/backend"
-	"mosquitto-bouncer/test/broker"
+	"mosquitto-bouncer/test/harness/backend"
+	"mosquitto-bouncer/test/harness/broker"
 )
 
 // TestWillsUnderAUserName is TestWills where the user name is the client id. No client can take over another one's session

@@ -1,25 +1,17 @@
 package test
 
 import (
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/tls"
-	"crypto/x509"
-	"crypto/x509/pkix"
 	"fmt"
-	"math/big"
 	"strings"
 	"testing"
 	"time"
 
-	mqtt "github.com/eclipse/paho.mqtt.golang"
 	"github.com/google/uuid"
 
 	"mosquitto-bouncer/plugin/registry"
-	"mosquitto-bouncer/test/backend"
-	"mosquitto-bouncer/test/broker"
-	"mosquitto-bouncer/test/device"
+	"mosquitto-bouncer/test/harness/backend"
+	"mosquitto-bouncer/test/harness/broker"
+	"mosquitto-bouncer/test/harness/device"
 )
 
 // eachWay runs a subtest for either version of MQTT and every QoS.
@@ -157,70 +149,6 @@ var withoutIdentity = []string{
 	"cafile {ca}\ncertfile {cert}\nkeyfile {key}\nrequire_certificate false",
 	"cafile {ca}\ncertfile {cert}\nkeyfile {key}\nrequire_certificate true\nuse_identity_as_username false",
 	"",
-}
-
-// TestNoTLSIdentity publishes faultless messages from clients that no certificate vouches for.
-func TestNoTLSIdentity(t *testing.T) {
-	g := newGate(t, broker.Options{
-		Devices: []string{"sensor_001", "sensor_002"}, Conf: "allow_anonymous true", Listeners: withoutIdentity,
-	})
-	g.watch()
-	one, two, nobody := g.device("sensor_001"), g.device("sensor_002"), g.nameless()
-	optional, unused := g.broker.Address(1), g.broker.Address(2)
-
-	g.eachWay(func(g *gate, p protocol, qos byte) {
-		refuse := func(c *client) {
-			g.Helper()
-			g.refuse(c, one.DataTopic(), qos, one.Sign("22"), "no_tls_identity")
-		}
-		refuse(g.connectAs(one.Anonymous().Via(optional), p, ""))
-		refuse(g.connectAs(one.Anonymous().Via(optional), p, "sensor_001"))
-		refuse(g.connectAs(two.Via(unused), p, "sensor_001"))
-		refuse(g.connectAs(one.Via(unused), p, ""))
-		if p == mqtt311 {
-			refuse(g.plain("sensor_001"))
-		}
-		g.refuse(g.connect(nobody, p), "device//data", qos, one.Sign("22"), "no_tls_identity")
-		// A certificate that bears the name does vouch for it, however the broker learnt the name.
-		g.accept(g.connectAs(one.Via(unused), p, "sensor_001"), qos, one.Sign("22"))
-	})
-	g.nothingElse("sensor_001")
-}
-
-// nameless is a client whose certificate has an empty common name: the broker lets it in with an empty user name.
-func (g *gate) nameless() *device.Device {
-	g.Helper()
-	caKey, err := g.broker.CA().KeyPEM()
-	g.no(err)
-	ca, err := tls.X509KeyPair(g.broker.CA().CertPEM(), caKey)
-	g.no(err)
-	issuer, err := x509.ParseCertificate(ca.Certificate[0])
-	g.no(err)
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	g.no(err)
-	emptyName := pkix.AttributeTypeAndValue{Type: []int{2, 5, 4, 3}, Value: ""}
-	der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{ExtraNames: []pkix.AttributeTypeAndValue{emptyName}},
-		NotAfter: time.Now().Add(time.Hour), ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
-	}, issuer, key.Public(), ca.PrivateKey)
-	g.no(err)
-	nobody := *g.device("monitor")
-	nobody.ID = ""
-	nobody.Certificate = tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
-	return &nobody
-}
-
-// plain connects without TLS, by MQTT 3.1.1.
-func (g *gate) plain(username string) *client {
-	g.Helper()
-	d := g.device(username)
-	c, err := d.ConnectV3(g.limit(), func(o *mqtt.ClientOptions) {
-		o.Servers = nil
-		o.AddBroker("tcp://" + g.broker.Address(3)).SetUsername(username)
-	})
-	g.no(err)
-	g.Cleanup(func() { _ = c.Close() })
-	return &client{Client: c, Device: d, protocol: mqtt311, username: username}
 }
 
 // TestRateLimit has a limit that lets a device send three messages and then one an hour.

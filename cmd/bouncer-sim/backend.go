@@ -6,7 +6,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"mosquitto-bouncer/test/backend"
+	"mosquitto-bouncer/test/harness/backend"
 )
 
 func newBackend() *cobra.Command {

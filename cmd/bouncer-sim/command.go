@@ -14,8 +14,8 @@ import (
 	"strconv"
 	"time"
 
-	"mosquitto-bouncer/test/broker"
-	"mosquitto-bouncer/test/device"
+	"mosquitto-bouncer/test/harness/broker"
+	"mosquitto-bouncer/test/harness/device"
 )
 
 // commands is the part of the tour that goes the other way: from the backend to a device.

@@ -19,9 +19,9 @@ import (
 	"github.com/spf13/cobra"
 
 	"mosquitto-bouncer/plugin/pki"
-	"mosquitto-bouncer/test/backend"
-	"mosquitto-bouncer/test/broker"
-	"mosquitto-bouncer/test/device"
+	"mosquitto-bouncer/test/harness/backend"
+	"mosquitto-bouncer/test/harness/broker"
+	"mosquitto-bouncer/test/harness/device"
 )
 
 const (

@@ -11,7 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"mosquitto-bouncer/test/device"
+	"mosquitto-bouncer/test/harness/device"
 )
 
 func newLoad() *cobra.Command {

@@ -9,7 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"mosquitto-bouncer/test/device"
+	"mosquitto-bouncer/test/harness/device"
 )
 
 func newSensor() *cobra.Command {

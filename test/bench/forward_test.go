@@ -12,8 +12,8 @@ import (
 
 	packets5 "github.com/eclipse/paho.golang/packets"
 
-	"mosquitto-bouncer/test/broker"
-	"mosquitto-bouncer/test/device"
+	"mosquitto-bouncer/test/harness/broker"
+	"mosquitto-bouncer/test/harness/device"
 )
 
 // fleet registers devices with a broker.

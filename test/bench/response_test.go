@@ -11,7 +11,7 @@ import (
 	"testing"
 	"time"
 
-	"mosquitto-bouncer/test/broker"
+	"mosquitto-bouncer/test/harness/broker"
 )
 
 // BenchmarkResponse measures, on an otherwise idle broker, the time from a publish's PUBACK to the response, as the device

@@ -28,7 +28,7 @@ import (
 
 	"mosquitto-bouncer/plugin/pki"
 	"mosquitto-bouncer/plugin/registry"
-	"mosquitto-bouncer/test/device"
+	"mosquitto-bouncer/test/harness/device"
 )
 
 // Limits of one start and one stop. They are generous because the machine may be busy; nothing waits for them.

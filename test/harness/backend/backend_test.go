@@ -11,7 +11,7 @@ import (
 	"testing"
 	"time"
 
-	"mosquitto-bouncer/test/backend"
+	"mosquitto-bouncer/test/harness/backend"
 )
 
 func post(t *testing.T, url, body string) (*http.Response, []byte, error) {

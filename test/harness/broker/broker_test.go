@@ -15,8 +15,8 @@ import (
 
 	packets5 "github.com/eclipse/paho.golang/packets"
 
-	"mosquitto-bouncer/test/broker"
-	"mosquitto-bouncer/test/device"
+	"mosquitto-bouncer/test/harness/broker"
+	"mosquitto-bouncer/test/harness/device"
 )
 
 // helper is the environment variable that makes this test's binary the parent in TestBrokerDiesWithParent.
