@@ -16,6 +16,8 @@ import (
 
 	"github.com/google/uuid"
 	"go.uber.org/goleak"
+
+	"mosquitto-bouncer/plugin/sqlite"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -338,7 +340,9 @@ func TestForeignDatabases(t *testing.T) {
 		t.Error("a directory that is not there")
 	}
 	s := openNew(t, Options{})
-	if err := migrate(context.Background(), s.conn, nil); !errors.Is(err, errNewer) {
+	older := schema()
+	older.Migrations = nil
+	if err := older.Migrate(context.Background(), s.conn); !errors.Is(err, sqlite.ErrNewer) {
 		t.Errorf("newer: %v", err)
 	}
 }

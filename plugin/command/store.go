@@ -8,15 +8,13 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"net/url"
 	"os"
-	"path/filepath"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
-	"github.com/mattn/go-sqlite3"
+	"mosquitto-bouncer/plugin/sqlite"
 )
 
 // FileName is the database's name in the state directory.
@@ -156,33 +154,24 @@ func orDefault[T int | int64 | time.Duration](v, d T) T {
 }
 
 func (s *Store) open() error {
-	path, err := filepath.Abs(s.path)
-	if err != nil {
+	if err := sqlite.Ensure(s.path); err != nil {
 		return err
 	}
-	// SQLite would take the mode from the umask.
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return err
-	}
-	if err := f.Close(); err != nil {
-		return err
-	}
-	dsn := func(query string) string {
-		// WAL, because only this process uses the database; FULL, because the sender is told that a command is kept.
-		return (&url.URL{Scheme: "file", Path: path}).String() + "?_busy_timeout=2000&_journal_mode=WAL&_synchronous=FULL&" + query
-	}
+	// WAL, because only this process uses the database; FULL, because the sender is told that a command is kept.
+	o := sqlite.Options{Busy: 2 * time.Second, Journal: "WAL", Synchronous: "FULL"}
 	ctx := context.Background()
-	if s.db, err = sql.Open("sqlite3", dsn("mode=rw")); err != nil {
+	var err error
+	if s.db, err = sqlite.Open(s.path, o); err != nil {
 		return err
 	}
 	if s.conn, err = s.db.Conn(ctx); err != nil {
 		return err
 	}
-	if err := migrate(ctx, s.conn, migrations()); err != nil {
+	if err := schema().Migrate(ctx, s.conn); err != nil {
 		return err
 	}
-	if s.read, err = sql.Open("sqlite3", dsn("mode=rw&_query_only=true")); err != nil {
+	o.QueryOnly = true
+	if s.read, err = sqlite.Open(s.path, o); err != nil {
 		return err
 	}
 	s.read.SetMaxOpenConns(4)
@@ -496,21 +485,7 @@ func (s *Store) poke() {
 
 // failed says which database failed, and what to do where that can be told.
 func (s *Store) failed(err error) error {
-	var advice string
-	switch e, _ := errors.AsType[sqlite3.Error](err); {
-	case e.Code == sqlite3.ErrBusy, e.Code == sqlite3.ErrLocked:
-		advice = "; another program has it open, and none may"
-	case e.Code == sqlite3.ErrNotADB, e.Code == sqlite3.ErrCorrupt:
-		advice = "; move it away, or restore it from a backup"
-	case e.Code == sqlite3.ErrFull:
-		advice = "; make room on the disk"
-	case e.Code == sqlite3.ErrReadonly, e.Code == sqlite3.ErrPerm, e.Code == sqlite3.ErrCantOpen, errors.Is(err, fs.ErrPermission):
-		advice = "; the broker's user must be able to write it and its directory"
-	}
-	if e, ok := errors.AsType[*fs.PathError](err); ok {
-		err = e.Err
-	}
-	return fmt.Errorf("commands: %s: %w%s", s.path, err, advice)
+	return sqlite.File{Holds: "commands", Path: s.path, Busy: "another program has it open, and none may"}.Failed(err)
 }
 
 // expiryHeap has the command first that expires first.

@@ -38,13 +38,3 @@ func (s *Store) inPlace() error {
 	}
 	return nil
 }
-
-// rewriteVersion is a write that changes nothing.
-func (s *Store) rewriteVersion(ctx context.Context) error {
-	var version int
-	if err := s.conn.QueryRowContext(ctx, "PRAGMA user_version").Scan(&version); err != nil {
-		return err
-	}
-	_, err := s.conn.ExecContext(ctx, fmt.Sprintf("PRAGMA user_version = %d", version))
-	return err
-}

@@ -8,6 +8,8 @@ import (
 	"runtime/debug"
 	"slices"
 	"time"
+
+	"mosquitto-bouncer/plugin/sqlite"
 )
 
 // run is the goroutine that writes.
@@ -82,9 +84,9 @@ func (s *Store) round() (ok bool) {
 	var o outcome
 	ctx := context.Background()
 	if err = s.inPlace(); err == nil {
-		err = transaction(ctx, s.conn, func() (err error) {
+		err = sqlite.Write(ctx, s.conn, func() (err error) {
 			if len(probes) > 0 {
-				if err = s.rewriteVersion(ctx); err != nil {
+				if err = sqlite.Probe(ctx, s.conn); err != nil {
 					return err
 				}
 			}

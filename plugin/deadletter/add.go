@@ -5,6 +5,8 @@ import (
 	"database/sql"
 	"errors"
 	"slices"
+
+	"mosquitto-bouncer/plugin/sqlite"
 )
 
 // Of one transaction of additions.
@@ -83,7 +85,7 @@ func (s *Store) addWaiting(ctx context.Context) {
 	}
 	ctx = context.WithoutCancel(ctx)
 	err = s.used(ctx, func(conn *sql.Conn) error {
-		return transaction(ctx, conn, func() error { return s.insert(ctx, conn, batch) })
+		return sqlite.Write(ctx, conn, func() error { return s.insert(ctx, conn, batch) })
 	})
 }
 

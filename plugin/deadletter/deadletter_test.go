@@ -18,6 +18,8 @@ import (
 	"testing"
 	"time"
 	"unicode/utf8"
+
+	"mosquitto-bouncer/plugin/sqlite"
 )
 
 var epoch = time.Unix(1727712000, 0)
@@ -524,7 +526,7 @@ func TestChangeByFilter(t *testing.T) {
 		t.Errorf("%+v", got)
 	}
 	err := s.use(t.Context(), func(conn *sql.Conn) error {
-		n, err := number(t.Context(), conn, "SELECT count(*) FROM payloads")
+		n, err := sqlite.Number(t.Context(), conn, "SELECT count(*) FROM payloads")
 		if n != 0 {
 			t.Errorf("%d payloads are left", n)
 		}
@@ -742,7 +744,7 @@ func TestFullDisk(t *testing.T) {
 	pages := func(statement string) {
 		t.Helper()
 		if err := s.use(t.Context(), func(conn *sql.Conn) error {
-			_, err := number(t.Context(), conn, statement)
+			_, err := sqlite.Number(t.Context(), conn, statement)
 			return err
 		}); err != nil {
 			t.Fatal(err)
@@ -774,7 +776,7 @@ func TestBusy(t *testing.T) {
 	}
 	defer func() { _ = o.Close() }()
 	err = s.use(t.Context(), func(conn *sql.Conn) error {
-		return transaction(t.Context(), conn, func() error {
+		return sqlite.Write(t.Context(), conn, func() error {
 			_, err := o.Drop(t.Context(), Filter{})
 			want := "dead letters: " + path + ": database is locked; another program has not ended its transaction, try again"
 			if err == nil || err.Error() != want {
@@ -794,7 +796,7 @@ func TestPanicLeavesNoLock(t *testing.T) {
 	func() {
 		defer func() { _ = recover() }()
 		_ = s.use(t.Context(), func(conn *sql.Conn) error {
-			return transaction(t.Context(), conn, func() error { panic("oops") })
+			return sqlite.Write(t.Context(), conn, func() error { panic("oops") })
 		})
 	}()
 	add(t, s, letter(1))
@@ -922,11 +924,13 @@ func TestMigrationsAtOnce(t *testing.T) {
 func TestFailedMigrationChangesNothing(t *testing.T) {
 	s := openStore(t, newPath(t))
 	err := s.use(t.Context(), func(conn *sql.Conn) error {
-		err := migrate(t.Context(), conn, append(migrations(), "CREATE TABLE second (x); INSERT INTO nowhere VALUES (1)"))
+		next := schema()
+		next.Migrations = append(next.Migrations, "CREATE TABLE second (x); INSERT INTO nowhere VALUES (1)")
+		err := next.Migrate(t.Context(), conn)
 		if err == nil || err.Error() != "migration to version 3: no such table: nowhere" {
 			t.Errorf("%v", err)
 		}
-		n, err := number(t.Context(), conn, "SELECT count(*) + (SELECT user_version FROM pragma_user_version) FROM sqlite_schema WHERE name = 'second'")
+		n, err := sqlite.Number(t.Context(), conn, "SELECT count(*) + (SELECT user_version FROM pragma_user_version) FROM sqlite_schema WHERE name = 'second'")
 		if n != 2 {
 			t.Errorf("%d", n)
 		}

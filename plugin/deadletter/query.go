@@ -10,6 +10,8 @@ import (
 	"math"
 	"strings"
 	"time"
+
+	"mosquitto-bouncer/plugin/sqlite"
 )
 
 const (
@@ -130,7 +132,7 @@ func read(ctx context.Context, conn *sql.Conn, query string, args ...any) (lette
 func (s *Store) Count(ctx context.Context, f Filter) (n int64, err error) {
 	where, args := f.where()
 	err = s.use(ctx, func(conn *sql.Conn) error {
-		n, err = number(ctx, conn, "SELECT count(*) FROM letters WHERE "+where, args...)
+		n, err = sqlite.Number(ctx, conn, "SELECT count(*) FROM letters WHERE "+where, args...)
 		return err
 	})
 	return n, err
@@ -194,7 +196,7 @@ func (s *Store) change(ctx context.Context, f Filter, condition string, maxBytes
 		var n int64
 		from := before
 		err := s.use(ctx, func(conn *sql.Conn) error {
-			return transaction(ctx, conn, func() error {
+			return sqlite.Write(ctx, conn, func() error {
 				if err := exist(ctx, conn, f.IDs); err != nil {
 					return err
 				}
@@ -216,11 +218,11 @@ func (s *Store) change(ctx context.Context, f Filter, condition string, maxBytes
 			})
 		})
 		switch {
-		case isFull(err) && letters > 1 && f.IDs == nil:
+		case sqlite.IsFull(err) && letters > 1 && f.IDs == nil:
 			letters = 1 + letters/100 // the rollback journal has some room on a full disk
 			before = from
 			continue
-		case isFull(err) && !s.memory && !s.create:
+		case sqlite.IsFull(err) && !s.memory && !s.create:
 			// The last resort: an end of this program in the midst of it would damage the database.
 			s.memory = true
 			before = from
@@ -238,7 +240,7 @@ func exist(ctx context.Context, conn *sql.Conn, ids []int64) error {
 	if ids == nil {
 		return nil
 	}
-	id, err := number(ctx, conn, "SELECT value FROM json_each(?) WHERE value NOT IN (SELECT id FROM letters) LIMIT 1", idList(ids))
+	id, err := sqlite.Number(ctx, conn, "SELECT value FROM json_each(?) WHERE value NOT IN (SELECT id FROM letters) LIMIT 1", idList(ids))
 	if errors.Is(err, sql.ErrNoRows) {
 		return nil
 	}
@@ -311,7 +313,7 @@ func (s *Store) Remove(ctx context.Context, letters ...Letter) error {
 	}
 	defer s.reclaim(context.WithoutCancel(ctx))
 	return s.use(ctx, func(conn *sql.Conn) error {
-		return transaction(ctx, conn, func() error {
+		return sqlite.Write(ctx, conn, func() error {
 			for _, l := range letters {
 				if _, err := conn.ExecContext(ctx, "DELETE FROM letters WHERE id = ? AND deaths = ?", l.ID, l.Deaths); err != nil {
 					return err

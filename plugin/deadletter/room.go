@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+
+	"mosquitto-bouncer/plugin/sqlite"
 )
 
 // What Add answers with, wrapped, where a letter has no room. Nothing was stored then, and it may be tried again.
@@ -94,13 +96,13 @@ END;`)
 
 // used returns how many bytes the database takes, without pages that are free to be used again.
 func usedBytes(ctx context.Context, conn *sql.Conn) (int64, error) {
-	return number(ctx, conn, `SELECT (page_count - freelist_count) * page_size
+	return sqlite.Number(ctx, conn, `SELECT (page_count - freelist_count) * page_size
 		FROM pragma_page_count(), pragma_freelist_count(), pragma_page_size()`)
 }
 
 // fileBytes returns how long the database's file is.
 func fileBytes(ctx context.Context, conn *sql.Conn) (int64, error) {
-	return number(ctx, conn, "SELECT page_count * page_size FROM pragma_page_count(), pragma_page_size()")
+	return sqlite.Number(ctx, conn, "SELECT page_count * page_size FROM pragma_page_count(), pragma_page_size()")
 }
 
 // capacity returns what the database may take, 0 for any, when its file is so long. Free pages in the file are room that
@@ -138,7 +140,7 @@ func (s *Store) admit(ctx context.Context, conn *sql.Conn, l *Letter, most int64
 	if most == 0 {
 		return nil
 	}
-	there, err := number(ctx, conn, "SELECT count(*) FROM letters WHERE device = ? AND message_id = ? AND timestamp = ?",
+	there, err := sqlite.Number(ctx, conn, "SELECT count(*) FROM letters WHERE device = ? AND message_id = ? AND timestamp = ?",
 		l.Device, l.MessageID, l.Timestamp)
 	if err != nil || there > 0 {
 		return err // it takes the place of one
@@ -157,7 +159,7 @@ func (s *Store) displace(ctx context.Context, conn *sql.Conn, l *Letter, most in
 	if err != nil {
 		return err
 	}
-	letters, err := number(ctx, conn, "SELECT coalesce(sum(room), 0) FROM devices")
+	letters, err := sqlite.Number(ctx, conn, "SELECT coalesce(sum(room), 0) FROM devices")
 	if err != nil {
 		return err
 	}
@@ -208,7 +210,7 @@ func (s *Store) refusal(ctx context.Context, conn *sql.Conn, device string, need
 	if err != nil {
 		return nil, err
 	}
-	own, err := number(ctx, conn, "SELECT coalesce(sum(room), 0) FROM devices WHERE device = ?", device)
+	own, err := sqlite.Number(ctx, conn, "SELECT coalesce(sum(room), 0) FROM devices WHERE device = ?", device)
 	if err != nil {
 		return nil, err
 	}
@@ -249,7 +251,7 @@ func (s *Store) Usage(ctx context.Context) (u Usage, err error) {
 			return err
 		}
 		u.Dropped = s.dropped.Load()
-		u.Letters, err = number(ctx, conn, "SELECT letters FROM totals")
+		u.Letters, err = sqlite.Number(ctx, conn, "SELECT letters FROM totals")
 		return err
 	})
 	return u, err
@@ -308,7 +310,7 @@ func (s *Store) undroppable(ctx context.Context, conn *sql.Conn, device string, 
 	if errors.Is(refused, ErrDeviceFull) {
 		query, args = "SELECT count(*) FROM (SELECT 1 FROM letters WHERE device = ? AND requeued_at IS NULL LIMIT 1)", []any{device}
 	}
-	if n, err := number(ctx, conn, query, args...); err != nil || n > 0 {
+	if n, err := sqlite.Number(ctx, conn, query, args...); err != nil || n > 0 {
 		return nil, err
 	}
 	return refused, nil
@@ -349,7 +351,7 @@ func (s *Store) Reserve(ctx context.Context) error {
 			return nil
 		}
 		// Within a transaction nobody else uses the file. SQLite takes one that begins with zeros for no journal.
-		return transaction(ctx, conn, func() error { return extend(journal, reserveBytes) })
+		return sqlite.Write(ctx, conn, func() error { return extend(journal, reserveBytes) })
 	})
 }
 
@@ -394,11 +396,11 @@ func (s *Store) reclaim(ctx context.Context) {
 			if err := errors.Join(rows.Err(), rows.Close()); err != nil {
 				return err
 			}
-			left, err = number(ctx, conn, "PRAGMA freelist_count")
+			left, err = sqlite.Number(ctx, conn, "PRAGMA freelist_count")
 			return err
 		})
 		switch {
-		case isFull(err) && pages > 32:
+		case sqlite.IsFull(err) && pages > 32:
 			pages = 32 // what the reserve has room for
 		case err != nil || left == 0:
 			return // what is free is used again

@@ -20,16 +20,14 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net/url"
 	"os"
-	"path/filepath"
-	"slices"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"github.com/mattn/go-sqlite3"
+
+	"mosquitto-bouncer/plugin/sqlite"
 )
 
 // FileName is the database's name in the state directory.
@@ -123,7 +121,7 @@ func (s *Store) used(ctx context.Context, do func(*sql.Conn) error) error {
 	if err == nil || errors.Is(err, ErrNotFound) || errors.Is(err, ErrClosed) {
 		return err
 	}
-	if !isCode(err, sqlite3.ErrBusy, sqlite3.ErrLocked) && ctx.Err() == nil {
+	if !sqlite.IsBusy(err) && ctx.Err() == nil {
 		_ = s.disconnect() // the next one may find what this one did not
 	}
 	return s.failed(err)
@@ -140,28 +138,22 @@ func (s *Store) connect(ctx context.Context) error {
 	}
 	_ = s.disconnect()
 	if errors.Is(err, fs.ErrNotExist) && s.create {
-		file, err = createFile(s.path)
+		file, err = sqlite.Create(s.path, 0o640)
 	}
 	if err != nil {
 		return err
 	}
-	mode := "PERSIST" // keeps the room that Reserve has made
-	if s.memory {
-		mode = "MEMORY"
-	}
-	path, err := filepath.Abs(s.path)
-	if err != nil {
-		return err
-	}
-	dsn := url.URL{Scheme: "file", Path: path, RawQuery: url.Values{
-		"mode":          {"rw"},
-		"_busy_timeout": {fmt.Sprint(s.busy.Milliseconds())},
+	o := sqlite.Options{
+		Busy: s.busy,
 		// With less, a transaction could be undone by a failure of the power that follows it closely, while the journal
 		// of messages has noted that the letter is stored.
-		"_synchronous":  {"EXTRA"},
-		"_journal_mode": {mode},
-	}.Encode()}
-	if s.db, err = sql.Open("sqlite3", dsn.String()); err != nil {
+		Synchronous: "EXTRA",
+		Journal:     "PERSIST", // keeps the room that Reserve has made
+	}
+	if s.memory {
+		o.Journal = "MEMORY"
+	}
+	if s.db, err = sqlite.Open(s.path, o); err != nil {
 		return err
 	}
 	if s.conn, err = s.db.Conn(ctx); err != nil {
@@ -181,11 +173,17 @@ func (s *Store) prepare(ctx context.Context) error {
 	if _, err := s.conn.ExecContext(ctx, fmt.Sprintf("PRAGMA journal_size_limit = %d", reserveBytes)); err != nil {
 		return err
 	}
-	err := migrate(ctx, s.conn, migrations())
+	pages, err := sqlite.Number(ctx, s.conn, "PRAGMA page_count")
+	if err == nil && pages == 0 { // what is dropped can be given back to the disk; to be said before there is anything
+		_, err = s.conn.ExecContext(ctx, "PRAGMA auto_vacuum = INCREMENTAL")
+	}
+	if err == nil {
+		err = schema().Migrate(ctx, s.conn)
+	}
 	if err == nil {
 		err = s.vacuumInSteps(ctx)
 	}
-	if !s.create && isFull(err) {
+	if !s.create && sqlite.IsFull(err) {
 		return nil
 	}
 	return err
@@ -195,27 +193,15 @@ func (s *Store) prepare(ctx context.Context) error {
 // more room on the disk than there is.
 func (s *Store) vacuumInSteps(ctx context.Context) error {
 	const full = 1
-	mode, err := number(ctx, s.conn, "PRAGMA auto_vacuum")
+	mode, err := sqlite.Number(ctx, s.conn, "PRAGMA auto_vacuum")
 	if err != nil || mode != full {
 		return err
 	}
 	_, err = s.conn.ExecContext(ctx, "PRAGMA auto_vacuum = INCREMENTAL")
-	if isCode(err, sqlite3.ErrReadonly) {
+	if sqlite.Is(err, sqlite3.ErrReadonly) {
 		return nil
 	}
 	return err
-}
-
-func isFull(err error) bool { return isCode(err, sqlite3.ErrFull) || errors.Is(err, syscall.ENOSPC) }
-
-// createFile makes an empty file, which to SQLite is an empty database; SQLite would take the mode from the umask.
-func createFile(path string) (fs.FileInfo, error) {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o640)
-	if err != nil {
-		return nil, err
-	}
-	info, err := f.Stat()
-	return info, errors.Join(err, f.Chmod(0o640), f.Close())
 }
 
 func (s *Store) disconnect() error {
@@ -232,25 +218,8 @@ func (s *Store) disconnect() error {
 
 // failed says which database failed, and what to do where that can be told.
 func (s *Store) failed(err error) error {
-	var advice string
-	switch {
-	case isCode(err, sqlite3.ErrBusy, sqlite3.ErrLocked):
-		advice = "; another program has not ended its transaction, try again"
-	case isCode(err, sqlite3.ErrNotADB, sqlite3.ErrCorrupt):
-		advice = "; move it away, or restore it from a backup"
-	case isCode(err, sqlite3.ErrFull):
-		advice = "; make room on the disk"
-	case isCode(err, sqlite3.ErrReadonly, sqlite3.ErrPerm, sqlite3.ErrCantOpen), errors.Is(err, fs.ErrPermission):
-		advice = "; it must be possible to write it and its directory: the broker's user can, and root"
-	}
-	if e, ok := errors.AsType[*fs.PathError](err); ok && e.Path == s.path {
-		err = e.Err
-	}
-	return fmt.Errorf("dead letters: %s: %w%s", s.path, err, advice)
-}
-
-// isCode reports whether err is SQLite's and has one of the codes.
-func isCode(err error, codes ...sqlite3.ErrNo) bool {
-	e, ok := errors.AsType[sqlite3.Error](err)
-	return ok && slices.Contains(codes, e.Code)
+	return sqlite.File{
+		Holds: "dead letters", Path: s.path,
+		Denied: "it must be possible to write it and its directory: the broker's user can, and root",
+	}.Failed(err)
 }

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/mattn/go-sqlite3"
+
+	"mosquitto-bouncer/plugin/sqlite"
 )
 
 // Recrypt stores every secret anew under the key of the store, or as plain text where it has none, and returns how many
@@ -138,7 +140,7 @@ func (s *Store) Backup(ctx context.Context, file string) (err error) {
 			_ = os.Remove(file)
 		}
 	}()
-	target, err := connect(file, nil)
+	target, err := sqlite.Open(file, sqlite.Options{Synchronous: durable})
 	if err != nil {
 		return err
 	}

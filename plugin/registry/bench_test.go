@@ -89,7 +89,7 @@ func benchmarkMillion(b *testing.B, key *Key) {
 		if err := r.Close(); err != nil {
 			b.Fatal(err)
 		}
-		s := &source{path: path, mode: "rw", busy: openBusy, log: log, key: key}
+		s := &source{path: path, busy: openBusy, log: log, key: key}
 		q := &Registry{log: log, source: s, removed: map[string]uint32{}}
 		q.current.Store(r.current.Load())
 		q.serials = n

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"mosquitto-bouncer/plugin/sqlite"
 )
 
 // The background comparison. At these figures it takes an eighth of a processor at most, and a database of a million
@@ -78,7 +80,7 @@ func (r *Registry) compareSome(ctx context.Context) error {
 		return c.err
 	case c.pass == nil:
 		p, err := r.source.newPass(ctx, r.current.Load())
-		if isBusy(err) {
+		if sqlite.IsBusy(err) {
 			return c.err
 		}
 		if err != nil {
@@ -93,7 +95,7 @@ func (r *Registry) compareSome(ctx context.Context) error {
 			same = c.pass.complete(r.current.Load())
 		}
 		switch {
-		case isBusy(err):
+		case sqlite.IsBusy(err):
 			c.pass.last = before
 			return nil
 		case err != nil && !c.again:
@@ -139,12 +141,12 @@ func (r *Registry) differs(ctx context.Context) error {
 
 // newPass opens a connection for one pass.
 func (s *source) newPass(ctx context.Context, start *snapshot) (*pass, error) {
-	own := &source{path: s.path, mode: s.mode, log: s.log, key: s.key}
+	own := &source{path: s.path, readOnly: s.readOnly, log: s.log, key: s.key}
 	p := &pass{source: own, start: start, seen: make([]uint64, (start.serials+63)/64)}
 	if err := own.connect(ctx, s.file); err != nil {
 		return nil, err
 	}
-	err := transaction(ctx, own.conn, "BEGIN", func() (err error) {
+	err := sqlite.Read(ctx, own.conn, func() (err error) {
 		if p.tables, err = describe(ctx, own.conn); err != nil {
 			return err
 		}

@@ -15,7 +15,7 @@ import (
 func following(t *testing.T, path string) (r *Registry, log *records, poll func()) {
 	t.Helper()
 	log = new(records)
-	r, err := open(&source{path: path, mode: "rw", busy: openBusy, log: log.logger()}, log.logger(), options{compareEvery: time.Hour})
+	r, err := open(&source{path: path, busy: openBusy, log: log.logger()}, log.logger(), options{compareEvery: time.Hour})
 	if err != nil {
 		t.Fatal(err)
 	}

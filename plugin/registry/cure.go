@@ -10,6 +10,8 @@ import (
 
 	"github.com/mattn/go-sqlite3"
 	"golang.org/x/sys/unix"
+
+	"mosquitto-bouncer/plugin/sqlite"
 )
 
 // errOverwritten is the error of a reading during which the file changed: a program writes to it without SQLite's locks.
@@ -60,15 +62,15 @@ func explainIn(path string, err error, walled func() bool) error {
 		return nil
 	case errors.Is(err, fs.ErrNotExist):
 		return fmt.Errorf("%w; restore it, or create it with \"bouncerctl device add\", or correct the path", err)
-	case isBusy(err):
+	case sqlite.IsBusy(err):
 		return fmt.Errorf("%w; another program holds a transaction open: end it (\"fuser -v %s\" names who has the file open)", err, path)
-	case isCode(err, sqlite3.ErrCantOpen, sqlite3.ErrReadonly, sqlite3.ErrPerm, sqlite3.ErrIoErr, sqlite3.ErrProtocol) && walled() && !directoryWritable(path):
+	case sqlite.Is(err, sqlite3.ErrCantOpen, sqlite3.ErrReadonly, sqlite3.ErrPerm, sqlite3.ErrIoErr, sqlite3.ErrProtocol) && walled() && !directoryWritable(path):
 		return fmt.Errorf("%w; %s: %s", err, walText, WALCure(path))
-	case errors.Is(err, fs.ErrPermission), isCode(err, sqlite3.ErrCantOpen, sqlite3.ErrPerm):
+	case errors.Is(err, fs.ErrPermission), sqlite.Is(err, sqlite3.ErrCantOpen, sqlite3.ErrPerm):
 		return fmt.Errorf("%w; the broker's user must be able to read it and to search its directory", err)
-	case isCode(err, sqlite3.ErrReadonly):
+	case sqlite.Is(err, sqlite3.ErrReadonly):
 		return fmt.Errorf("%w; a change was interrupted, by a crash for example, and who may write must undo it: run \"bouncerctl device list\" as the file's owner", err)
-	case isCode(err, sqlite3.ErrNotADB, sqlite3.ErrCorrupt):
+	case sqlite.IsDamaged(err):
 		return fmt.Errorf("%w; name another file, or restore this one from a backup", err)
 	}
 	return err

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+
+	"mosquitto-bouncer/plugin/sqlite"
 )
 
 // A schema is what a database was found to hold.
@@ -35,7 +37,7 @@ func (s schema) check(known int) error {
 	switch {
 	case s.version > known:
 		return fmt.Errorf("%w: database version %d, newest known %d; upgrade this program, or use another database; if another program has set PRAGMA user_version, set it to 0",
-			errNewer, s.version, known)
+			sqlite.ErrNewer, s.version, known)
 	case s.version < 0:
 		return fmt.Errorf("PRAGMA user_version is %d, which another program has set; set it to 0", s.version)
 	}

@@ -26,6 +26,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"mosquitto-bouncer/plugin/sqlite"
 )
 
 const (
@@ -85,13 +87,13 @@ const (
 // known of the device stays in force, but for its being disabled or removed, and new ones are left out.
 func Open(path string, log *slog.Logger, options ...Option) (*Registry, error) {
 	o := apply(options)
-	return open(&source{path: path, mode: "rw", busy: openBusy, log: log, key: o.key}, log, o)
+	return open(&source{path: path, busy: openBusy, log: log, key: o.key}, log, o)
 }
 
 // Check finds out whether Open would succeed, and changes nothing.
 func Check(ctx context.Context, path string, options ...Option) error {
 	log := slog.New(slog.DiscardHandler)
-	from := &source{path: path, mode: "ro", busy: openBusy, log: log, key: apply(options).key}
+	from := &source{path: path, readOnly: true, busy: openBusy, log: log, key: apply(options).key}
 	r := &Registry{log: log, source: from, skipped: newSkipLog(), removed: make(map[string]uint32), ending: make(map[string]bool)}
 	r.current.Store(newSnapshot())
 	return errors.Join(opened(r.load(ctx)), from.close())
@@ -480,7 +482,7 @@ func faultOf(err error) fault {
 		return ""
 	case errors.Is(err, fs.ErrNotExist):
 		return missing
-	case isBusy(err), errors.Is(err, errOverwritten):
+	case sqlite.IsBusy(err), errors.Is(err, errOverwritten):
 		return locked
 	default:
 		return unusable

@@ -516,7 +516,7 @@ func TestOpenBesideAWriter(t *testing.T) {
 		t.Fatal(err)
 	}
 	log := new(records)
-	r, err := open(&source{path: path, mode: "rw", busy: 10 * time.Millisecond, log: log.logger()}, log.logger(), options{})
+	r, err := open(&source{path: path, busy: 10 * time.Millisecond, log: log.logger()}, log.logger(), options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -555,7 +555,7 @@ func TestReadOnly(t *testing.T) {
 				version = len(migrations())
 			}
 			log := new(records)
-			r, err := open(&source{path: path, mode: "ro", busy: openBusy, log: log.logger()}, log.logger(), options{})
+			r, err := open(&source{path: path, readOnly: true, busy: openBusy, log: log.logger()}, log.logger(), options{})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -770,7 +770,7 @@ func TestPollSurvivesAPanic(t *testing.T) {
 	log := new(records)
 	path := newPath(t)
 	db := pythonDatabase(t, path)
-	r := &Registry{log: log.logger(), source: &source{path: path, mode: "rw", log: log.logger()}, skipped: newSkipLog()}
+	r := &Registry{log: log.logger(), source: &source{path: path, log: log.logger()}, skipped: newSkipLog()}
 	r.compare = comparison{every: time.Hour, next: time.Now().Add(time.Hour)}
 	r.current.Store(newSnapshot())
 	insert(t, db, "a", "one")

@@ -12,6 +12,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"mosquitto-bouncer/plugin/sqlite"
 )
 
 // secrets are a device's, as the registry has them, newest first.
@@ -459,7 +461,7 @@ func TestRecryptWhileRead(t *testing.T) {
 	if err := plain.Add(t.Context(), "sensor_002", Secret("plainsecret")); err != nil {
 		t.Fatal(err)
 	}
-	db, err := connect(path, nil)
+	db, err := sqlite.Open(path, sqlite.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -4,7 +4,8 @@ import (
 	"context"
 	"database/sql"
 	"errors"
-	"fmt"
+
+	"mosquitto-bouncer/plugin/sqlite"
 )
 
 // devicesTable is the table of the Python gateway.
@@ -119,10 +120,7 @@ CREATE TRIGGER IF NOT EXISTS pinned_certificates_delete AFTER DELETE ON pinned_c
 	INSERT INTO device_changes (device_id) VALUES (OLD.device_id);
 END;`
 
-var (
-	errNoTable = errors.New("no devices table; name another file, or create it with \"bouncerctl device add\"")
-	errNewer   = errors.New("made by a newer version of this program")
-)
+var errNoTable = errors.New("no devices table; name another file, or create it with \"bouncerctl device add\"")
 
 // migrations returns the statements that lead from each PRAGMA user_version to the next, from 0 on.
 func migrations() []string { return []string{additions, rotation} }
@@ -131,7 +129,7 @@ func migrations() []string { return []string{additions, rotation} }
 // that has lost a part.
 func migrate(ctx context.Context, conn *sql.Conn, migrations []string) error {
 	for done := false; !done; {
-		err := transaction(ctx, conn, "BEGIN IMMEDIATE", func() error {
+		err := sqlite.Write(ctx, conn, func() error {
 			found, err := describe(ctx, conn)
 			if err != nil {
 				return err
@@ -146,36 +144,11 @@ func migrate(ctx context.Context, conn *sql.Conn, migrations []string) error {
 				}
 				return found.repair(ctx, conn)
 			}
-			if _, err := conn.ExecContext(ctx, migrations[found.version]); err != nil {
-				return fmt.Errorf("migration to version %d: %w", found.version+1, err)
-			}
-			_, err = conn.ExecContext(ctx, fmt.Sprintf("PRAGMA user_version = %d", found.version+1))
-			return err
+			return sqlite.Step(ctx, conn, migrations)
 		})
 		if err != nil {
 			return err
 		}
 	}
-	return nil
-}
-
-// transaction runs do between begin and COMMIT, or ROLLBACK where it fails.
-func transaction(ctx context.Context, conn *sql.Conn, begin string, do func() error) (err error) {
-	if _, err := conn.ExecContext(ctx, begin); err != nil {
-		return err
-	}
-	committed := false
-	defer func() {
-		if !committed { // a panic, too, must not leave the database locked
-			_, _ = conn.ExecContext(context.WithoutCancel(ctx), "ROLLBACK")
-		}
-	}()
-	if err := do(); err != nil {
-		return err
-	}
-	if _, err := conn.ExecContext(ctx, "COMMIT"); err != nil {
-		return err
-	}
-	committed = true
 	return nil
 }

@@ -8,24 +8,24 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/url"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
 
-	"github.com/mattn/go-sqlite3"
 	"golang.org/x/text/encoding/unicode"
+
+	"mosquitto-bouncer/plugin/sqlite"
 )
 
 // A source reads the device database over one connection of its own. For one goroutine.
 type source struct {
 	path string
-	mode string        // SQLite's: "rw", which falls back to reading where the file may not be written, or "ro"
-	busy time.Duration // how long a new connection waits for a writer
 	log  *slog.Logger
-	key  *Key // of encrypted secrets; nil: none
+	key  *Key          // of encrypted secrets; nil: none
+	busy time.Duration // how long a new connection waits for a writer
+	// readOnly: nothing is changed. Otherwise the database is migrated, where it may be written.
+	readOnly bool
 
 	db   *sql.DB
 	conn *sql.Conn // nil: none
@@ -76,7 +76,7 @@ func (s *source) changes(ctx context.Context, from *snapshot) (*delta, error) {
 	}
 	d, err := s.read(ctx, from, now)
 	if err != nil {
-		if !isBusy(err) {
+		if !sqlite.IsBusy(err) {
 			_ = s.close()
 		}
 		return nil, s.explain(err)
@@ -87,10 +87,7 @@ func (s *source) changes(ctx context.Context, from *snapshot) (*delta, error) {
 func (s *source) explain(err error) error { return fmt.Errorf("%s: %w", s.path, explain(s.path, err)) }
 
 func (s *source) connect(ctx context.Context, file fileStamp) error {
-	db, err := connect(s.path, url.Values{
-		"mode":          {s.mode},
-		"_busy_timeout": {fmt.Sprint(s.busy.Milliseconds())},
-	})
+	db, err := sqlite.Open(s.path, sqlite.Options{ReadOnly: s.readOnly, Busy: s.busy, Synchronous: durable})
 	if err != nil {
 		return err
 	}
@@ -103,19 +100,8 @@ func (s *source) connect(ctx context.Context, file fileStamp) error {
 	return nil
 }
 
-// connect prepares for connections to an SQLite database. A transaction that was committed has reached the disk.
-func connect(path string, options url.Values) (*sql.DB, error) {
-	path, err := filepath.Abs(path)
-	if err != nil {
-		return nil, err
-	}
-	if options == nil {
-		options = make(url.Values)
-	}
-	options.Set("_synchronous", "FULL")
-	dsn := url.URL{Scheme: "file", Path: path, RawQuery: options.Encode()}
-	return sql.Open("sqlite3", dsn.String())
-}
+// durable has a transaction that was committed survive a failure of the power.
+const durable = "FULL"
 
 func (s *source) close() error {
 	if s.conn == nil {
@@ -178,7 +164,7 @@ func (s *source) readLocked(ctx context.Context, from *snapshot, version int64) 
 	var mode string
 	var rivals bool
 	var before, after stamp
-	err = transaction(ctx, s.conn, "BEGIN", func() error {
+	err = sqlite.Read(ctx, s.conn, func() error {
 		tables, err := describe(ctx, s.conn) // which locks
 		if err != nil {
 			return err
@@ -530,12 +516,4 @@ func newDevice(id, secret []byte, disabled bool) *Device {
 	d.secrets[0] = bytes.Clone(secret)
 	d.Device = Device{ID: string(id), Secrets: d.secrets[:], Disabled: disabled}
 	return &d.Device
-}
-
-func isBusy(err error) bool { return isCode(err, sqlite3.ErrBusy, sqlite3.ErrLocked) }
-
-// isCode reports whether err is SQLite's and has one of the codes.
-func isCode(err error, codes ...sqlite3.ErrNo) bool {
-	e, ok := errors.AsType[sqlite3.Error](err)
-	return ok && slices.Contains(codes, e.Code)
 }

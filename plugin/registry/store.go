@@ -7,14 +7,14 @@ import (
 	"fmt"
 	"io/fs"
 	"iter"
-	"net/url"
-	"os"
 	"slices"
 	"strings"
 	"time"
 	"unicode/utf8"
 
 	"github.com/mattn/go-sqlite3"
+
+	"mosquitto-bouncer/plugin/sqlite"
 )
 
 // What a Store's methods answer with where a caller may want to tell the cases apart.
@@ -64,22 +64,10 @@ type Registration struct {
 // OpenStore opens the database at path and migrates it. It makes one where there is none, with mode 0640 and the
 // caller's owner and group: the broker's user must be able to read it.
 func OpenStore(path string, options ...Option) (*Store, error) {
-	// SQLite would take the mode from the umask. The empty file is an empty database.
-	file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o640)
-	switch {
-	case err == nil:
-		if err := errors.Join(file.Chmod(0o640), file.Close()); err != nil {
-			return nil, fmt.Errorf("device database: %w", err)
-		}
-	case !errors.Is(err, fs.ErrExist):
+	if _, err := sqlite.Create(path, 0o640); err != nil && !errors.Is(err, fs.ErrExist) {
 		return nil, fmt.Errorf("device database: %w", err)
 	}
-	db, err := connect(path, url.Values{
-		"mode":           {"rw"},
-		"_busy_timeout":  {fmt.Sprint(storeBusy.Milliseconds())},
-		"_secure_delete": {"true"},
-		"_txlock":        {"immediate"},
-	})
+	db, err := sqlite.Open(path, sqlite.Options{Busy: storeBusy, Synchronous: durable, SecureDelete: true, Immediate: true})
 	if err != nil {
 		return nil, fmt.Errorf("device database: %s: %w", path, err)
 	}
@@ -288,10 +276,10 @@ func (s *Store) change(ctx context.Context, id string, do func(*sql.Tx) error) e
 }
 
 func (s *Store) failed(err error) error {
-	if isBusy(err) {
-		return fmt.Errorf("device database: %s: %w; another program has not ended its transaction, try again", s.path, err)
-	}
-	return fmt.Errorf("device database: %s: %w", s.path, err)
+	return sqlite.File{
+		Holds: "device database", Path: s.path,
+		Denied: "it must be possible to write it and its directory: the file's owner can, and root",
+	}.Failed(err)
 }
 
 // maxTime is the last second that has a year of four digits, which JSON's times need (RFC 3339).

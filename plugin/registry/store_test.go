@@ -12,6 +12,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"mosquitto-bouncer/plugin/sqlite"
 )
 
 func openStore(tb testing.TB, path string, options ...Option) *Store {
@@ -223,7 +225,7 @@ func TestOpenStoreRefuses(t *testing.T) {
 	}
 	path = newPath(t)
 	execute(t, pythonDatabase(t, path), "PRAGMA user_version = 3")
-	if _, err := OpenStore(path); !errors.Is(err, errNewer) {
+	if _, err := OpenStore(path); !errors.Is(err, sqlite.ErrNewer) {
 		t.Error(err)
 	}
 	path = filepath.Join(t.TempDir(), "nowhere", "devices.db")
@@ -320,7 +322,7 @@ func TestInterruptedChange(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	r, err := open(&source{path: crashed, mode: "ro", busy: pollBusy, log: slog.New(slog.DiscardHandler)}, slog.New(slog.DiscardHandler), options{})
+	r, err := open(&source{path: crashed, readOnly: true, busy: pollBusy, log: slog.New(slog.DiscardHandler)}, slog.New(slog.DiscardHandler), options{})
 	if err == nil {
 		_ = r.Close()
 		t.Fatal("opened")

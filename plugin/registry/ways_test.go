@@ -175,7 +175,7 @@ func TestComparisonFindsWhatNothingElseShows(t *testing.T) {
 		execute(t, db, `WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i + 1 < 2500)
 			INSERT INTO devices SELECT printf('d%04d', i), 'one', 0 FROM n`)
 		log := new(records)
-		from := &source{path: path, mode: "rw", busy: openBusy, log: log.logger()}
+		from := &source{path: path, busy: openBusy, log: log.logger()}
 		r, err := open(from, log.logger(), options{compareEvery: time.Hour})
 		if err != nil {
 			t.Fatal(err)

@@ -218,7 +218,8 @@ func (m *Memory) store() {
 			m.log.Info("which secrets devices use can be stored again", "database", m.path)
 		}
 	default:
-		why := "which secrets devices use cannot be stored: " + m.path + ": " + err.Error()
+		err = file(m.path).Failed(err)
+		why := "which secrets devices use cannot be stored: " + err.Error()
 		m.err.Store(&why)
 		if before == "" {
 			m.log.Warn("which secrets devices use cannot be stored; after a restart commands are signed with old secrets until the devices publish",

@@ -162,7 +162,7 @@ func TestDamagedIsBegunAgain(t *testing.T) {
 
 func TestForeignAndNewer(t *testing.T) {
 	for statement, want := range map[string]string{
-		"CREATE TABLE x (y)": "not a database of this program",
+		"CREATE TABLE x (y)": "not a database of secrets in use",
 		"PRAGMA application_id = 0x4d51524f; PRAGMA user_version = 2": "newer version",
 	} {
 		path := filepath.Join(t.TempDir(), FileName)
