@@ -5,7 +5,6 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"regexp"
 	"slices"
 	"strings"
 
@@ -56,7 +55,7 @@ func (e *Error) Error() string {
 
 // document is a bouncer.toml that is syntactically sound. Its typed readers
 // (duration, size, url ...) each take one setting out of it and collect what is
-// wrong; what no reader asked for is unknown.
+// wrong.
 type document struct {
 	file string // as the user named it
 	dir  string // absolute; what relative paths are relative to
@@ -64,8 +63,7 @@ type document struct {
 	tree    map[string]any
 	entries []entry
 
-	known    []string // the keys asked for by a reader
-	files    []File   // that were read
+	files    []File // that were read
 	problems []Problem
 }
 
@@ -151,7 +149,18 @@ func (d *document) index(source []byte) error {
 	return p.Error()
 }
 
-var bareKey = regexp.MustCompile(`^[A-Za-z0-9_-]{1,64}$`)
+// maxName is the longest key of a section that is shown as it stands.
+const maxName = 64
+
+// nameLength returns how many bytes at the start of s can be part of a key without quotes; dots too, if dots is true.
+func nameLength(s string, dots bool) int {
+	for i, c := range []byte(s) {
+		if !(c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '_' || c == '-' || dots && c == '.') {
+			return i
+		}
+	}
+	return len(s)
+}
 
 // dotted joins the parts of a key as TOML writes them, so that the one part
 // "a.b" is not taken for the two parts a and b. What is too long to be a
@@ -165,38 +174,58 @@ func dotted(parts []string) string {
 	written := make([]string, len(parts))
 	for i, part := range parts {
 		written[i] = part
-		if !bareKey.MatchString(part) {
+		if n := nameLength(part, false); n == 0 || n < len(part) || n > maxName {
 			written[i] = quote(part)
 		}
 	}
 	return strings.Join(written, ".") + rest
 }
 
-var (
-	assignment = regexp.MustCompile(`^\s*([A-Za-z0-9_.-]{1,64})\s*=`)
-	header     = regexp.MustCompile(`^\s*\[+\s*([A-Za-z0-9_.-]{1,64})\s*\]`)
-)
-
 // keyAt guesses which key the given line of a document that does not parse is
 // about; "" if that cannot be told.
 func keyAt(source []byte, line int) string {
-	lines := bytes.Split(source, []byte("\n"))
+	lines := strings.Split(string(source), "\n")
 	if line < 1 || line > len(lines) {
 		return ""
 	}
-	if m := header.FindSubmatch(lines[line-1]); m != nil {
-		return string(m[1])
+	if section := header(lines[line-1]); section != "" {
+		return section
 	}
-	m := assignment.FindSubmatch(lines[line-1])
-	if m == nil {
+	key := assignment(lines[line-1])
+	if key == "" {
 		return ""
 	}
 	for _, above := range slices.Backward(lines[:line-1]) {
-		if h := header.FindSubmatch(above); h != nil {
-			return string(h[1]) + "." + string(m[1])
+		if section := header(above); section != "" {
+			return section + "." + key
 		}
 	}
-	return string(m[1])
+	return key
+}
+
+// assignment returns the key before the "=" of a line; "" if there is none.
+func assignment(line string) string { return nameBefore(line, "=") }
+
+// header returns the section of a line such as "[section]"; "" if it is none.
+func header(line string) string {
+	line = strings.TrimLeft(line, space)
+	inside := strings.TrimLeft(line, "[")
+	if inside == line {
+		return ""
+	}
+	return nameBefore(inside, "]")
+}
+
+const space = " \t\r\f"
+
+// nameBefore returns the name with which a line begins, if end follows it; else "".
+func nameBefore(line, end string) string {
+	line = strings.TrimLeft(line, space)
+	n := nameLength(line, true)
+	if n > maxName || !strings.HasPrefix(strings.TrimLeft(line[n:], space), end) {
+		return ""
+	}
+	return line[:n]
 }
 
 // lookup returns the value of a key of one or two parts.
@@ -212,14 +241,6 @@ func (d *document) lookup(key string) (any, bool) {
 	}
 	v, ok := table[name]
 	return v, ok
-}
-
-// value is lookup for the readers: it makes key known.
-func (d *document) value(key string) (any, bool) {
-	if !slices.Contains(d.known, key) {
-		d.known = append(d.known, key)
-	}
-	return d.lookup(key)
 }
 
 // isSet tells whether key has a value other than "".
@@ -249,82 +270,6 @@ func (d *document) err() error {
 	}
 	slices.SortStableFunc(d.problems, func(a, b Problem) int { return cmp.Compare(a.Line, b.Line) })
 	return &Error{d.problems}
-}
-
-// refuseUnknown reports every key and section that no reader asked for.
-func (d *document) refuseUnknown() {
-	var sections []string
-	for _, key := range d.known {
-		if section, _, nested := strings.Cut(key, "."); nested && !slices.Contains(sections, section) {
-			sections = append(sections, section)
-		}
-	}
-	said := map[string]bool{}
-	for _, e := range d.entries {
-		section, _, nested := strings.Cut(e.key, ".")
-		switch {
-		case slices.Contains(d.known, e.key) || said[e.key]:
-		case slices.Contains(sections, e.key):
-			if e.kind != unstable.Table && e.kind != unstable.InlineTable {
-				said[e.key] = true
-				d.problemAt(e.line, e.key, "is a section; write [%s] on a line of its own and its settings below", e.key)
-			}
-		case nested && said[section]:
-			// One word about the section is enough.
-		case !nested && (e.kind == unstable.Table || e.kind == unstable.ArrayTable || e.kind == unstable.InlineTable):
-			said[e.key] = true
-			d.problemAt(e.line, e.key, "unknown section; %s", didYouMean(e.key, sections))
-		default:
-			said[e.key] = true
-			d.problemAt(e.line, e.key, "unknown key; %s", didYouMean(e.key, d.known))
-		}
-	}
-}
-
-// didYouMean says what to do about an unknown key.
-func didYouMean(key string, known []string) string {
-	nearest, best := "", 4
-	for _, k := range known {
-		distance := editDistance(key, k)
-		// The right name in the wrong section.
-		_, name, _ := strings.Cut(k, ".")
-		if own := key[strings.LastIndexByte(key, '.')+1:]; name != "" {
-			distance = min(distance, 1+editDistance(own, name))
-		}
-		if distance < best && distance <= len(key)/2 {
-			nearest, best = k, distance
-		}
-	}
-	if nearest == "" {
-		return "remove it"
-	}
-	return "did you mean " + nearest + "?"
-}
-
-// editDistance is the Levenshtein distance of two short strings; of a long one
-// it is only said that it is large.
-func editDistance(a, b string) int {
-	const long = 100
-	if len(a) > long || len(b) > long {
-		return long
-	}
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			substitution := diagonal
-			if a[i] != b[j] {
-				substitution++
-			}
-			diagonal = row[j+1]
-			row[j+1] = min(substitution, row[j]+1, diagonal+1)
-		}
-	}
-	return row[len(b)]
 }
 
 // quote quotes what a user wrote, cut to what fits a log line.

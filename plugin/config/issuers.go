@@ -15,7 +15,7 @@ const (
 
 // issuers reads the CA certificates in a list of PEM files, as DER. None: nil.
 func (d *document) issuers(key string) (all [][]byte) {
-	v, set := d.value(key)
+	v, set := d.lookup(key)
 	if !set {
 		return nil
 	}

@@ -19,7 +19,7 @@ const (
 
 // filters reads the gated filters.
 func (d *document) filters(key string, byDefault ...string) []string {
-	v, set := d.value(key)
+	v, set := d.lookup(key)
 	if !set {
 		return byDefault
 	}
@@ -74,39 +74,6 @@ func (d *document) deviceTopic(key, byDefault string, optional bool) string {
 		return byDefault
 	}
 	return s
-}
-
-// keepTopicsApart reports device topics that are gated, or that two features
-// share: the bouncer would have to refuse what it sends itself, or could not
-// tell one from the other.
-func (d *document) keepTopicsApart(c *Config) {
-	type named struct{ key, topic string }
-	var seen []named
-	for _, filter := range c.Publish.Topics {
-		seen = append(seen, named{"publish.topics", filter})
-	}
-	own := []named{
-		{"response.topic", c.Response.Topic},
-		{"command.topic", c.Command.Topic},
-		{"rejected.topic", c.Rejected.Topic},
-	}
-	if c.HTTP.Listen != "" {
-		own = append(own, named{"command.topic", c.Command.ResultTopic()})
-	}
-	for _, n := range own {
-		if n.topic == "" {
-			continue
-		}
-		i := slices.IndexFunc(seen, func(s named) bool { return overlap(s.topic, n.topic) })
-		if i >= 0 {
-			key, text := n.key, fmt.Sprintf("%s meets %s of %s", quote(n.topic), quote(seen[i].topic), seen[i].key)
-			if _, set := d.lookup(key); !set {
-				key, text = seen[i].key, fmt.Sprintf("%s meets %s of %s", quote(seen[i].topic), quote(n.topic), n.key)
-			}
-			d.problem(key, "%s: the same topic would serve both; change one", text)
-		}
-		seen = append(seen, n)
-	}
 }
 
 // checkFilter says what makes filter unfit for the gate, to be read after it.
