@@ -1,0 +1,76 @@
+// Package crash recovers from panics: in the broker's process a panic that leaves a goroutine, or a function that C has
+// called, ends the broker.
+//
+//	defer crash.Log(log, "retained messages")
+//
+// The functions that recover belong right behind defer: recover has no effect in a function that they call.
+package crash
+
+import (
+	"fmt"
+	"log/slog"
+	"runtime/debug"
+	"strings"
+
+	"golang.org/x/time/rate"
+)
+
+// maxStackLines is how much of a stack is logged: the 20 innermost calls, two lines each.
+const maxStackLines = 40
+
+// Log, deferred, recovers from a panic and logs it. where says what was being done; args are attributes of the line.
+func Log(log *slog.Logger, where string, args ...any) {
+	if v := recover(); v != nil {
+		Report(log, where, v, args...)
+	}
+}
+
+// Then is Log that calls then after a panic.
+func Then(log *slog.Logger, where string, then func()) {
+	if v := recover(); v != nil {
+		Report(log, where, v)
+		then()
+	}
+}
+
+// Error is Log that makes the panic the error that the function returns.
+func Error(err *error, log *slog.Logger, where string) {
+	if v := recover(); v != nil {
+		Report(log, where, v)
+		*err = fmt.Errorf("internal error in %s: %v", where, v)
+	}
+}
+
+// Report logs a panic that the caller has recovered from, with the stack that led to it, a line for each of its lines. It
+// does not panic, even if the log does.
+func Report(log *slog.Logger, where string, v any, args ...any) {
+	defer func() { _ = recover() }()
+	log.Error("internal error, caught; please report it", append([]any{"where", where, "panic", fmt.Sprint(v)}, args...)...)
+	for _, line := range stack() {
+		log.Error("  " + strings.TrimSpace(line))
+	}
+}
+
+// stack returns the lines of the stack below the innermost panic, or of all of it where there is none.
+func stack() []string {
+	lines := strings.Split(strings.TrimSpace(string(debug.Stack())), "\n")
+	for i, line := range lines {
+		if strings.HasPrefix(line, "panic(") && i+2 < len(lines) {
+			lines = lines[i+2:]
+			break
+		}
+	}
+	return lines[:min(len(lines), maxStackLines)]
+}
+
+// A Reporter is a Report for what clients may provoke: it leaves panics out where they come often. Safe for concurrent use.
+type Reporter struct {
+	Log *slog.Logger
+	// Limit says which of the panics are logged.
+	Limit rate.Sometimes
+}
+
+// Report is Report, within the limit.
+func (r *Reporter) Report(where string, v any) {
+	r.Limit.Do(func() { Report(r.Log, where, v) })
+}
