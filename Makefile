@@ -83,6 +83,10 @@ man: build/bouncerctl ## the manual pages and shell completions, into build/man 
 	build/bouncerctl manual --docs docs build/man
 	@for shell in bash zsh fish; do build/bouncerctl completion $$shell >build/completion/bouncerctl.$$shell; done
 
+.PHONY: docs
+docs: ## write what documents and examples have from the source: settings, reasons, commands
+	$(GO) test ./plugin/config ./cmd/bouncerctl -count=1 -run 'TestDocuments|TestExamples|TestReference' -update
+
 .PHONY: check
 check: deps-build ## gofmt, go vet and staticcheck
 	@test -z "$$(gofmt -l cgo cmd plugin test)" || { echo "gofmt would change:"; gofmt -l cgo cmd plugin test; exit 1; }

@@ -16,7 +16,7 @@ func TestCheckNamesBundles(t *testing.T) {
 	if got := bouncerctl(t, "", "check", filepath.Join(dir, "mosquitto.conf")); strings.Contains(got.stdout, line) {
 		t.Errorf("warns though issuers is set: %s", got.stdout)
 	}
-	writeFile(t, settings, strings.Replace(readFile(t, settings), `issuers   = ["pki/ca.crt"]`, "", 1))
+	writeFile(t, settings, strings.Replace(readFile(t, settings), `issuers = ["pki/ca.crt"]`, "", 1))
 	if got := bouncerctl(t, "", "check", filepath.Join(dir, "mosquitto.conf")); !strings.Contains(got.stdout, line) {
 		t.Errorf("does not warn: %s%s", got.stdout, got.stderr)
 	}

@@ -146,7 +146,7 @@ func TestDeviceAddNothingHalfDone(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	writeFile(t, filepath.Join(dir, "bouncer.toml"), strings.Replace(string(settings), `issuers   = ["pki/ca.crt"]`, "", 1))
+	writeFile(t, filepath.Join(dir, "bouncer.toml"), strings.Replace(string(settings), `issuers = ["pki/ca.crt"]`, "", 1))
 	if err := os.Rename(filepath.Join(dir, "pki"), filepath.Join(dir, "elsewhere")); err != nil {
 		t.Fatal(err)
 	}

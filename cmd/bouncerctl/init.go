@@ -155,16 +155,13 @@ func (o *initOptions) create(c *creation, dir, plugin string, owner *account) er
 	if err != nil {
 		return err
 	}
-	settings, err := render("bouncer.toml.tmpl", bouncerValues{
-		Relative: true,
-		CA:       caCert,
-		StateDir: stateDir,
-		Database: database,
-		URL:      o.backend,
+	settings := config.Example(", but for the paths, the URL and unknown_certificates. Paths are relative to this file's directory", map[string]string{
+		"state_dir":                `"` + stateDir + `"`,
+		"database":                 `"` + database + `"`,
+		"publish.issuers":          `["` + caCert + `"]`,
+		"backend.url":              `"` + o.backend + `"`,
+		"acl.unknown_certificates": `"` + config.UnknownDeny + `"`,
 	})
-	if err != nil {
-		return err
-	}
 
 	// The broker may read what it needs, and write its state alone: who may
 	// write to a directory may replace what is in it, the configuration that
@@ -199,7 +196,7 @@ func (o *initOptions) create(c *creation, dir, plugin string, owner *account) er
 		{caCert, ca.CertPEM(), 0o640, ours},
 		{serverKey, serverKeyPEM, 0o640, ours},
 		{serverCert, serverCertPEM, 0o640, ours},
-		{bouncerTOML, settings, 0o640, ours},
+		{bouncerTOML, []byte(settings), 0o640, ours},
 		{mosquittoConf, conf, 0o640, ours},
 		{database, nil, 0o640, ours}, // to SQLite an empty file is an empty database
 	} {
@@ -260,13 +257,6 @@ Next:
 type mosquittoValues struct {
 	Self, PKI, Plugin, Config, Persistence string
 	Port                                   int
-}
-
-// bouncerValues fill bouncer.toml.tmpl.
-type bouncerValues struct {
-	Relative                bool
-	CA                      string // the file that issuers names; "": none
-	StateDir, Database, URL string
 }
 
 func render(name string, values any) ([]byte, error) {

@@ -26,28 +26,21 @@ var update = flag.Bool("update", false, "write the example files anew")
 // TestExamples: the example files of the distribution are what init writes, for
 // the paths of a package.
 func TestExamples(t *testing.T) {
-	for file, example := range map[string]struct {
-		template string
-		values   any
-	}{
-		"../../mosquitto.conf.example": {"mosquitto.conf.tmpl", mosquittoValues{
-			Self:        "mosquitto.conf",
-			Port:        8883,
-			PKI:         "/etc/mosquitto-bouncer/pki",
-			Plugin:      "/usr/local/lib/mosquitto_bouncer.so",
-			Config:      "/etc/mosquitto-bouncer/bouncer.toml",
-			Persistence: "/var/lib/mosquitto/",
-		}},
-		"../../bouncer.toml.example": {"bouncer.toml.tmpl", bouncerValues{
-			StateDir: "/var/lib/mosquitto-bouncer",
-			Database: "/var/lib/mosquitto-bouncer/devices.db",
-			URL:      defaultURL,
-		}},
+	conf, err := render("mosquitto.conf.tmpl", mosquittoValues{
+		Self:        "mosquitto.conf",
+		Port:        8883,
+		PKI:         "/etc/mosquitto-bouncer/pki",
+		Plugin:      "/usr/local/lib/mosquitto_bouncer.so",
+		Config:      "/etc/mosquitto-bouncer/bouncer.toml",
+		Persistence: "/var/lib/mosquitto/",
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for file, want := range map[string][]byte{
+		"../../mosquitto.conf.example": conf,
+		"../../bouncer.toml.example":   []byte(config.Example("", nil)),
 	} {
-		want, err := render(example.template, example.values)
-		if err != nil {
-			t.Fatal(err)
-		}
 		if *update {
 			if err := os.WriteFile(file, want, 0o644); err != nil {
 				t.Fatal(err)
@@ -58,7 +51,7 @@ func TestExamples(t *testing.T) {
 			t.Fatal(err)
 		}
 		if !bytes.Equal(got, want) {
-			t.Errorf("%s differs from the template %s; run go test ./cmd/bouncerctl -run TestExamples -update", file, example.template)
+			t.Errorf("%s is not what init writes; run make docs", file)
 		}
 	}
 }
@@ -70,7 +63,7 @@ func TestExampleSettings(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		return []any{c.StateDir, c.Database, c.Publish, c.Backend, c.Response, c.Command, c.Rejected, c.ACL, c.Journal, c.DeadLetters, c.HTTP}
+		return []any{c.StateDir, c.Database, c.Publish, c.Backend, c.Response, c.Command, c.Rejected, c.ACL, c.Journal, c.DeadLetters, c.HTTP, c.Registry, c.Audit}
 	}
 	empty := filepath.Join(t.TempDir(), "empty.toml")
 	writeFile(t, empty, "")

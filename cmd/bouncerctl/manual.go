@@ -77,7 +77,7 @@ func page(name string, section int, short, body string) []byte {
 }
 
 // withoutTables makes an item of each row of a Markdown table: the cells of a table in a manual page are not wrapped, and run
-// past the edge of the terminal. A column's heading stands before the cell, but for what the cell itself says: its type.
+// past the edge of the terminal. A column's heading stands before the cell, but for what the cell itself says: its type and its meaning.
 func withoutTables(body string) string {
 	var b strings.Builder
 	var headings []string // of the table that we are in
@@ -85,7 +85,9 @@ func withoutTables(body string) string {
 		row, found := strings.CutPrefix(line, "| ")
 		if !found {
 			headings = nil
-			b.WriteString(line)
+			if !strings.HasPrefix(line, "<!--") {
+				b.WriteString(line)
+			}
 			continue
 		}
 		cells := strings.Split(strings.TrimSuffix(strings.TrimSpace(row), "|"), " | ")
@@ -102,7 +104,7 @@ func withoutTables(body string) string {
 			if i+1 < len(headings) {
 				heading = strings.TrimSpace(headings[i+1])
 			}
-			if strings.HasPrefix(heading, "type") {
+			if strings.HasPrefix(heading, "type") || heading == "meaning" {
 				heading = ""
 			}
 			if cell = strings.TrimSpace(cell); cell != "" {

@@ -10,7 +10,7 @@ import (
 	"github.com/spf13/cobra"
 )
 
-const referenceHead = `<!-- Made from the commands' own help by: go test ./cmd/bouncerctl -run TestReference -update -->
+const referenceHead = `<!-- Made from the commands' own help by: make docs -->
 `
 
 // TestReference: docs/bouncerctl.md says what the program's help says.
@@ -23,7 +23,7 @@ func TestReference(t *testing.T) {
 		}
 	}
 	if got := readFile(t, file); got != want {
-		t.Errorf("%s is not up to date; run go test ./cmd/bouncerctl -run TestReference -update", file)
+		t.Errorf("%s is not what the commands say; run make docs", file)
 	}
 }
 
