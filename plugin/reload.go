@@ -1,11 +1,10 @@
 package plugin
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"log/slog"
-	"reflect"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -142,23 +141,26 @@ func (g *Gateway) takeReload() {
 		return
 	}
 	g.reloader.failed.Store(nil)
-	later := needRestart(g.config, r.config)
-	renewed := newRenewal(g.config, r.config)
-	g.adopt(r.config, r.key)
+	next, changes := g.config.Reloaded(r.config)
+	g.adopt(next, changes, r.key)
 	warnOfToken(g.log, r.config)
-	if err := g.renew(renewed, r); err != nil {
+	if err := g.renew(next, changes, r.backend); err != nil {
 		g.log.Error("secrets and certificates were not renewed", "error", err)
-	} else if len(renewed.keys) > 0 {
-		g.log.Info("secrets and certificates were renewed", "settings", strings.Join(renewed.keys, ","))
+		next.Keep(g.config, changes.Renewed)
+		changes.Renewed = nil
+	} else if len(changes.Renewed) > 0 {
+		g.log.Info("secrets and certificates were renewed", "settings", strings.Join(changes.Renewed, ","))
 	}
+	g.config = next
+	g.warnOfIssuers()
 	said := audit.Record{Event: audit.Reload, Result: "ok"}
 	var details []string
-	if len(renewed.keys) > 0 {
-		details = append(details, "renewed: "+strings.Join(renewed.keys, ", "))
+	if len(changes.Renewed) > 0 {
+		details = append(details, "renewed: "+strings.Join(changes.Renewed, ", "))
 	}
-	if len(later) > 0 {
-		details = append(details, "need a restart: "+strings.Join(later, ", "))
-		g.log.Warn("bouncer.toml was reloaded, but some changes need a restart of the broker", "settings", strings.Join(later, ","))
+	if len(changes.Restart) > 0 {
+		details = append(details, "need a restart: "+strings.Join(changes.Restart, ", "))
+		g.log.Warn("bouncer.toml was reloaded, but some changes need a restart of the broker", "settings", strings.Join(changes.Restart, ","))
 	} else {
 		g.log.Info("bouncer.toml was reloaded", "config", g.file)
 	}
@@ -166,41 +168,30 @@ func (g *Gateway) takeReload() {
 	g.audit.Add(said)
 }
 
-// adopt puts in force those settings of next that can be changed while the broker runs, and keeps them in g.config.
-func (g *Gateway) adopt(next *config.Config, key *registry.Key) {
-	now := *g.config
-	now.Publish.MaxBytes = next.Publish.MaxBytes
-	now.Publish.Rate, now.Publish.Burst = next.Publish.Rate, next.Publish.Burst
-	now.Publish.MaxBadSignatures = next.Publish.MaxBadSignatures
-	now.ACL = next.ACL
+// adopt puts in force the settings of next that the table of settings says take effect at once. What cannot be put in force is as before
+// in next, too.
+func (g *Gateway) adopt(next *config.Config, changes config.Changes, key *registry.Key) {
 	if err := g.useIssuers(next.Publish.Issuers, next.Where("publish.issuers")); err != nil {
 		g.log.Error("the issuers that were in force stay so", "error", err)
-	} else {
-		now.Publish.Issuers = next.Publish.Issuers
+		next.Keep(g.config, []string{"publish.issuers"})
 	}
-	g.confinement.configure(now.ACL)
+	g.confinement.configure(next.ACL)
 	g.settleStrangers(g.brokerConf)
-	g.decision.maxBytes = now.Publish.MaxBytes
-	g.devices.setLimit(deviceLimit(&now))
-	g.maxBad = now.Publish.MaxBadSignatures
-	if g.others != now.ACL.Others {
-		g.others = now.ACL.Others
+	g.decision.maxBytes = next.Publish.MaxBytes
+	g.devices.setLimit(deviceLimit(next))
+	g.maxBad = next.Publish.MaxBadSignatures
+	if g.others != next.ACL.Others {
+		g.others = next.ACL.Others
 		var err error
 		if g.brokerConf == nil {
 			err = errors.New("the broker's configuration could not be read at the start")
 		}
 		g.settleOthers(g.brokerConf, err)
 	}
-	if next.Registry.Key != nil && !bytes.Equal(now.Registry.Key, next.Registry.Key) {
-		now.Registry = next.Registry
+	if slices.Contains(changes.Live, "registry.key_file") {
 		g.registry.SetKey(key)
 	}
-	if g.audit != nil && next.Audit.File != "" {
-		now.Audit = next.Audit
-		g.audit.Reopen(auditOptions(&now))
-	}
-	g.config = &now
-	g.warnOfIssuers()
+	g.audit.Reopen(auditOptions(next))
 }
 
 // deviceLimit is the rate limit of each device.
@@ -213,39 +204,4 @@ func deviceLimit(c *config.Config) (rate.Limit, int) {
 
 func auditOptions(c *config.Config) audit.Options {
 	return audit.Options{File: c.Audit.File, MaxBytes: c.Audit.MaxBytes, Keep: c.Audit.Keep}
-}
-
-// needRestart names the settings that differ and that a running gateway does not take over.
-func needRestart(now, next *config.Config) (keys []string) {
-	for _, s := range []struct {
-		key       string
-		now, next any
-	}{
-		{"state_dir", now.StateDir, next.StateDir},
-		{"database", now.Database, next.Database},
-		{"publish.topics", now.Publish.Topics, next.Publish.Topics},
-		{"publish.tolerance", now.Publish.Tolerance, next.Publish.Tolerance},
-		{"response", now.Response, next.Response},
-		{"command", now.Command, next.Command},
-		{"rejected", now.Rejected, next.Rejected},
-		{"journal", now.Journal, next.Journal},
-		{"dead_letters", now.DeadLetters, next.DeadLetters},
-	} {
-		if !reflect.DeepEqual(s.now, s.next) {
-			keys = append(keys, s.key)
-		}
-	}
-	if backendNeedsRestart(now, next) {
-		keys = append(keys, "backend")
-	}
-	if listenerNeedsRestart(now, next) {
-		keys = append(keys, "http")
-	}
-	if now.Registry.Key != nil && next.Registry.Key == nil {
-		keys = append(keys, "registry.key_file")
-	}
-	if (now.Audit.File == "") != (next.Audit.File == "") {
-		keys = append(keys, "audit.file")
-	}
-	return keys
 }

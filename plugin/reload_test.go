@@ -2,12 +2,9 @@ package plugin
 
 import (
 	"os"
-	"slices"
 	"strings"
 	"testing"
 	"time"
-
-	"mosquitto-bouncer/plugin/config"
 )
 
 // reload replaces what is below [publish] in bouncer.toml, and does what SIGHUP does.
@@ -72,46 +69,4 @@ func TestReloadOthers(t *testing.T) {
 	if g.host.others != OthersAllow {
 		t.Errorf("%v", g.host.others)
 	}
-}
-
-// TestNeedRestart: every setting is either taken over or named.
-func TestNeedRestart(t *testing.T) {
-	load := func(text string) *config.Config {
-		file := t.TempDir() + "/bouncer.toml"
-		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		c, err := config.Load(file)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return c
-	}
-	for text, want := range map[string][]string{
-		"":                                nil,
-		"state_dir = \"/x\"":              {"state_dir"},
-		"database = \"/x\"":               {"database"},
-		"[backend]\nconcurrency = 3":      {"backend"},
-		"[backend]\nurl = \"https://x/\"": {"backend"},
-		"[response]\ntopic = \"\"":        {"response"},
-		"[audit]\nfile = \"/x\"":          {"audit.file"},
-		"[publish]\nmax_bytes = 300\nrate = 1\nburst = 2\nmax_bad_signatures = 1\n[acl]\nothers = \"allow\"": nil,
-	} {
-		if got := needRestart(load("state_dir = \"/s\"\ndatabase = \"/d\"\n"), load(defaulted(text))); !slices.Equal(got, want) {
-			t.Errorf("%q: %q", text, got)
-		}
-	}
-	secure := "state_dir = \"/s\"\ndatabase = \"/d\"\n[backend]\nurl = \"https://x/\""
-	if got := needRestart(load(secure), load(secure)); len(got) > 0 {
-		t.Errorf("%q", got)
-	}
-}
-
-func defaulted(text string) string {
-	for _, line := range []string{"state_dir = \"/s\"\n", "database = \"/d\"\n"} {
-		if key, _, _ := strings.Cut(line, " "); !strings.Contains(text, key+" =") {
-			text = line + text
-		}
-	}
-	return text
 }

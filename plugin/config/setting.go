@@ -101,7 +101,7 @@ type Changes struct {
 	Restart []string // need a restart of the broker
 }
 
-// Any reports whether one of the keys begins with prefix.
+// anyOf reports whether one of the keys begins with prefix.
 func anyOf(keys []string, prefix string) bool {
 	return slices.ContainsFunc(keys, func(key string) bool { return strings.HasPrefix(key, prefix) })
 }
@@ -112,9 +112,11 @@ func (c Changes) RenewsBackend() bool { return anyOf(c.Renewed, "backend.") }
 // RenewsListener reports whether a secret or certificate of [http] is renewed.
 func (c Changes) RenewsListener() bool { return anyOf(c.Renewed, "http.") }
 
-// Reloaded returns c with those settings of next that a running gateway can take over, and what has changed.
+// Reloaded returns c with those settings of next that a running gateway can take over, and what has changed. Where and Files
+// of the result are those of next.
 func (c *Config) Reloaded(next *Config) (*Config, Changes) {
 	inForce := *c
+	inForce.file, inForce.lines, inForce.files = next.file, next.lines, next.files
 	var changes Changes
 	from := next.table()
 	for i, s := range inForce.table() {
@@ -137,4 +139,14 @@ func (c *Config) Reloaded(next *Config) (*Config, Changes) {
 		s.take(from[i].value)
 	}
 	return &inForce, changes
+}
+
+// Keep sets the settings of these keys back to what they are in before. c is one that Reloaded has just returned.
+func (c *Config) Keep(before *Config, keys []string) {
+	from := before.table()
+	for i, s := range c.table() {
+		if slices.Contains(keys, s.Key) {
+			s.take(from[i].value)
+		}
+	}
 }
