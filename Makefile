@@ -85,7 +85,7 @@ man: build/bouncerctl ## the manual pages and shell completions, into build/man 
 
 .PHONY: docs
 docs: ## write what documents and examples have from the source: settings, reasons, commands
-	$(GO) test ./plugin/config ./cmd/bouncerctl -count=1 -run 'TestDocuments|TestExamples|TestReference' -update
+	$(GO) test ./plugin ./plugin/config ./cmd/bouncerctl -count=1 -run 'TestReasonsInDocuments|TestDocuments|TestExamples|TestReference' -update
 
 .PHONY: check
 check: deps-build ## gofmt, go vet and staticcheck

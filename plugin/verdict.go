@@ -35,34 +35,12 @@ const (
 	reasonCount
 )
 
-// The reasons' names are an interface: logs, metrics, dead letters and notices to devices use them. They never change.
-var reasonNames = [reasonCount]string{
-	Internal:         "internal",
-	NoTLSIdentity:    "no_tls_identity",
-	TopicMismatch:    "topic_mismatch",
-	RateLimited:      "rate_limited",
-	TooLarge:         "too_large",
-	Malformed:        "malformed",
-	IdentityMismatch: "identity_mismatch",
-	UnknownDevice:    "unknown_device",
-	Disabled:         "disabled",
-	Stale:            "stale",
-	Future:           "future",
-	Replay:           "replay",
-	BadSignature:     "bad_signature",
-	Overloaded:       "overloaded",
-	ForeignClient:    "foreign_client_id",
-	Forbidden:        "forbidden_topic",
-	Accepted:         "accepted",
-	Redelivered:      "redelivered",
-}
-
 // String returns the reason's stable name.
 func (r Reason) String() string {
 	if r >= reasonCount {
-		return reasonNames[Internal]
+		r = Internal
 	}
-	return reasonNames[r]
+	return reasons[r].name
 }
 
 // verdicts counts those on the publishes of one device, since the start.

@@ -1,7 +1,6 @@
 package config
 
 import (
-	"flag"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -10,53 +9,17 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"mosquitto-bouncer/plugin/docpart"
 )
 
-var update = flag.Bool("update", false, "write the parts of the documents that are made from the table of settings")
-
-// TestDocuments: what stands between <!-- settings: NAME --> and <!-- end --> in the documents is what the table gives.
+// TestDocuments: the documents have what the table of settings gives.
 func TestDocuments(t *testing.T) {
-	parts := map[string]string{
-		"live":    keys(Live),
-		"renewed": keys(Renewed),
-	}
-	for _, s := range sections {
+	parts := map[string]string{"live": keys(Live), "renewed": keys(Renewed), "top": markdown("")}
+	for _, s := range sections[1:] {
 		parts[s.name] = markdown(s.name)
 	}
-	parts["top"] = parts[""]
-	delete(parts, "")
-
-	missing := map[string]bool{}
-	for name := range parts {
-		missing[name] = true
-	}
-	marked := regexp.MustCompile(`(?s)<!-- settings: (\w+) -->\n.*?<!-- end -->\n`)
-	for _, file := range []string{"../../docs/configuration.md", "../../docs/mosquitto_bouncer.md"} {
-		content, err := os.ReadFile(file)
-		if err != nil {
-			t.Fatal(err)
-		}
-		want := marked.ReplaceAllStringFunc(string(content), func(found string) string {
-			name := marked.FindStringSubmatch(found)[1]
-			part, known := parts[name]
-			if !known {
-				t.Errorf("%s: no part %q", file, name)
-			}
-			delete(missing, name)
-			return "<!-- settings: " + name + " -->\n" + part + "<!-- end -->\n"
-		})
-		if want == string(content) {
-			continue
-		}
-		if !*update {
-			t.Errorf("%s is not what the table of settings gives; run make docs", file)
-		} else if err := os.WriteFile(file, []byte(want), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	for name := range missing {
-		t.Errorf("no document has the part %q", name)
-	}
+	docpart.Hold(t, "settings", parts, "../../docs/configuration.md", "../../docs/mosquitto_bouncer.md")
 }
 
 // keys lists the settings that take effect in one way.
