@@ -170,7 +170,7 @@ func (g *Gateway) decide(p *Publish, level []byte) {
 	v.publish.OtherCertificate = g.otherCertificate(p, registered)
 	v.envelope, v.reason, v.detail = judge(&v.publish, level, v.device, &g.decision)
 	if v.reason == Accepted {
-		v.reason, v.detail = g.commands.admit(&v.publish, v.envelope)
+		v.reason, v.detail = g.admitAnswer(&v.publish, v.envelope)
 	}
 }
 

@@ -12,13 +12,9 @@ import (
 
 // figures are what the broker's thread counts for the metrics. It alone writes them; the listener's goroutines read.
 type figures struct {
-	verdicts      [reasonCount]atomic.Uint64
-	lastTick      atomic.Int64 // Unix nanoseconds; 0: none yet
-	ticks         atomic.Uint64
-	downPublished atomic.Uint64
-	downRefused   atomic.Uint64
-	downDropped   atomic.Uint64 // by any goroutine
-	downExpired   atomic.Uint64 // answers to old messages; by any goroutine
+	verdicts [reasonCount]atomic.Uint64
+	lastTick atomic.Int64 // Unix nanoseconds; 0: none yet
+	ticks    atomic.Uint64
 
 	foreignClients atomic.Uint64 // connections under the client id of another identity
 
@@ -47,15 +43,12 @@ func (g *Gateway) readFigures() metrics.Figures {
 		Callbacks: []metrics.Callback{{Name: "access", Time: g.figures.access.Histogram()}, {Name: "message", Time: g.figures.message.Histogram()}},
 		Ticks:     g.figures.ticks.Load(),
 		BadReload: g.ReloadError() != "",
-		Responses: metrics.Responses{
-			Waiting:   g.answers.Len(),
-			Published: g.figures.downPublished.Load(),
-			Dropped:   g.figures.downDropped.Load(),
-			Refused:   g.figures.downRefused.Load(),
-			Expired:   g.figures.downExpired.Load(),
-		},
 	}
-	f.Responses.ContextsLost, f.Responses.ForeignTopics = g.contexts.counts()
+	r := g.responses.Stats()
+	f.Responses = metrics.Responses{
+		Waiting: r.Waiting, Dropped: r.Dropped, Expired: r.Expired, ForeignTopics: r.ForeignTopics, ContextsLost: r.ContextsLost,
+	}
+	f.Responses.Published, f.Responses.Refused = g.down.Counts()
 	for r := range reasonCount {
 		f.Verdicts = append(f.Verdicts, metrics.Count{Name: r.String(), N: g.figures.verdicts[r].Load()})
 	}
@@ -63,8 +56,8 @@ func (g *Gateway) readFigures() metrics.Figures {
 		f.Registry.Age = max(0, time.Since(current))
 	}
 	if g.commands != nil {
-		f.Responses.Waiting += g.commands.down.Len()
-		f.Commands = commandFigures(g.commands.store.Counts())
+		f.Responses.Waiting += g.commands.Waiting()
+		f.Commands = commandFigures(g.commands.Counts())
 	}
 	if server := g.server.Load(); server != nil {
 		f.HTTPAnswers = server.Answers()

@@ -46,10 +46,6 @@ const (
 	// memory keeps up, and few enough to take microseconds.
 	expirePerMessage = 4
 	expirePerTick    = 256
-	// Answers waiting for the broker's thread.
-	maxAnswers      = 8192
-	maxAnswerBytes  = 32 << 20
-	maxAnswerLength = 64 << 10
 	// stopWithin is how long Stop waits for the backend to take what is still queued. The rest is delivered after the
 	// next start.
 	stopWithin = 1500 * time.Millisecond
@@ -106,7 +102,6 @@ type Gateway struct {
 	brokerConf *brokerconf.Config
 	gated      []gatedTopic
 	own        []gatedTopic
-	response   string // topic with config.DeviceID in it; empty: none
 
 	// removed is confinement.removed; nil: it is not read yet.
 	removed      atomic.Pointer[former.Set]
@@ -115,7 +110,7 @@ type Gateway struct {
 	verified     *retained.Memory
 	// forgetRetained forgets what was retained of removed devices; nil: nothing is known yet.
 	forgetRetained atomic.Pointer[func(ids []string)]
-	clears         *downlink.Queue // empty retained messages that an operator has ordered
+	clearer        *downlink.Clearer
 	orders         *orders
 	registry       *registry.Registry
 	clientIDs      clientIDs
@@ -140,14 +135,11 @@ type Gateway struct {
 	housekeeper *housekeeper
 	requeued    atomic.Pointer[requeued]
 	complaints  rate.Sometimes // of the housekeeper's
-	answerRules answerRules
 	letterRoom  *letterRoom
-	// staleAnswers is how often an answer that is too old is worth a line.
-	staleAnswers rate.Sometimes
-	forgotten    atomic.Pointer[forgotten]
-	forgottenAt  int64 // when that was set, in seconds since 1970
+	forgotten   atomic.Pointer[forgotten]
+	forgottenAt int64 // when that was set, in seconds since 1970
 
-	answers  *downlink.Queue
+	down     *downlink.Dispatcher
 	waker    *downlink.Waker
 	logs     *logQueue
 	log      *slog.Logger
@@ -165,19 +157,19 @@ type Gateway struct {
 	subscriptions    *subscription.Table
 	sessionQuestions *sessionQuestions
 
-	contexts responseContexts
-	notices  notices
-	commands *commands                // nil: without an HTTP listener there are none
-	rotated  atomic.Pointer[commands] // the same, for the registry's goroutine
+	responses *downlink.Responses
+	notices   notices
+	results   gatedTopic                        // where devices answer to commands
+	commands  *downlink.Commands                // nil: without an HTTP listener there are none
+	rotated   atomic.Pointer[downlink.Commands] // the same, for the registry's goroutine
 	// recoveredAnswers are those that the journal had at the start.
-	recoveredAnswers []journaledAnswer
+	recoveredAnswers []downlink.Answer
 	server           atomic.Pointer[httpd.Server] // nil: none; it serves before it is set here
 	questions        questions
 	slowest          slowest
 	writable         *writable.Checks
 	checks           []func() error // each says what is wrong, for the health check; any goroutine
 	figures          figures
-	stopping         atomic.Bool // nothing more will be given to the broker
 }
 
 // Start reads the configuration and the registry and starts what runs beside the broker's thread. The error says what is
@@ -198,12 +190,10 @@ func Start(configFile string, host Host) (_ *Gateway, err error) {
 		others:   c.ACL.Others,
 		started:  time.Now(),
 		own:      ownTopics(c),
-		response: c.Response.Topic,
 		notices:  notices{topic: c.Rejected.Topic},
 		maxBad:   c.Publish.MaxBadSignatures,
 		devices:  devices{limit: rate.Inf},
 		seen:     replay.New(maxRemembered, c.Publish.Tolerance),
-		answers:  downlink.NewQueue(maxAnswers, maxAnswerBytes),
 		logs:     logs,
 		log:      slog.New(lines.Handler(logs)),
 		sampler:  lines,
@@ -212,9 +202,7 @@ func Start(configFile string, host Host) (_ *Gateway, err error) {
 		writable: writable.New(slog.New(logs)),
 		panics:   rate.Sometimes{First: 3, Interval: 10 * time.Second},
 
-		complaints:   rate.Sometimes{Interval: 10 * time.Minute},
-		staleAnswers: rate.Sometimes{Interval: time.Minute},
-		answerRules:  answerRules{c.Response.MaxAge, c.Response.Wrap},
+		complaints: rate.Sometimes{Interval: 10 * time.Minute},
 
 		subscriptions: subscription.New(),
 	}
@@ -259,6 +247,7 @@ func Start(configFile string, host Host) (_ *Gateway, err error) {
 		rounds = 2
 	}
 	g.waker = downlink.NewWaker(host.Wake, rounds, g.log)
+	g.startResponses(c)
 	g.unsent.publishesBeforeTick = host.Is2_1()
 	g.reloader = newReloader(configFile, g.waker.Wake, g.log)
 	g.registry.OnChanges(g.devicesChanged)
@@ -390,7 +379,9 @@ func (g *Gateway) stop() {
 			g.survived("stop", v)
 		}
 	}()
-	g.stopping.Store(true)
+	if g.responses != nil {
+		g.responses.Stop()
+	}
 	if server := g.server.Load(); server != nil {
 		if err := server.Stop(); err != nil {
 			g.log.Error("closing the HTTP listener", "error", err)
@@ -399,7 +390,7 @@ func (g *Gateway) stop() {
 	g.writable.Stop()
 	g.saveUnsent()
 	if g.commands != nil {
-		if err := g.commands.close(); err != nil {
+		if err := g.commands.Close(); err != nil {
 			g.log.Error("closing the store of commands", "error", err)
 		}
 	}

@@ -1,10 +1,10 @@
 package plugin
 
 import (
-	"bytes"
 	"errors"
 	"time"
 
+	"mosquitto-bouncer/plugin/command"
 	"mosquitto-bouncer/plugin/envelope"
 	"mosquitto-bouncer/plugin/journal"
 	"mosquitto-bouncer/plugin/replay"
@@ -91,10 +91,10 @@ func (g *Gateway) redelivered(p *Publish, d *device, e *envelope.Envelope) {
 // accept remembers the id of a message that has passed every check, stores the message in the journal and hands it over.
 // If one of them cannot be done, nothing is: the device may send the message again.
 func (g *Gateway) accept(p *Publish, d *device, e *envelope.Envelope) (Reason, error) {
-	isAnswer := g.commands.isAnswer(p.Topic)
+	isAnswer := g.isAnswer(p.Topic)
 	if isAnswer {
-		if !g.commands.store.HasRoom(len(e.Payload)) {
-			return Overloaded, errAnswers
+		if err := g.commands.Admit(d.registered.ID, len(e.Payload)); err != nil {
+			return Overloaded, err
 		}
 	} else if err := g.forwarder.Admit(d.registered.ID); err != nil {
 		return Overloaded, err
@@ -114,7 +114,7 @@ func (g *Gateway) accept(p *Publish, d *device, e *envelope.Envelope) (Reason, e
 		}
 	}()
 	if !isAnswer && len(p.Correlation)+len(p.ResponseTopic) > 0 {
-		g.keepContext(p, d.registered.ID, uuidText(e.MessageID))
+		g.responses.Keep(d.registered.ID, uuidText(e.MessageID), p.Correlation, p.ResponseTopic)
 	}
 	a := &g.record
 	*a = journal.Accepted{
@@ -133,17 +133,21 @@ func (g *Gateway) accept(p *Publish, d *device, e *envelope.Envelope) (Reason, e
 	if p.Properties != nil {
 		a.Traceparent = g.host.Traceparent(p.Properties)
 	}
-	pos, err := g.journal.Append(a)
+	var pos journal.Position
+	var err error
+	if isAnswer {
+		err = g.commands.Append(a)
+	} else {
+		pos, err = g.journal.Append(a)
+	}
 	if err != nil {
-		g.contexts.take(contextKey{d.registered.ID, uuidText(e.MessageID)})
+		g.responses.Drop(d.registered.ID, uuidText(e.MessageID))
 		return Overloaded, err
 	}
 	stored = true
 	d.published(p.ClientID)
 	g.noteSecret(d)
 	if isAnswer {
-		// There is room, as seen above: nobody else fills it.
-		g.commands.take(journaledAnswer{pos, a.Device, bytes.Clone(a.Payload), a.AcceptedAt})
 		return Accepted, nil
 	}
 	g.forwarder.Enqueue(a.Device, uint64(pos), a.Size())
@@ -153,8 +157,45 @@ func (g *Gateway) accept(p *Publish, d *device, e *envelope.Envelope) (Reason, e
 	return Accepted, nil
 }
 
+// isAnswer reports whether a gated topic is that of devices' answers to commands.
+func (g *Gateway) isAnswer(topic []byte) bool {
+	if g.commands == nil {
+		return false
+	}
+	_, is := g.results.device(topic)
+	return is
+}
+
+// admitAnswer refuses a good message that is not a device's to send: one with the id of a command, and on the topic of the
+// answers to commands, one that is no answer. It would be remembered there and reach no one, and the device's own copy on
+// the topic that it is meant for would be in vain.
+func (g *Gateway) admitAnswer(p *Publish, e *envelope.Envelope) (Reason, error) {
+	if command.IsID(e.MessageID) {
+		return Malformed, errCommandID
+	}
+	if g.isAnswer(p.Topic) {
+		if err := command.CheckAnswer(e.Payload); err != nil {
+			return Malformed, err
+		}
+	}
+	return Accepted, nil
+}
+
+// noteSecret notes which of its secrets a device has signed an accepted message with, if that is news.
+func (g *Gateway) noteSecret(d *device) {
+	if g.commands == nil || d.signedWith >= len(d.registered.Secrets)-1 { // the oldest is signed with anyway
+		return
+	}
+	if d.noted == d.registered && d.signedWith >= d.notedSecret {
+		return
+	}
+	if g.commands.Used(d.registered, d.signedWith) {
+		d.noted, d.notedSecret = d.registered, d.signedWith
+	}
+}
+
 var (
 	errProperties = errors.New("with its MQTT 5 properties the message is larger than [publish] max_bytes, or it has more of them than are counted")
 	errRemembered = errors.New("as many message ids are remembered as there is room for")
-	errAnswers    = errors.New("too many answers to commands wait to be stored")
+	errCommandID  = errors.New("a message_id of version 8 is a command's")
 )

@@ -232,7 +232,7 @@ func TestOpenAPI(t *testing.T) {
 	}
 	read(list, list+"?order=slowest", 503)
 	// Without its store nothing can be promised.
-	if err := g.commands.store.Close(); err != nil {
+	if err := g.commands.Close(); err != nil {
 		t.Fatal(err)
 	}
 	post("/v1/devices/sensor_001/commands", `1`, 503)

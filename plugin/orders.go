@@ -15,22 +15,15 @@ import (
 
 	"mosquitto-bouncer/plugin/audit"
 	"mosquitto-bouncer/plugin/config"
-	"mosquitto-bouncer/plugin/downlink"
 	"mosquitto-bouncer/plugin/order"
 	"mosquitto-bouncer/plugin/registry"
 )
 
-const (
-	orderInterval = time.Second
-	// clearWithin is how long the broker's thread may take to carry out an order.
-	clearWithin = 10 * time.Second
-)
+const orderInterval = time.Second
 
-// Topics that wait to be cleared, in the queue to the broker's thread.
-const (
-	maxClears     = order.MaxNames * (config.MaxTopics + 4) // those of the gateway, and the answers to commands
-	maxClearBytes = 1 << 20                                 // of payloads, which are empty
-)
+// maxClears is how many topics one order may have cleared: of each device the gated ones, those of the gateway, and that of
+// the answers to commands.
+const maxClears = order.MaxNames * (config.MaxTopics + 4)
 
 // orders takes an operator's orders, once a second.
 type orders struct {
@@ -55,7 +48,7 @@ func (g *Gateway) startOrders(c *config.Config) error {
 	return nil
 }
 
-// stop ends it; an order that is being carried out is waited for, clearWithin at most.
+// stop ends it; an order that is being carried out is waited for, 10 s at most.
 func (o *orders) stop() {
 	o.cancel()
 	o.ended.Wait()
@@ -134,46 +127,12 @@ func (g *Gateway) clearRetained(topics, devices []string) error {
 			return fmt.Errorf("%q is neither a gated topic nor one of the gateway's own", topic)
 		}
 	}
-	results := make(chan error, len(topics))
-	for _, topic := range topics {
-		_, err := g.clears.Push(downlink.Publish{Topic: topic, Retain: true, Done: func(given bool) {
-			if !given {
-				results <- fmt.Errorf("%q: the broker refused it", topic)
-				return
-			}
-			results <- nil
-		}})
-		if err != nil {
-			return err
-		}
-	}
-	g.waker.Wake()
-	limit := time.NewTimer(clearWithin)
-	defer limit.Stop()
-	for range topics {
-		select {
-		case err := <-results:
-			if err != nil {
-				return err
-			}
-		case <-limit.C:
-			return fmt.Errorf("the broker's event loop has not run for %v", clearWithin)
-		}
+	if err := g.clearer.Clear(topics); err != nil {
+		return err
 	}
 	for _, topic := range topics {
 		g.audit.Add(audit.Record{Event: audit.Registry, Topic: topic, Change: "retained_cleared"})
 	}
 	g.log.Info("retained messages cleared", "topics", len(topics), "devices", len(devices))
 	return nil
-}
-
-// drainClears carries out what clearRetained has asked for. Broker's thread.
-func (g *Gateway) drainClears() {
-	g.clears.Drain(func(p downlink.Publish) {
-		err := g.host.Publish(p)
-		if err == nil {
-			g.verified.Forget([]byte(p.Topic))
-		}
-		p.Done(err == nil)
-	})
 }

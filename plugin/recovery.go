@@ -10,6 +10,7 @@ import (
 	"math"
 	"time"
 
+	"mosquitto-bouncer/plugin/downlink"
 	"mosquitto-bouncer/plugin/forward"
 	"mosquitto-bouncer/plugin/journal"
 	"mosquitto-bouncer/plugin/registry"
@@ -32,7 +33,7 @@ type recovery struct {
 	now       int64 // seconds since 1970
 	tolerance int64
 	results   gatedTopic // of devices' answers to commands
-	answers   []journaledAnswer
+	answers   []downlink.Answer
 
 	device   string // of the message before, a string that lives anyway
 	serial   uint32
@@ -78,7 +79,7 @@ func (r *recovery) take(pos journal.Position, a *journal.Accepted, o journal.Out
 		return
 	}
 	if _, is := r.results.device(a.Topic); is {
-		r.answers = append(r.answers, journaledAnswer{pos, r.device, bytes.Clone(a.Payload), a.AcceptedAt})
+		r.answers = append(r.answers, downlink.Answer{Position: pos, Device: r.device, Payload: bytes.Clone(a.Payload), At: a.AcceptedAt})
 		return
 	}
 	r.forwarder.Restore(r.device, uint64(pos), a.Size())

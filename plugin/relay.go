@@ -67,7 +67,7 @@ func (g *Gateway) RelayFailed(code int) {
 }
 
 func (g *Gateway) relayFailed(err error) {
-	g.figures.downRefused.Add(1)
+	g.down.Refused()
 	g.relay.failures.Do(func() {
 		g.log.Error("the broker did not publish an accepted QoS 2 message; subscribers miss it, the backend does not", "error", err)
 	})

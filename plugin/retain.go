@@ -12,7 +12,7 @@ import (
 
 // startRetained reads which retained messages were verified before.
 func (g *Gateway) startRetained(c *config.Config) (err error) {
-	g.clears = downlink.NewQueue(maxClears, maxClearBytes)
+	g.clearer = downlink.NewClearer(g.down, maxClears, func(topic string) { g.verified.Forget([]byte(topic)) })
 	ofDevice := func(topic []byte) bool {
 		level, gated := deviceLevel(g.gated, topic)
 		return gated && g.registry.Lookup(level) != nil

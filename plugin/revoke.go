@@ -75,7 +75,7 @@ func (g *Gateway) devicesChanged(changes []registry.Change) {
 		g.revoked.add(revoked)
 		g.waker.Wake()
 	}
-	g.rotated.Load().secretsChanged(changes)
+	g.rotated.Load().SecretsChanged(changes)
 }
 
 // auditChanges records a change of the registry.

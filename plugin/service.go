@@ -10,7 +10,7 @@ import (
 	"mosquitto-bouncer/plugin/audit"
 	"mosquitto-bouncer/plugin/command"
 	"mosquitto-bouncer/plugin/config"
-	"mosquitto-bouncer/plugin/envelope"
+	"mosquitto-bouncer/plugin/downlink"
 	"mosquitto-bouncer/plugin/httpd"
 	"mosquitto-bouncer/plugin/metrics"
 )
@@ -58,24 +58,14 @@ func (s service) Send(ctx context.Context, n httpd.NewCommand) (httpd.Command, e
 }
 
 func (s service) send(ctx context.Context, n httpd.NewCommand) (httpd.Command, error) {
-	cs := s.g.commands
-	device := s.g.registry.Lookup([]byte(n.Device))
+	c, created, err := s.g.commands.Create(ctx, command.Request{Device: n.Device, Key: n.Key, Body: n.Body, TTL: n.TTL})
 	switch {
-	case device == nil:
+	case errors.Is(err, downlink.ErrNoSuchDevice):
 		return httpd.Command{}, errNoSuchDevice
-	case device.Disabled:
-		return httpd.Command{}, &httpd.Error{Status: 409, Reason: "device_disabled", Detail: "the device is disabled; enable it with bouncerctl device enable"}
-	}
-	// The body is put between other members of an object: it must be one value by itself.
-	if _, err := envelope.AppendCanonical(nil, n.Body); err != nil {
-		return httpd.Command{}, &httpd.Error{Status: 400, Reason: "bad_json", Detail: "the body: " + err.Error()}
-	}
-	now := time.Now()
-	if _, err := signCommand(device.Secrets[0], &command.Command{ID: command.NewID(now), Device: device.ID, Body: n.Body, Created: now, Expires: now}); err != nil {
-		return httpd.Command{}, &httpd.Error{Status: 400, Reason: "bad_json", Detail: "the body does not fit into an envelope: " + err.Error()}
-	}
-	c, created, err := cs.store.Create(ctx, command.Request{Device: device.ID, Key: n.Key, Body: n.Body, TTL: n.TTL})
-	switch {
+	case errors.Is(err, downlink.ErrDisabled):
+		return httpd.Command{}, &httpd.Error{Status: 409, Reason: "device_disabled", Detail: err.Error() + "; enable it with bouncerctl device enable"}
+	case errors.Is(err, downlink.ErrBody):
+		return httpd.Command{}, &httpd.Error{Status: 400, Reason: "bad_json", Detail: err.Error()}
 	case errors.Is(err, command.ErrKeyReused):
 		return httpd.Command{}, &httpd.Error{Status: 422, Reason: "idempotency_key_reused", Detail: err.Error() + ", with another body"}
 	case errors.Is(err, command.ErrDeviceFull):
@@ -87,7 +77,7 @@ func (s service) send(ctx context.Context, n httpd.NewCommand) (httpd.Command, e
 	}
 	if created {
 		s.g.audit.Add(audit.Record{Event: audit.Command, Device: c.Device, MessageID: c.ID, Change: "created", Actor: n.Client})
-		cs.send(c)
+		s.g.commands.Send(c)
 	}
 	shown := show(c)
 	shown.Seen = !created
@@ -99,9 +89,9 @@ func (s service) Command(ctx context.Context, id string, wait bool) (c httpd.Com
 	if !command.ValidID(id) {
 		err = command.ErrNotFound
 	} else if wait {
-		found, err = s.g.commands.store.Wait(ctx, id)
+		found, err = s.g.commands.Wait(ctx, id)
 	} else {
-		found, err = s.g.commands.store.Get(context.WithoutCancel(ctx), id)
+		found, err = s.g.commands.Get(context.WithoutCancel(ctx), id)
 	}
 	if errors.Is(err, command.ErrNotFound) {
 		return c, &httpd.Error{Status: 404, Reason: "no_such_command", Detail: "no command with this id is known; finished ones are kept for a week"}

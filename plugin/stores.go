@@ -12,7 +12,7 @@ func (g *Gateway) watchStores() {
 	g.writable.Add("dead.db", g.store.letters.Writable)
 	g.writable.Add("suspended", func(context.Context) error { return g.suspensions.Writable() })
 	if g.commands != nil {
-		g.writable.Add("commands.db", g.commands.store.Writable)
+		g.writable.Add("commands.db", g.commands.Writable)
 	}
 	if g.audit != nil {
 		g.writable.Add("the audit log", func(context.Context) error { return g.audit.Writable() })

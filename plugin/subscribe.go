@@ -51,7 +51,7 @@ func (g *Gateway) subscribe(p *Publish) Decision {
 		return Deny
 	}
 	if p.Certified {
-		g.commands.wanted(p.Identity, p.Topic)
+		g.commands.Subscribed(p.Identity, p.Topic)
 	}
 	return d
 }

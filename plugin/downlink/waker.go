@@ -19,36 +19,36 @@ const (
 // awake: the sending of one signal can fall into the moment before the sleep begins.
 type Waker struct {
 	signal func()
-	ticks  atomic.Uint64 // how often the thread came round
+	ticks  atomic.Uint64 // how often the broker's thread has run
 	until  atomic.Uint64 // the tick that the latest request waits for
 	rounds uint64
 	log    *slog.Logger
-	kick   chan struct{}
+	asked  chan struct{}
 	stop   chan struct{}
 	done   sync.WaitGroup
 	once   sync.Once
 }
 
-// NewWaker starts a Waker. signal is called from any goroutine and must return at once. rounds is how many times the
-// thread has to come round until what it was given to publish is on its way: 1 where the broker sends before it sleeps,
-// 2 where it sleeps first (Mosquitto 2.1).
+// NewWaker starts a Waker. signal is called from any goroutine and must return at once. rounds is how many
+// ticks it takes until what the broker was given to publish is on its way: 1 where the broker sends before it sleeps, 2
+// where it sleeps first (Mosquitto 2.1).
 func NewWaker(signal func(), rounds uint64, log *slog.Logger) *Waker {
-	w := &Waker{signal: signal, rounds: rounds, log: log, kick: make(chan struct{}, 1), stop: make(chan struct{})}
+	w := &Waker{signal: signal, rounds: rounds, log: log, asked: make(chan struct{}, 1), stop: make(chan struct{})}
 	w.done.Go(w.run)
 	return w
 }
 
-// Wake asks for the thread to come round. Safe for concurrent use; it never blocks.
+// Wake has the thread run soon. Safe for concurrent use; it never blocks.
 func (w *Waker) Wake() {
 	w.until.Store(w.ticks.Load() + w.rounds)
 	w.signal()
 	select {
-	case w.kick <- struct{}{}:
+	case w.asked <- struct{}{}:
 	default:
 	}
 }
 
-// Tick notes that the thread came round. Called on the broker's thread.
+// Tick notes that the thread has run. Called on the broker's thread.
 func (w *Waker) Tick() { w.ticks.Add(1) }
 
 // Stop ends the Waker; no signal is sent after it has returned.
@@ -61,7 +61,7 @@ func (w *Waker) run() {
 	defer func() {
 		if v := recover(); v != nil {
 			// Without repeated signals a message waits 100 ms at the worst.
-			w.log.Error("the waker stopped after a panic; responses may take 100 ms longer", "panic", fmt.Sprint(v))
+			w.log.Error("internal error, caught; please report it: responses may take 100 ms longer", "panic", fmt.Sprint(v))
 		}
 	}()
 	timer := time.NewTimer(repeatEvery)
@@ -70,7 +70,7 @@ func (w *Waker) run() {
 		select {
 		case <-w.stop:
 			return
-		case <-w.kick:
+		case <-w.asked:
 		}
 		for range repeatAtMost {
 			timer.Reset(repeatEvery)

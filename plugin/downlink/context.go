@@ -1,4 +1,4 @@
-package plugin
+package downlink
 
 import (
 	"bytes"
@@ -6,15 +6,13 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-
-	"mosquitto-bouncer/plugin/config"
 )
 
 // Bounds of the response contexts, together some 40 MiB.
 const (
 	maxContexts = 16384
-	// maxDeviceContexts is how many of them one device may have: one whose messages nobody answers must leave room
-	// for the others'.
+	// maxDeviceContexts is how many of them one device may have: one whose messages have no responses must leave
+	// room for the others'.
 	maxDeviceContexts = 1024
 	// maxCorrelation is the longest correlation data that is kept, in bytes.
 	maxCorrelation = 1024
@@ -29,10 +27,10 @@ type responseContext struct {
 // A contextKey names a message.
 type contextKey struct{ device, messageID string }
 
-// responseContexts keeps the contexts of messages that have no answer yet. They are in memory alone: after a restart a
-// response goes to the usual topic, with the message id. The oldest go first, the device's own or all devices', for a
-// message may never be answered: a backend that takes it without a word says nothing here. Safe for concurrent use.
-type responseContexts struct {
+// contexts keeps the contexts of messages that have no response yet. They are in memory alone: after a restart a response
+// goes to the usual topic, with the message id. The oldest go first, the device's own or all devices', for a message may
+// never have a response: a backend may take it without a body. Safe for concurrent use.
+type contexts struct {
 	any atomic.Bool // whether there ever was one, so that a fleet without them never takes the lock
 
 	mu       sync.Mutex // guards what follows; held for a few assignments
@@ -51,7 +49,7 @@ type keptContext struct {
 }
 
 // put keeps the context of a message.
-func (c *responseContexts) put(key contextKey, r responseContext) {
+func (c *contexts) put(key contextKey, r responseContext) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.kept == nil {
@@ -80,13 +78,13 @@ func (c *responseContexts) put(key contextKey, r responseContext) {
 }
 
 // lose makes room.
-func (c *responseContexts) lose(oldest *list.Element) {
+func (c *contexts) lose(oldest *list.Element) {
 	c.remove(oldest.Value.(*keptContext).key)
 	c.lost++
 }
 
 // take returns the context of a message and forgets it.
-func (c *responseContexts) take(key contextKey) (r responseContext) {
+func (c *contexts) take(key contextKey) (r responseContext) {
 	if !c.any.Load() {
 		return r
 	}
@@ -99,7 +97,7 @@ func (c *responseContexts) take(key contextKey) (r responseContext) {
 	return r
 }
 
-func (c *responseContexts) remove(key contextKey) {
+func (c *contexts) remove(key contextKey) {
 	k := c.kept[key]
 	if k == nil {
 		return
@@ -112,50 +110,43 @@ func (c *responseContexts) remove(key contextKey) {
 	}
 }
 
-func (c *responseContexts) counts() (lost, foreign uint64) {
+func (c *contexts) counts() (lost, foreign uint64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.lost, c.foreign
 }
 
-// keepContext keeps what p wants to find on its response, before the message is handed over: the answer may come at once.
-func (g *Gateway) keepContext(p *Publish, device, messageID string) {
-	if g.response == "" {
+// Keep notes what a device wants to find on the response to a message: correlation data and a topic, both of which may be
+// empty and are copied. It is called before the message is handed over, for the response may come at once. A topic that is
+// not the device's to choose is ignored and counted. Safe for concurrent use; it waits for nothing.
+func (rs *Responses) Keep(device, messageID string, correlation, topic []byte) {
+	if rs.options.Topic == "" {
 		return
 	}
-	r := responseContext{correlation: bytes.Clone(p.Correlation)}
-	if len(p.ResponseTopic) > 0 {
-		if g.isResponseTopic(p.ResponseTopic, device) {
-			r.topic = string(p.ResponseTopic)
+	r := responseContext{correlation: bytes.Clone(correlation)}
+	if len(topic) > 0 {
+		if rs.mayChoose(topic, device) {
+			r.topic = string(topic)
 		} else {
-			g.contexts.mu.Lock()
-			g.contexts.foreign++
-			g.contexts.mu.Unlock()
+			rs.contexts.mu.Lock()
+			rs.contexts.foreign++
+			rs.contexts.mu.Unlock()
 		}
 	}
 	if r.correlation != nil || r.topic != "" {
-		g.contexts.put(contextKey{device, messageID}, r)
+		rs.contexts.put(contextKey{device, messageID}, r)
 	}
 }
 
-// isResponseTopic reports whether a device may choose topic for its responses: its own response topic or one below, if
-// that is not a gated topic or another one of the gateway's.
-func (g *Gateway) isResponseTopic(topic []byte, device string) bool {
-	own := strings.Replace(g.response, config.DeviceID, device, 1)
-	rest, ok := strings.CutPrefix(string(topic), own)
+// Drop forgets what Keep noted for a message, which is not accepted after all. Safe for concurrent use.
+func (rs *Responses) Drop(device, messageID string) { rs.contexts.take(contextKey{device, messageID}) }
+
+// mayChoose reports whether a device may choose topic for its responses: its own response topic or one below, if that is
+// not reserved.
+func (rs *Responses) mayChoose(topic []byte, device string) bool {
+	rest, ok := strings.CutPrefix(string(topic), rs.topicOf(device))
 	if !ok || rest != "" && rest[0] != '/' || len(topic) > maxCorrelation || bytes.ContainsAny(topic, "+#\x00") {
 		return false
 	}
-	if rest == "" {
-		return true
-	}
-	if _, gated := deviceLevel(g.gated, topic); gated {
-		return false
-	}
-	for _, t := range g.own {
-		if _, other := t.device(topic); other && !t.below {
-			return false
-		}
-	}
-	return true
+	return rest == "" || !rs.options.Reserved(topic)
 }

@@ -1,4 +1,4 @@
-package plugin
+package downlink
 
 import (
 	"strconv"
@@ -7,24 +7,15 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 )
 
-// maxWrappedLength bounds a wrapped answer, in bytes: one that is no JSON may grow when it becomes a string.
-const maxWrappedLength = 2 * maxAnswerLength
+// maxWrappedLength bounds a wrapped response, in bytes: a body that is no JSON may grow when it becomes a string.
+const maxWrappedLength = 2 * MaxResponseLength
 
-// answerRules say which answers of the backend reach a device, and in which form.
-type answerRules struct {
-	maxAge time.Duration // since the message was first accepted, before any requeue
-	wrap   bool
-}
-
-// tooOld reports whether the answer to a message comes too late for its device.
-func (r answerRules) tooOld(accepted, now time.Time) bool { return now.Sub(accepted) > r.maxAge }
-
-// wrapAnswer puts a body between what tells the device to which of its messages it belongs:
+// wrap puts the body of a response between what names the message that it belongs to:
 //
 //	{"message_id":"550e8400-e29b-41d4-a716-446655440000","accepted_at":"2024-09-30T16:00:00Z","status":200,"body":{"ok":true}}
 //
 // A body that is one JSON value is there as it is, any other as a string, in which U+FFFD stands for what is not UTF-8.
-func wrapAnswer(messageID string, accepted time.Time, status int, body []byte) []byte {
+func wrap(messageID string, accepted time.Time, status int, body []byte) []byte {
 	b := make([]byte, 0, len(body)+160)
 	b = append(b, `{"message_id":`...)
 	b, _ = jsontext.AppendQuote(b, messageID)

@@ -2,7 +2,6 @@ package plugin
 
 import (
 	"context"
-	"fmt"
 	"maps"
 	"net/http"
 	"slices"
@@ -17,61 +16,17 @@ import (
 	"mosquitto-bouncer/plugin/subscription"
 )
 
-func TestResponseContextsAreBounded(t *testing.T) {
-	var c responseContexts
-	key := func(device, n int) contextKey { return contextKey{fmt.Sprint(device), fmt.Sprint(n)} }
-	if got := c.take(key(1, 1)); got.topic != "" || got.correlation != nil {
-		t.Errorf("none was kept: %+v", got)
-	}
-	c.put(key(1, 1), responseContext{correlation: []byte("c"), topic: "t"})
-	if got := c.take(key(2, 1)); got.topic != "" {
-		t.Error("another device's")
-	}
-	if got := c.take(key(1, 1)); got.topic != "t" || string(got.correlation) != "c" {
-		t.Errorf("%+v", got)
-	}
-	if got := c.take(key(1, 1)); got.topic != "" {
-		t.Error("it was kept")
-	}
-	for n := range maxDeviceContexts + 10 {
-		c.put(key(1, n), responseContext{topic: "t"})
-	}
-	if lost, _ := c.counts(); lost != 10 || len(c.kept) != maxDeviceContexts {
-		t.Errorf("%d lost, %d kept of one device", lost, len(c.kept))
-	}
-	// What was never answered, which a backend that answers with nothing leaves behind, is no reason to keep nothing new.
-	if got := c.take(key(1, maxDeviceContexts+9)); got.topic != "t" {
-		t.Error("the latest of one device was lost")
-	}
-	if got := c.take(key(1, 9)); got.topic != "" {
-		t.Error("the oldest of one device was kept")
-	}
-	for device := 2; device < 50; device++ {
-		for n := range maxDeviceContexts {
-			c.put(key(device, n), responseContext{topic: "t"})
-		}
-	}
-	if len(c.kept) > maxContexts || c.order.Len() != len(c.kept) || len(c.byDevice) > 17 {
-		t.Errorf("%d kept, %d in order, of %d devices", len(c.kept), c.order.Len(), len(c.byDevice))
-	}
-	if got := c.take(key(49, maxDeviceContexts-1)); got.topic != "t" {
-		t.Error("the latest was lost")
-	}
-	c.put(key(1, 1), responseContext{correlation: make([]byte, maxCorrelation+1)})
-	if got := c.take(key(1, 1)); got.correlation != nil {
-		t.Error("long correlation data was kept")
-	}
-}
-
 func TestResponseTopics(t *testing.T) {
 	g := startGateway(t, "[rejected]\ntopic = \"device/{device_id}/response/rejected\"\n")
 	for topic, want := range map[string]bool{
 		"device/sensor_001/response": true, "device/sensor_001/response/a": true, "device/sensor_001/response/a/b": true,
 		"device/sensor_001/responses": false, "device/sensor_002/response": false, "device/sensor_001/response/+": false,
 		"device/sensor_001/response/#": false, "device/sensor_001/response/rejected": false, "device/sensor_001/data": false,
-		"device/sensor_001/command": false, "": false, "device/sensor_001/response/" + strings.Repeat("x", maxCorrelation): false,
+		"device/sensor_001/command": false, "device/sensor_001/response/" + strings.Repeat("x", 1024): false,
 	} {
-		if got := g.isResponseTopic([]byte(topic), "sensor_001"); got != want {
+		before := g.responses.Stats().ForeignTopics
+		g.responses.Keep("sensor_001", "id", nil, []byte(topic))
+		if got := g.responses.Stats().ForeignTopics == before; got != want {
 			t.Errorf("%.60q: %v", topic, got)
 		}
 	}
@@ -151,19 +106,8 @@ func TestNotices(t *testing.T) {
 	}
 }
 
-// TestExpiredCommandsStay: what the broker could deliver too late is not given to it.
-func TestExpiredCommandsStay(t *testing.T) {
-	now := time.Unix(1727712000, 900e6)
-	for after, want := range map[time.Duration]int64{
-		1100 * time.Millisecond:  1, // delivered until the clock's second 1, for the command ends with it
-		100 * time.Millisecond:   0,
-		30100 * time.Millisecond: 30,
-	} {
-		if got := remaining(now.Add(after), now); got != want {
-			t.Errorf("%v before: %d, want %d", after, got, want)
-		}
-	}
-}
+// commandRetry is the least time between two deliveries of one command.
+const commandRetry = time.Second
 
 // TestSubscribingSendsOnce: what is given to the broker since a device subscribed is not given to it again.
 func TestSubscribingSendsOnce(t *testing.T) {

@@ -1,4 +1,4 @@
-package plugin
+package downlink
 
 import (
 	"encoding/json"
@@ -7,9 +7,9 @@ import (
 	"time"
 )
 
-func TestAnswerRules(t *testing.T) {
+func TestResponsesToOldMessages(t *testing.T) {
 	now := time.Unix(1727712000, 0)
-	r := answerRules{maxAge: time.Hour}
+	r := Responses{options: ResponseOptions{MaxAge: time.Hour}}
 	for age, old := range map[time.Duration]bool{-time.Hour: false, 0: false, time.Hour: false, time.Hour + 1: true, 24 * time.Hour: true} {
 		if got := r.tooOld(now.Add(-age), now); got != old {
 			t.Errorf("after %v, too old: %v", age, got)
@@ -17,7 +17,7 @@ func TestAnswerRules(t *testing.T) {
 	}
 }
 
-func TestWrapAnswer(t *testing.T) {
+func TestWrap(t *testing.T) {
 	at := time.Unix(1727712000, 999)
 	const head = `{"message_id":"550e8400-e29b-41d4-a716-446655440000","accepted_at":"2024-09-30T16:00:00Z","status":201,"body":`
 	for body, want := range map[string]string{
@@ -32,12 +32,12 @@ func TestWrapAnswer(t *testing.T) {
 		`"},"status":999,"x":"`: `"\"},\"status\":999,\"x\":\""`,
 		`NaN`:                   `"NaN"`,
 	} {
-		got := wrapAnswer("550e8400-e29b-41d4-a716-446655440000", at, 201, []byte(body))
+		got := wrap("550e8400-e29b-41d4-a716-446655440000", at, 201, []byte(body))
 		if string(got) != head+want+"}" || !json.Valid(got) {
 			t.Errorf("%q:\n got %s\nwant %s", body, got, head+want+"}")
 		}
 	}
-	deep := wrapAnswer("x", at, 200, []byte(strings.Repeat("[", 60000)))
+	deep := wrap("x", at, 200, []byte(strings.Repeat("[", 60000)))
 	if !json.Valid(deep) {
 		t.Error("a deep one is no JSON")
 	}

@@ -1,0 +1,228 @@
+package downlink
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"mosquitto-bouncer/plugin/command"
+	"mosquitto-bouncer/plugin/config"
+	"mosquitto-bouncer/plugin/envelope"
+	"mosquitto-bouncer/plugin/journal"
+	"mosquitto-bouncer/plugin/registry"
+	"mosquitto-bouncer/plugin/rotation"
+)
+
+// Bounds of the commands that wait for the broker's thread.
+const (
+	maxCommandsDown     = 4096
+	maxCommandBytesDown = 32 << 20
+)
+
+// A Registry knows the devices. Any goroutine.
+type Registry interface {
+	Lookup(id []byte) *registry.Device // nil: not registered
+}
+
+// A Journal keeps devices' answers until they are stored.
+type Journal interface {
+	Append(*journal.Accepted) (journal.Position, error)
+	Done(journal.Position, journal.Outcome)
+}
+
+// CommandOptions are what Commands work with.
+type CommandOptions struct {
+	StateDir string // of the store, and of the record of which secrets devices use; made where there is none
+	Topic    string // of commands, with config.DeviceID in it
+	Registry Registry
+	Journal  Journal
+	Changed  func(command.Command) // when the state of a command has changed; any goroutine
+	Log      *slog.Logger
+}
+
+// Commands brings commands from their store to the devices, and the devices' answers back into it. Safe for concurrent use.
+type Commands struct {
+	options CommandOptions
+	log     *slog.Logger
+	store   *command.Store
+	used    *rotation.Memory // which of its secrets a device has
+	down    *Dispatcher
+	queue   *Queue
+
+	stop    chan struct{}
+	done    sync.WaitGroup
+	closing sync.Once
+	asked   chan struct{} // has run look at subscribed
+
+	mu         sync.Mutex // guards what follows; held for a few assignments, also by the broker's thread
+	underway   map[string]struct{}
+	subscribed map[string]time.Time // when it did so last, of the devices that have not been sent everything since
+}
+
+// StartCommands opens the store and starts the goroutine that sends what waits in it by way of down.
+func StartCommands(o CommandOptions, down *Dispatcher) (*Commands, error) {
+	if err := os.MkdirAll(o.StateDir, 0o750); err != nil {
+		return nil, fmt.Errorf("%w; the broker's user must be able to make it, or to write it", err)
+	}
+	store, err := command.Open(filepath.Join(o.StateDir, command.FileName), command.Options{Log: o.Log, Changed: o.Changed})
+	if err != nil {
+		return nil, err
+	}
+	cs := &Commands{
+		options:    o,
+		log:        o.Log,
+		store:      store,
+		down:       down,
+		stop:       make(chan struct{}),
+		asked:      make(chan struct{}, 1),
+		underway:   make(map[string]struct{}),
+		subscribed: make(map[string]time.Time),
+	}
+	cs.used, err = rotation.Open(filepath.Join(o.StateDir, rotation.FileName), rotation.Options{
+		Adopted:  cs.resend,
+		Rotating: cs.rotating,
+		Log:      o.Log,
+	})
+	if err != nil {
+		return nil, errors.Join(err, store.Close())
+	}
+	cs.queue = down.queue(maxCommandsDown, maxCommandBytesDown, down.give)
+	cs.done.Go(cs.run)
+	return cs, nil
+}
+
+// Close ends the goroutine and closes the store. It may be called more than once.
+func (cs *Commands) Close() error {
+	cs.closing.Do(func() { close(cs.stop) })
+	cs.done.Wait()
+	return errors.Join(cs.used.Close(), cs.store.Close())
+}
+
+// Errors of Create, besides those of command.Store.Create.
+var (
+	ErrNoSuchDevice = errors.New("no device with this id is registered")
+	ErrDisabled     = errors.New("the device is disabled")
+	ErrBody         = errors.New("the body") // cannot be sent
+)
+
+// Create stores a new command, for Send. Where there is one with the same key already it returns that, and created is false.
+// It waits for the disk. The errors that a caller tells apart are ErrNoSuchDevice, ErrDisabled, ErrBody, and those of
+// command.Store.Create.
+func (cs *Commands) Create(ctx context.Context, r command.Request) (c command.Command, created bool, err error) {
+	device := cs.options.Registry.Lookup([]byte(r.Device))
+	switch {
+	case device == nil:
+		return c, false, ErrNoSuchDevice
+	case device.Disabled:
+		return c, false, ErrDisabled
+	}
+	// The body is put between other members of an object: it must be one value by itself.
+	if _, err := envelope.AppendCanonical(nil, r.Body); err != nil {
+		return c, false, fmt.Errorf("%w: %w", ErrBody, err)
+	}
+	now := time.Now()
+	if _, err := sign(device.Secrets[0], &command.Command{ID: command.NewID(now), Device: device.ID, Body: r.Body, Created: now, Expires: now}); err != nil {
+		return c, false, fmt.Errorf("%w does not fit into an envelope: %w", ErrBody, err)
+	}
+	r.Device = device.ID
+	return cs.store.Create(ctx, r)
+}
+
+// Get returns a command. The error is command.ErrNotFound, or the database's.
+func (cs *Commands) Get(ctx context.Context, id string) (command.Command, error) {
+	return cs.store.Get(ctx, id)
+}
+
+// Wait returns a command when it is finished, or as it is when ctx ends. The errors are those of Get.
+func (cs *Commands) Wait(ctx context.Context, id string) (command.Command, error) {
+	return cs.store.Wait(ctx, id)
+}
+
+// Writable returns why the store cannot be written, nil where it can. It waits for the disk.
+func (cs *Commands) Writable(ctx context.Context) error { return cs.store.Writable(ctx) }
+
+// Counts of the store's commands.
+func (cs *Commands) Counts() command.Counts { return cs.store.Counts() }
+
+// Waiting returns how many commands wait for the broker's thread.
+func (cs *Commands) Waiting() int { return cs.queue.Len() }
+
+// Send sends a command that was created just now. Where that cannot be done yet it is done later. Any goroutine.
+func (cs *Commands) Send(c command.Command) { cs.send(c) }
+
+// send signs a command with the secret that the device has and leaves it to the broker's thread. Where that cannot be done
+// now the command stays as it is; done is false where only room was wanting. Any goroutine.
+func (cs *Commands) send(c command.Command) (done bool) {
+	now := time.Now()
+	device := cs.options.Registry.Lookup([]byte(c.Device))
+	if device == nil || device.Disabled || remaining(c.Expires, now) <= 0 {
+		return true
+	}
+	secret := cs.signingSecret(device)
+	signed, err := sign(secret, &c)
+	if err != nil {
+		cs.log.Error("a command could not be signed", "device", c.Device, "command", c.ID, "error", err)
+		return true
+	}
+	cs.mu.Lock()
+	_, already := cs.underway[c.ID]
+	cs.underway[c.ID] = struct{}{}
+	cs.mu.Unlock()
+	if already {
+		return true
+	}
+	err = cs.down.push(cs.queue, Publish{
+		Topic:   cs.topicOf(c.Device),
+		Payload: signed,
+		QoS:     1,
+		Expires: c.Expires,
+		Good: func() bool {
+			good := cs.signs(c.Device, secret)
+			if !good {
+				cs.resend(c.Device)
+			}
+			return good
+		},
+		Done: func(given bool) {
+			cs.forget(c.ID)
+			if given {
+				cs.store.Sent(c.ID, time.Now())
+			}
+		},
+	})
+	if err != nil {
+		cs.forget(c.ID)
+		return false
+	}
+	return true
+}
+
+func (cs *Commands) forget(id string) {
+	cs.mu.Lock()
+	delete(cs.underway, id)
+	cs.mu.Unlock()
+}
+
+func (cs *Commands) topicOf(device string) string {
+	return strings.Replace(cs.options.Topic, config.DeviceID, device, 1)
+}
+
+// The payload of a command's envelope:
+//
+//	{"command":<body>,"expires":<seconds since 1970>}
+//
+// The envelope's message_id is the command's id, and its timestamp when the command was made, so that the same command
+// always is the same bytes, as long as the secret is the same: a device knows a repetition by the id alone.
+func sign(secret registry.Secret, c *command.Command) ([]byte, error) {
+	payload := make([]byte, 0, len(c.Body)+40)
+	payload = append(append(payload, `{"command":`...), c.Body...)
+	payload = append(strconv.AppendInt(append(payload, `,"expires":`...), c.Expires.Unix(), 10), '}')
+	return envelope.Sign(secret, c.Device, c.Created.Unix(), c.ID, payload)
+}
