@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"time"
 
+	"mosquitto-bouncer/plugin/crash"
 	"mosquitto-bouncer/plugin/journal"
 )
 
@@ -36,6 +37,8 @@ func (cs *Commands) Append(a *journal.Accepted) error {
 	if err != nil {
 		return err
 	}
+	// From here on the answer is accepted, whatever happens: the next start finds it in the journal.
+	defer crash.Log(cs.log, "answer to a command", "device", a.Device)
 	cs.keep(Answer{pos, a.Device, bytes.Clone(a.Payload), a.AcceptedAt})
 	return nil
 }

@@ -1,11 +1,10 @@
 package downlink
 
 import (
-	"fmt"
-	"runtime/debug"
 	"time"
 
 	"mosquitto-bouncer/plugin/command"
+	"mosquitto-bouncer/plugin/crash"
 	"mosquitto-bouncer/plugin/registry"
 )
 
@@ -136,11 +135,6 @@ func (cs *Commands) serveSubscribed() {
 
 // trySend is send for the goroutine, which is to outlive a panic.
 func (cs *Commands) trySend(c command.Command) (done bool) {
-	defer func() {
-		if v := recover(); v != nil {
-			done = true
-			cs.log.Error("internal error, caught; please report it", "where", "command", "panic", fmt.Sprint(v), "stack", string(debug.Stack()))
-		}
-	}()
+	defer crash.Then(cs.log, "command", func() { done = true })
 	return cs.send(c)
 }

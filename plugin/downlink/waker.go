@@ -1,11 +1,12 @@
 package downlink
 
 import (
-	"fmt"
 	"log/slog"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"mosquitto-bouncer/plugin/crash"
 )
 
 // How often the Waker repeats a signal that has had no effect yet. A signal that arrives just before the broker's
@@ -58,12 +59,7 @@ func (w *Waker) Stop() {
 }
 
 func (w *Waker) run() {
-	defer func() {
-		if v := recover(); v != nil {
-			// Without repeated signals a message waits 100 ms at the worst.
-			w.log.Error("internal error, caught; please report it: responses may take 100 ms longer", "panic", fmt.Sprint(v))
-		}
-	}()
+	defer crash.Log(w.log, "waker") // without repeated signals a message waits 100 ms at the worst
 	timer := time.NewTimer(repeatEvery)
 	defer timer.Stop()
 	for {
