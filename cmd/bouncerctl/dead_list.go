@@ -11,6 +11,9 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"mosquitto-bouncer/cmd/bouncerctl/check"
+	"mosquitto-bouncer/cmd/bouncerctl/output"
+	"mosquitto-bouncer/plugin/config"
 	"mosquitto-bouncer/plugin/deadletter"
 	"mosquitto-bouncer/plugin/forward"
 	"mosquitto-bouncer/plugin/registry"
@@ -83,8 +86,8 @@ func listDead(ctx context.Context, store *deadletter.Store, filter deadletter.Fi
 			return err
 		}
 		shown++
-		fmt.Fprintf(table, "%d\t%s\t%s\t%s\t%s\t%s\t%d\t%d\t%s\n", l.ID, instant(l.DiedAt), quoted(l.Device), quoted(l.MessageID),
-			quoted(l.Reason), status(l.Status), l.Attempts, l.Bytes, state(l))
+		fmt.Fprintf(table, "%d\t%s\t%s\t%s\t%s\t%s\t%d\t%d\t%s\n", l.ID, output.Instant(l.DiedAt), output.Quoted(l.Device), output.Quoted(l.MessageID),
+			output.Quoted(l.Reason), status(l.Status), l.Attempts, l.Bytes, state(l))
 	}
 	if err := table.Flush(); err != nil {
 		return err
@@ -98,7 +101,7 @@ func listDead(ctx context.Context, store *deadletter.Store, filter deadletter.Fi
 		return err
 	}
 	_, err = fmt.Fprintf(w, "\nShown: %d of %s. In all: %s, %d to be requeued, %s of payload.\n",
-		shown, counted(max(matching, shown), "letter"), counted(totals.Letters, "letter"), totals.Requeued, counted(totals.Bytes, "byte"))
+		shown, output.Counted(max(matching, shown), "letter"), output.Counted(totals.Letters, "letter"), totals.Requeued, output.Counted(totals.Bytes, "byte"))
 	return err
 }
 
@@ -148,7 +151,7 @@ func listDeadJSON(ctx context.Context, store *deadletter.Store, filter deadlette
 			requeued := l.RequeuedAt.UTC()
 			out.RequeuedAt = &requeued
 		}
-		line, err := terminalJSON(out)
+		line, err := output.JSON(out)
 		if err != nil {
 			return err
 		}
@@ -165,10 +168,28 @@ func listDeadJSON(ctx context.Context, store *deadletter.Store, filter deadlette
 	if err != nil {
 		return err
 	}
-	line, err := terminalJSON(totals{max(matching, shown), t.Letters, t.Bytes, t.Requeued})
+	line, err := output.JSON(totals{max(matching, shown), t.Letters, t.Bytes, t.Requeued})
 	if err != nil {
 		return err
 	}
 	_, err = fmt.Fprintf(w, "\n],\"totals\":%s}\n", line)
+	return err
+}
+
+// printLetterRoom prints the footer of the list: the room that the letters take.
+func printLetterRoom(ctx context.Context, configFile string, s *deadletter.Store, w io.Writer) error {
+	cfg, err := config.Load(configFile)
+	if err != nil {
+		return err
+	}
+	r, err := check.ReadLetterRoom(ctx, s, cfg.DeadLetters)
+	if err != nil {
+		return err
+	}
+	text := fmt.Sprintf("Room: %d of %d bytes.", r.Used, r.Limit)
+	if r.Device != "" {
+		text += fmt.Sprintf(" The most of a device: %s, %d of %d bytes.", output.Quoted(r.Device), r.DeviceUsed, r.DeviceLimit)
+	}
+	_, err = fmt.Fprintln(w, text)
 	return err
 }

@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"mosquitto-bouncer/cmd/bouncerctl/output"
 	"mosquitto-bouncer/plugin/deadletter"
 )
 
@@ -60,21 +61,21 @@ func showLetter(l deadletter.Letter, w io.Writer) error {
 	line("id", strconv.FormatInt(l.ID, 10))
 	line("state", state(l))
 	if !l.RequeuedAt.IsZero() {
-		line("requeued", instant(l.RequeuedAt))
+		line("requeued", output.Instant(l.RequeuedAt))
 	}
-	line("device", quoted(l.Device))
-	line("message id", quoted(l.MessageID))
-	line("timestamp", fmt.Sprintf("%d (%s)", l.Timestamp, instant(time.Unix(l.Timestamp, 0))))
-	line("topic", quoted(l.Topic))
+	line("device", output.Quoted(l.Device))
+	line("message id", output.Quoted(l.MessageID))
+	line("timestamp", fmt.Sprintf("%d (%s)", l.Timestamp, output.Instant(time.Unix(l.Timestamp, 0))))
+	line("topic", output.Quoted(l.Topic))
 	if l.Traceparent != "" {
-		line("traceparent", quoted(l.Traceparent))
+		line("traceparent", output.Quoted(l.Traceparent))
 	}
-	line("accepted", instant(l.AcceptedAt))
-	line("died", instant(l.DiedAt))
-	line("reason", quoted(l.Reason))
+	line("accepted", output.Instant(l.AcceptedAt))
+	line("died", output.Instant(l.DiedAt))
+	line("reason", output.Quoted(l.Reason))
 	line("status", status(l.Status))
 	if l.Excerpt != "" {
-		line("response", quoted(l.Excerpt))
+		line("response", output.Quoted(l.Excerpt))
 	}
 	line("attempts", strconv.Itoa(l.Attempts))
 	line("deaths", strconv.Itoa(l.Deaths))
@@ -83,6 +84,6 @@ func showLetter(l deadletter.Letter, w io.Writer) error {
 	if len(preview) > maxPreview {
 		preview, more = preview[:maxPreview], " ... (--payload prints all)"
 	}
-	line("payload", printable(string(preview))+more)
+	line("payload", output.Printable(string(preview))+more)
 	return table.Flush()
 }

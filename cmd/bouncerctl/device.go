@@ -6,6 +6,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"mosquitto-bouncer/cmd/bouncerctl/output"
 	"mosquitto-bouncer/plugin/registry"
 )
 
@@ -54,7 +55,7 @@ func newDeviceChange(configFile *string, verb, short, long string, change func(*
 				if err := change(s, c.Context(), args[0]); err != nil {
 					return deviceError(args[0], err)
 				}
-				_, err := fmt.Fprintf(c.OutOrStdout(), done+"\n", printable(args[0]))
+				_, err := fmt.Fprintf(c.OutOrStdout(), done+"\n", output.Printable(args[0]))
 				return err
 			})
 		},

@@ -14,6 +14,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"mosquitto-bouncer/cmd/bouncerctl/files"
 	"mosquitto-bouncer/plugin/config"
 	"mosquitto-bouncer/plugin/registry"
 )
@@ -112,29 +113,29 @@ func (o *addOptions) run(id, configFile string, stdin io.Reader, stdout io.Write
 		return err
 	}
 	if o.csr != "" {
-		if m.request, err = readFrom("--csr", o.csr, stdin); err != nil {
+		if m.Request, err = readFrom("--csr", o.csr, stdin); err != nil {
 			return err
 		}
 	}
-	b, cert, err := m.bundle(id, secret)
+	b, cert, err := m.New(id, secret)
 	if err != nil {
 		return err
 	}
-	var c creation
-	if err := b.write(&c, out); err != nil {
+	var c files.Creation
+	if err := b.Write(&c, out); err != nil {
 		if errors.Is(err, fs.ErrExist) {
 			err = fmt.Errorf("%s already exists; move it away, or name another directory with --out", out)
 		}
-		return errors.Join(err, c.undo())
+		return errors.Join(err, c.Undo())
 	}
-	registration := registry.Registration{ID: id, Secret: secret, CertificateExpires: cert.expires}
+	registration := registry.Registration{ID: id, Secret: secret, CertificateExpires: cert.Expires}
 	if o.pin {
-		registration.Pin = cert.fingerprint
+		registration.Pin = cert.Fingerprint
 	}
 	if err := store.Register(ctx, registration); err != nil {
-		return errors.Join(deviceError(id, err), c.undo())
+		return errors.Join(deviceError(id, err), c.Undo())
 	}
-	fmt.Fprintf(stdout, "Registered %s. Its bundle is in %s:\n  %s\n", id, out, strings.Join(b.names(), "  "))
+	fmt.Fprintf(stdout, "Registered %s. Its bundle is in %s:\n  %s\n", id, out, strings.Join(b.Names(), "  "))
 	return nil
 }
 

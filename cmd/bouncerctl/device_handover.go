@@ -11,6 +11,8 @@ import (
 	"syscall"
 	"time"
 
+	"mosquitto-bouncer/cmd/bouncerctl/bundle"
+	"mosquitto-bouncer/cmd/bouncerctl/files"
 	"mosquitto-bouncer/plugin/config"
 	"mosquitto-bouncer/plugin/registry"
 )
@@ -18,7 +20,7 @@ import (
 // hand makes a directory with something new for a device, and changes the registry; both or neither. It returns the
 // directory.
 func hand(id, configFile, out string, certify bool, request, secret []byte, ends time.Time,
-	change func(context.Context, *registry.Store, certificate) error) (string, error) {
+	change func(context.Context, *registry.Store, bundle.Certificate) error) (string, error) {
 	if !registry.ValidID(id) { // other programs may have registered what is none; the directory would be anywhere
 		return "", fmt.Errorf("%q is not a device id (1 to 64 of A-Z a-z 0-9 . _ : -); remove it, and register the device by another", id)
 	}
@@ -46,20 +48,20 @@ func hand(id, configFile, out string, certify bool, request, secret []byte, ends
 	if err != nil {
 		return "", err
 	}
-	m.request = request
-	b, cert, err := m.update(id, secret, ends)
+	m.Request = request
+	b, cert, err := m.Update(id, secret, ends)
 	if err != nil {
 		return "", err
 	}
-	var c creation
-	if err := b.write(&c, out); err != nil {
+	var c files.Creation
+	if err := b.Write(&c, out); err != nil {
 		if errors.Is(err, fs.ErrExist) {
 			err = fmt.Errorf("%s already exists; move it away, or name another directory with --out", out)
 		}
-		return "", errors.Join(err, c.undo())
+		return "", errors.Join(err, c.Undo())
 	}
 	if err := change(ctx, store, cert); err != nil {
-		return "", errors.Join(deviceError(id, err), c.undo())
+		return "", errors.Join(deviceError(id, err), c.Undo())
 	}
 	return out, nil
 }

@@ -16,6 +16,8 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
+	"mosquitto-bouncer/cmd/bouncerctl/files"
+	"mosquitto-bouncer/cmd/bouncerctl/output"
 	"mosquitto-bouncer/plugin/config"
 	"mosquitto-bouncer/plugin/registry"
 )
@@ -88,7 +90,7 @@ func (o *importOptions) run(name, configFile string, stdin io.Reader, stdout, st
 	}
 	p := newProgress(stderr, len(devices))
 	if o.out != "" {
-		if err := trustedDirectory(filepath.Dir(o.out), nil); err != nil {
+		if err := files.Trusted(filepath.Dir(o.out), nil); err != nil {
 			return err
 		}
 		if err := os.Mkdir(o.out, 0o700); err != nil {
@@ -105,7 +107,7 @@ func (o *importOptions) run(name, configFile string, stdin io.Reader, stdout, st
 		}
 		return importError(err)
 	}
-	said := fmt.Sprintf("Registered %s.", counted(int64(n), "device"))
+	said := fmt.Sprintf("Registered %s.", output.Counted(int64(n), "device"))
 	if o.out != "" {
 		said += fmt.Sprintf(" The bundles are in %s.", o.out)
 	}
@@ -163,13 +165,13 @@ func (o *importOptions) makeBundles(ctx context.Context, cfg *config.Config, con
 		}
 		group.Go(func() error {
 			d := &devices[i]
-			b, cert, err := m.bundle(d.ID, d.Secret)
+			b, cert, err := m.New(d.ID, d.Secret)
 			if err != nil {
 				return err
 			}
-			d.CertificateExpires = cert.expires
+			d.CertificateExpires = cert.Expires
 			// The files are not synced to the disk: for each that would take longer than all else together.
-			if err := b.write(new(creation), filepath.Join(o.out, d.ID)); err != nil {
+			if err := b.Write(new(files.Creation), filepath.Join(o.out, d.ID)); err != nil {
 				return err
 			}
 			p.add()

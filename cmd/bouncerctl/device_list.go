@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"mosquitto-bouncer/cmd/bouncerctl/output"
 	"mosquitto-bouncer/plugin/registry"
 )
 
@@ -163,7 +164,7 @@ type jsonPrinter struct {
 func (p *jsonPrinter) begin() error { return nil }
 
 func (p *jsonPrinter) print(e *registry.Entry) error {
-	line, err := terminalJSON(newDeviceJSON(e))
+	line, err := output.JSON(newDeviceJSON(e))
 	if err != nil {
 		return err
 	}

@@ -7,6 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"mosquitto-bouncer/cmd/bouncerctl/output"
 	"mosquitto-bouncer/plugin/pki"
 	"mosquitto-bouncer/plugin/registry"
 	"mosquitto-bouncer/plugin/textfile"
@@ -52,7 +53,7 @@ no_tls_identity.`,
 				if err := s.Pin(c.Context(), args[0], pins...); err != nil {
 					return deviceError(args[0], err)
 				}
-				_, err := fmt.Fprintf(c.OutOrStdout(), "Pinned %d for %s.\n", len(pins), printable(args[0]))
+				_, err := fmt.Fprintf(c.OutOrStdout(), "Pinned %d for %s.\n", len(pins), output.Printable(args[0]))
 				return err
 			})
 		},

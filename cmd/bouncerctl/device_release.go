@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"mosquitto-bouncer/cmd/bouncerctl/output"
 	"mosquitto-bouncer/plugin/config"
 	"mosquitto-bouncer/plugin/order"
 	"mosquitto-bouncer/plugin/registry"
@@ -68,7 +69,7 @@ func releaseIDs(ctx context.Context, stdout io.Writer, cfg *config.Config, ids [
 	}
 	what := "every removed device"
 	if len(ids) > 0 {
-		what = counted(int64(len(ids)), "device id")
+		what = output.Counted(int64(len(ids)), "device id")
 	}
 	if !done {
 		_, err = fmt.Fprintf(stdout, "To be released: %s. %s\n", what, whenItRuns)

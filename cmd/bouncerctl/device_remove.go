@@ -5,6 +5,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"mosquitto-bouncer/cmd/bouncerctl/output"
 	"mosquitto-bouncer/plugin/config"
 	"mosquitto-bouncer/plugin/registry"
 )
@@ -33,7 +34,7 @@ instead, or revoke its certificate.`,
 			if err != nil {
 				return deviceError(id, err)
 			}
-			fmt.Fprintf(c.OutOrStdout(), "Removed %s. Its certificate still connects; to shut out a lost device, disable it instead.\n", printable(id))
+			fmt.Fprintf(c.OutOrStdout(), "Removed %s. Its certificate still connects; to shut out a lost device, disable it instead.\n", output.Printable(id))
 			if !release {
 				return nil
 			}

@@ -7,6 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"mosquitto-bouncer/cmd/bouncerctl/bundle"
 	"mosquitto-bouncer/plugin/registry"
 )
 
@@ -30,9 +31,9 @@ expires. If certificates are pinned for the device, the new one is beside them.`
 				}
 			}
 			id, expires := args[0], time.Time{}
-			made, err := hand(id, *configFile, out, true, request, nil, time.Time{}, func(ctx context.Context, s *registry.Store, cert certificate) error {
-				expires = cert.expires
-				return s.SetCertificate(ctx, id, cert.expires, cert.fingerprint)
+			made, err := hand(id, *configFile, out, true, request, nil, time.Time{}, func(ctx context.Context, s *registry.Store, cert bundle.Certificate) error {
+				expires = cert.Expires
+				return s.SetCertificate(ctx, id, cert.Expires, cert.Fingerprint)
 			})
 			if err != nil {
 				return err

@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"mosquitto-bouncer/cmd/bouncerctl/bundle"
 	"mosquitto-bouncer/plugin/registry"
 )
 
@@ -70,7 +71,7 @@ func (o *rotateOptions) run(id, configFile string, stdin io.Reader, stdout io.Wr
 		said = fmt.Sprintf("The old one is accepted as well until %s. Commands are signed with it until then, or until a message signed with the new one is accepted.",
 			ends.UTC().Format(time.RFC3339))
 	}
-	out, err := hand(id, configFile, o.add.out, false, nil, secret, ends, func(ctx context.Context, s *registry.Store, _ certificate) error {
+	out, err := hand(id, configFile, o.add.out, false, nil, secret, ends, func(ctx context.Context, s *registry.Store, _ bundle.Certificate) error {
 		return s.Rotate(ctx, id, secret, ends)
 	})
 	if err != nil {

@@ -15,6 +15,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"mosquitto-bouncer/cmd/bouncerctl/output"
 	"mosquitto-bouncer/plugin/config"
 	"mosquitto-bouncer/plugin/registry"
 )
@@ -87,22 +88,22 @@ func show(w io.Writer, e *registry.Entry, live *liveDevice, missing error, now t
 	}
 	line("Device", "%s", id)
 	line("State", "%s", state)
-	line("Registered", "%s", ago(e.CreatedAt, now))
+	line("Registered", "%s", output.Ago(e.CreatedAt, now))
 	rest := "plain text"
 	if e.Encrypted {
 		rest = "encrypted"
 	}
-	line("Secret", "since %s; stored as %s", ago(e.SecretSince, now), rest)
+	line("Secret", "since %s; stored as %s", output.Ago(e.SecretSince, now), rest)
 	for _, old := range e.OldSecrets {
-		line("Old secret", "since %s; ends %s", ago(old.Since, now), ago(old.Ends, now))
+		line("Old secret", "since %s; ends %s", output.Ago(old.Since, now), output.Ago(old.Ends, now))
 	}
 	switch {
 	case e.CertificateExpires.IsZero():
 		line("Certificate", "not known")
 	case e.CertificateExpires.Before(now):
-		line("Certificate", "expired %s", ago(e.CertificateExpires, now))
+		line("Certificate", "expired %s", output.Ago(e.CertificateExpires, now))
 	default:
-		line("Certificate", "expires %s", ago(e.CertificateExpires, now))
+		line("Certificate", "expires %s", output.Ago(e.CertificateExpires, now))
 	}
 	for _, pin := range e.Pins {
 		line("Pinned", "%s", pin)
@@ -116,10 +117,10 @@ func show(w io.Writer, e *registry.Entry, live *liveDevice, missing error, now t
 }
 
 func showLive(line func(what, format string, args ...any), live *liveDevice, now time.Time) {
-	line("Gateway", "since %s", ago(live.Since, now))
+	line("Gateway", "since %s", output.Ago(live.Since, now))
 	last := "not since then"
 	if live.LastAccepted != nil {
-		last = ago(*live.LastAccepted, now)
+		last = output.Ago(*live.LastAccepted, now)
 	}
 	line("Last accepted", "%s", last)
 	line("Accepted", "%d", live.Accepted)
@@ -131,7 +132,7 @@ func showLive(line func(what, format string, args ...any), live *liveDevice, now
 		var by []string
 		total := uint64(0)
 		for _, reason := range slices.Sorted(maps.Keys(live.Refused)) {
-			by = append(by, fmt.Sprintf("%s %d", printable(reason), live.Refused[reason]))
+			by = append(by, fmt.Sprintf("%s %d", output.Printable(reason), live.Refused[reason]))
 			total += live.Refused[reason]
 		}
 		refused = fmt.Sprintf("%d: %s", total, strings.Join(by, ", "))
@@ -142,7 +143,7 @@ func showLive(line func(what, format string, args ...any), live *liveDevice, now
 		pending += fmt.Sprintf(", the oldest for %s", live.oldest())
 	}
 	if live.Failures > 0 {
-		pending += fmt.Sprintf("; %s failed", counted(live.Failures, "request"))
+		pending += fmt.Sprintf("; %s failed", output.Counted(live.Failures, "request"))
 	}
 	line("Pending", "%s", pending)
 	if live.Suspended {
@@ -168,7 +169,7 @@ func showJSON(w io.Writer, e *registry.Entry, live *liveDevice, missing error) e
 	for _, old := range e.OldSecrets {
 		v.OldSecrets = append(v.OldSecrets, oldSecret{old.Since.UTC(), old.Ends.UTC()})
 	}
-	line, err := terminalJSON(v)
+	line, err := output.JSON(v)
 	if err != nil {
 		return err
 	}

@@ -23,6 +23,8 @@ import (
 	"time"
 
 	_ "github.com/mattn/go-sqlite3"
+
+	"mosquitto-bouncer/cmd/bouncerctl/files"
 )
 
 func TestDeviceAdd(t *testing.T) {
@@ -305,12 +307,12 @@ func TestWithMosquitto(t *testing.T) {
 	conf := filepath.Join(dir, "mosquitto.conf")
 	content := regexp.MustCompile(`(?m)^plugin.*\n`).ReplaceAllString(readFile(t, conf), "")
 	writeFile(t, conf, content)
-	account, err := brokerAccount()
+	account, err := files.BrokerAccount()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if barrier := account.barrier(conf); barrier != "" {
-		t.Logf("run as root, because user %s cannot enter %s", brokerUser, barrier)
+	if barrier := account.Barrier(conf); barrier != "" {
+		t.Logf("run as root, because user %s cannot enter %s", files.BrokerUser, barrier)
 		writeFile(t, conf, content+"user root\n")
 	}
 	var log bytes.Buffer

@@ -9,6 +9,8 @@ import (
 	"net/http"
 
 	"github.com/spf13/cobra"
+
+	"mosquitto-bouncer/cmd/bouncerctl/output"
 )
 
 // maxHealthBytes bounds the answer.
@@ -57,7 +59,7 @@ func (l *listener) health(ctx context.Context) error {
 	}
 	var problem struct{ Detail string }
 	if err := json.NewDecoder(io.LimitReader(response.Body, maxHealthBytes)).Decode(&problem); err != nil || problem.Detail == "" {
-		return fmt.Errorf("%s/healthz: answered %s", l.url, printable(response.Status))
+		return fmt.Errorf("%s/healthz: answered %s", l.url, output.Printable(response.Status))
 	}
-	return fmt.Errorf("not well: %s", printable(problem.Detail))
+	return fmt.Errorf("not well: %s", output.Printable(problem.Detail))
 }

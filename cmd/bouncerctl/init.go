@@ -17,6 +17,8 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"mosquitto-bouncer/cmd/bouncerctl/files"
+	"mosquitto-bouncer/cmd/bouncerctl/output"
 	"mosquitto-bouncer/plugin/config"
 	"mosquitto-bouncer/plugin/pki"
 	"mosquitto-bouncer/plugin/registry"
@@ -26,28 +28,13 @@ import (
 var templateFiles embed.FS
 
 var templates = template.Must(template.New("").
-	Funcs(template.FuncMap{"sh": shellQuote}).
+	Funcs(template.FuncMap{"sh": output.Shell}).
 	ParseFS(templateFiles, "templates/*.tmpl"))
 
 const (
-	pluginFile    = "mosquitto_bouncer.so"
 	defaultURL    = "http://localhost:5000/device/{device_id}/data"
 	caCommonName  = "mosquitto-bouncer CA"
 	defaultListen = 8883
-)
-
-// What init makes in its directory.
-const (
-	bouncerTOML   = "bouncer.toml"
-	mosquittoConf = "mosquitto.conf"
-	pkiDir        = "pki"
-	caCert        = "pki/ca.crt"
-	caKey         = "pki/ca.key"
-	serverCert    = "pki/server.crt"
-	serverKey     = "pki/server.key"
-	database      = "devices.db"
-	stateDir      = "state"
-	brokerDir     = "broker"
 )
 
 type initOptions struct {
@@ -116,20 +103,20 @@ func (o *initOptions) run(stdout io.Writer) error {
 	if err := refuseExisting(dir); err != nil {
 		return err
 	}
-	owner, err := brokerAccount()
+	owner, err := files.BrokerAccount()
 	if err != nil {
 		return err
 	}
-	var c creation
+	var c files.Creation
 	if err := o.create(&c, dir, plugin, owner); err != nil {
-		return errors.Join(err, c.undo())
+		return errors.Join(err, c.Undo())
 	}
 	o.report(stdout, dir, plugin, owner)
 	return nil
 }
 
 // create makes the files; the caller undoes them if it fails.
-func (o *initOptions) create(c *creation, dir, plugin string, owner *account) error {
+func (o *initOptions) create(c *files.Creation, dir, plugin string, owner *files.Account) error {
 	now := time.Now()
 	ca, err := pki.NewCA(caCommonName, now, pki.CALifetime)
 	if err != nil {
@@ -166,23 +153,23 @@ func (o *initOptions) create(c *creation, dir, plugin string, owner *account) er
 	// The broker may read what it needs, and write its state alone: who may
 	// write to a directory may replace what is in it, the configuration that
 	// root starts the broker with and the CA's key among them.
-	var ours *account
+	var ours *files.Account
 	if owner != nil {
-		ours = &account{gid: owner.gid}
+		ours = &files.Account{GID: owner.GID}
 	}
-	if err := c.parents(dir, 0o755); err != nil {
+	if err := c.Parents(dir, 0o755); err != nil {
 		return err
 	}
 	for _, d := range []struct {
 		path  string
-		owner *account
+		owner *files.Account
 	}{
 		{dir, ours},
 		{at(pkiDir), ours},
 		{at(stateDir), owner},
 		{at(brokerDir), owner},
 	} {
-		if err := c.existingDirectory(d.path, 0o750, d.owner); err != nil {
+		if err := c.ExistingDirectory(d.path, 0o750, d.owner); err != nil {
 			return err
 		}
 	}
@@ -190,7 +177,7 @@ func (o *initOptions) create(c *creation, dir, plugin string, owner *account) er
 		name    string
 		content []byte
 		mode    fs.FileMode
-		owner   *account
+		owner   *files.Account
 	}{
 		{caKey, caKeyPEM, 0o600, nil},
 		{caCert, ca.CertPEM(), 0o640, ours},
@@ -200,7 +187,7 @@ func (o *initOptions) create(c *creation, dir, plugin string, owner *account) er
 		{mosquittoConf, conf, 0o640, ours},
 		{database, nil, 0o640, ours}, // to SQLite an empty file is an empty database
 	} {
-		if err := c.file(at(f.name), f.content, f.mode, f.owner); err != nil {
+		if err := c.File(at(f.name), f.content, f.mode, f.owner); err != nil {
 			return err
 		}
 	}
@@ -217,8 +204,8 @@ func (o *initOptions) create(c *creation, dir, plugin string, owner *account) er
 }
 
 // report says what there is now and what comes next.
-func (o *initOptions) report(w io.Writer, dir, plugin string, owner *account) {
-	at := func(name string) string { return shellQuote(filepath.Join(dir, name)) }
+func (o *initOptions) report(w io.Writer, dir, plugin string, owner *files.Account) {
+	at := func(name string) string { return output.Shell(filepath.Join(dir, name)) }
 	fmt.Fprintf(w, `Made in %s:
   mosquitto.conf         the broker: TLS on port %d, the plugin
   bouncer.toml           the plugin's settings
@@ -242,13 +229,13 @@ Next:
 	}
 	if owner == nil {
 		fmt.Fprintf(w, "\nThere is no user %s yet, whom a broker started as root becomes. Once there is:\n  chgrp -R %s %s && chown %s %s %s\n",
-			brokerUser, brokerUser, shellQuote(dir), brokerUser, at(stateDir), at(brokerDir))
+			files.BrokerUser, files.BrokerUser, output.Shell(dir), files.BrokerUser, at(stateDir), at(brokerDir))
 		return
 	}
 	for _, path := range []string{dir, plugin} {
-		if barrier := owner.barrier(path); barrier != "" {
+		if barrier := owner.Barrier(path); barrier != "" {
 			fmt.Fprintf(w, "\nThe user %s, whom a broker started as root becomes, cannot get at %s because of\nthe mode or owner of %s. Change them, or use another directory.\n",
-				brokerUser, path, barrier)
+				files.BrokerUser, path, barrier)
 		}
 	}
 }

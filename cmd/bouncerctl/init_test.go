@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"crypto/tls"
 	"crypto/x509"
-	"errors"
 	"flag"
 	"fmt"
 	"io/fs"
@@ -17,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"mosquitto-bouncer/cmd/bouncerctl/files"
 	"mosquitto-bouncer/plugin/config"
 	"mosquitto-bouncer/plugin/pki"
 )
@@ -132,7 +132,7 @@ func TestInit(t *testing.T) {
 	}
 
 	root := os.Geteuid() == 0
-	broker, err := brokerAccount()
+	broker, err := files.BrokerAccount()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -165,10 +165,10 @@ func TestInit(t *testing.T) {
 		owner, group := os.Geteuid(), os.Getegid()
 		if root && broker != nil {
 			if want.owns {
-				owner = broker.uid
+				owner = broker.UID
 			}
 			if want.read {
-				group = broker.gid
+				group = broker.GID
 			}
 		}
 		if int(stat.Uid) != owner || int(stat.Gid) != group {
@@ -295,68 +295,6 @@ func TestInitPlugin(t *testing.T) {
 	succeed(t, "init", "--dir", dir)
 	if conf := readFile(t, filepath.Join(dir, "mosquitto.conf")); !strings.Contains(conf, "\nplugin "+beside+"\n") {
 		t.Errorf("%s is not in:\n%s", beside, conf)
-	}
-}
-
-// TestBarrier: what keeps the broker's user from its files is found.
-func TestBarrier(t *testing.T) {
-	dir, err := filepath.EvalSymlinks(t.TempDir())
-	if err != nil {
-		t.Fatal(err)
-	}
-	inner := filepath.Join(dir, "inner")
-	file := filepath.Join(inner, "file")
-	if err := os.Mkdir(inner, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	writeFile(t, file, "")
-	us := &account{uid: os.Getuid(), gid: os.Getgid()}
-	group := &account{uid: os.Getuid() + 1, gid: os.Getgid()}
-	for p := filepath.Dir(dir); group.barrier(p) != ""; p = filepath.Dir(p) {
-		// t.TempDir makes its parents as the umask says.
-		if err := os.Chmod(p, 0o755); err != nil {
-			t.Skipf("cannot open %s: %v", p, err)
-		}
-	}
-	for _, test := range []struct {
-		who       *account
-		dir, file fs.FileMode
-		want      string
-	}{
-		{us, 0o700, 0o600, ""},
-		{us, 0o077, 0o600, inner},
-		{us, 0o700, 0o077, file},
-		{group, 0o710, 0o640, ""},
-		{group, 0o701, 0o640, inner},
-		{group, 0o710, 0o604, file},
-		{nil, 0o000, 0o000, ""},
-	} {
-		if err := errors.Join(os.Chmod(file, test.file), os.Chmod(inner, test.dir)); err != nil {
-			t.Fatal(err)
-		}
-		got := test.who.barrier(file)
-		if err := os.Chmod(inner, 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if got != test.want {
-			t.Errorf("%+v, directory %04o, file %04o: %q, want %q", test.who, test.dir, test.file, got, test.want)
-		}
-	}
-}
-
-func TestShellQuote(t *testing.T) {
-	for s, want := range map[string]string{
-		"":           "''",
-		"a/B-1_.:@%": "a/B-1_.:@%",
-		"a b":        "'a b'",
-		"it's":       `'it'\''s'`,
-		"$(x)":       "'$(x)'",
-		"ä":          "'ä'",
-		"~":          "'~'",
-	} {
-		if got := shellQuote(s); got != want {
-			t.Errorf("%q: %s, want %s", s, got, want)
-		}
 	}
 }
 

@@ -14,6 +14,7 @@ import (
 	"syscall"
 	"time"
 
+	"mosquitto-bouncer/cmd/bouncerctl/output"
 	"mosquitto-bouncer/plugin/config"
 	"mosquitto-bouncer/plugin/textfile"
 )
@@ -140,9 +141,9 @@ func (l *listener) get(ctx context.Context, path string) ([]byte, error) {
 	case response.StatusCode != http.StatusOK:
 		var problem struct{ Reason, Detail string }
 		if json.Unmarshal(body, &problem) == nil && problem.Detail != "" {
-			return nil, fmt.Errorf("%s: answered %s: %s", l.url+path, printable(response.Status), printable(problem.Detail))
+			return nil, fmt.Errorf("%s: answered %s: %s", l.url+path, output.Printable(response.Status), output.Printable(problem.Detail))
 		}
-		return nil, fmt.Errorf("%s: answered %s", l.url+path, printable(response.Status))
+		return nil, fmt.Errorf("%s: answered %s", l.url+path, output.Printable(response.Status))
 	}
 	return body, nil
 }
@@ -197,5 +198,5 @@ func (d *liveDevice) oldest() string {
 	if age < 2*time.Minute {
 		return fmt.Sprintf("%.1f s", age.Seconds())
 	}
-	return roughly(age)
+	return output.Roughly(age)
 }

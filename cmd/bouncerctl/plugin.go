@@ -8,6 +8,8 @@ import (
 	"strings"
 )
 
+const pluginFile = "mosquitto_bouncer.so"
+
 // findPlugin returns the absolute path of the plugin: the one named, or the one
 // that is installed with this program.
 func findPlugin(named string) (string, error) {
@@ -49,4 +51,13 @@ var debianTriplets = map[string]string{
 	"ppc64le": "powerpc64le-linux-gnu",
 	"riscv64": "riscv64-linux-gnu",
 	"s390x":   "s390x-linux-gnu",
+}
+
+// installedPlugin is where the plugin is, or where make install puts it.
+func installedPlugin() string {
+	path, err := findPlugin("")
+	if err != nil {
+		return "/usr/local/lib/" + pluginFile
+	}
+	return path
 }

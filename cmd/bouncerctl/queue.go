@@ -15,6 +15,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"mosquitto-bouncer/cmd/bouncerctl/output"
 	"mosquitto-bouncer/plugin/config"
 	"mosquitto-bouncer/plugin/journal"
 	"mosquitto-bouncer/plugin/suspension"
@@ -117,22 +118,22 @@ func (q *queue) print(w io.Writer) error {
 	for _, d := range q.devices {
 		oldest := "-"
 		if d.Oldest != nil {
-			oldest = instant(*d.Oldest)
+			oldest = output.Instant(*d.Oldest)
 		}
-		fmt.Fprintf(table, "%s\t%d\t%d\t%s\n", quoted(d.Device), d.Messages, d.Bytes, oldest)
+		fmt.Fprintf(table, "%s\t%d\t%d\t%s\n", output.Quoted(d.Device), d.Messages, d.Bytes, oldest)
 	}
 	if err := table.Flush(); err != nil {
 		return err
 	}
-	fmt.Fprintf(w, "\nIn all: %s of %s, %s of payload. The journal takes %s.\n", counted(q.messages, "message"),
-		counted(int64(len(q.devices)), "device"), counted(q.bytes, "byte"), counted(q.journal.Bytes, "byte"))
+	fmt.Fprintf(w, "\nIn all: %s of %s, %s of payload. The journal takes %s.\n", output.Counted(q.messages, "message"),
+		output.Counted(int64(len(q.devices)), "device"), output.Counted(q.bytes, "byte"), output.Counted(q.journal.Bytes, "byte"))
 	if len(q.suspended) > 0 {
 		fmt.Fprintf(w, "Suspended, because the backend answered 410 Gone: %s.\nTo go on: bouncerctl queue resume%s\n",
 			suspended(q.suspended), strings.TrimRight(" "+q.suspended[0].Device, " "))
 	}
 	if q.journal.Damaged > 0 || q.journal.Unreadable > 0 {
 		_, err := fmt.Fprintf(w, "Damaged, and not counted: %s, %s.\n",
-			counted(int64(q.journal.Damaged), "message"), counted(int64(q.journal.Unreadable), "segment"))
+			output.Counted(int64(q.journal.Damaged), "message"), output.Counted(int64(q.journal.Unreadable), "segment"))
 		return err
 	}
 	return nil
@@ -153,14 +154,14 @@ func (q *queue) printJSON(w io.Writer) error {
 	for _, s := range q.suspended {
 		gone = append(gone, s.Device)
 	}
-	names, err := terminalJSON(gone)
+	names, err := output.JSON(gone)
 	if err != nil {
 		return err
 	}
 	fmt.Fprint(w, "{\"devices\":[")
 	separator := "\n"
 	for _, d := range q.devices {
-		line, err := terminalJSON(d)
+		line, err := output.JSON(d)
 		if err != nil {
 			return err
 		}
@@ -169,7 +170,7 @@ func (q *queue) printJSON(w io.Writer) error {
 		}
 		separator = ",\n"
 	}
-	line, err := terminalJSON(totals{q.messages, q.bytes, len(q.devices), q.journal.Bytes, q.journal.Damaged, q.journal.Unreadable, len(q.suspended)})
+	line, err := output.JSON(totals{q.messages, q.bytes, len(q.devices), q.journal.Bytes, q.journal.Damaged, q.journal.Unreadable, len(q.suspended)})
 	if err != nil {
 		return err
 	}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"mosquitto-bouncer/cmd/bouncerctl/files"
 	"mosquitto-bouncer/plugin/registry"
 )
 
@@ -24,7 +25,7 @@ broker and other programs use it. Secrets in it are as they are stored: see
 		Args:    oneFile,
 		RunE: func(c *cobra.Command, args []string) error {
 			return withStore(*configFile, func(s *registry.Store) error {
-				if err := trustedDirectory(filepath.Dir(args[0]), nil); err != nil {
+				if err := files.Trusted(filepath.Dir(args[0]), nil); err != nil {
 					return err
 				}
 				if err := s.Backup(c.Context(), args[0]); err != nil {

@@ -8,6 +8,8 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"mosquitto-bouncer/cmd/bouncerctl/files"
+	"mosquitto-bouncer/cmd/bouncerctl/output"
 	"mosquitto-bouncer/plugin/registry"
 )
 
@@ -16,7 +18,7 @@ func elsewhere(configFile string) string {
 	if configFile == defaultConfig {
 		return ""
 	}
-	return " --config " + shellQuote(configFile)
+	return " --config " + output.Shell(configFile)
 }
 
 func newRegistryKey(configFile *string) *cobra.Command {
@@ -35,19 +37,19 @@ The file gets mode 0640 and, run as root, the group mosquitto.`,
 			if err != nil {
 				return err
 			}
-			owner, err := brokerAccount()
+			owner, err := files.BrokerAccount()
 			if err != nil {
 				return err
 			}
 			if owner != nil {
-				owner = &account{gid: owner.gid}
+				owner = &files.Account{GID: owner.GID}
 			}
-			var made creation
-			if err := made.file(path, append(registry.GenerateKey(), '\n'), 0o640, owner); err != nil {
+			var made files.Creation
+			if err := made.File(path, append(registry.GenerateKey(), '\n'), 0o640, owner); err != nil {
 				if errors.Is(err, fs.ErrExist) {
 					err = fmt.Errorf("%s already exists; a key is never overwritten, name another file", path)
 				}
-				return errors.Join(err, made.undo())
+				return errors.Join(err, made.Undo())
 			}
 			_, err = fmt.Fprintf(c.OutOrStdout(), `Made the key %s.
 

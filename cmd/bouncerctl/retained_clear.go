@@ -6,6 +6,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"mosquitto-bouncer/cmd/bouncerctl/output"
 	"mosquitto-bouncer/plugin/config"
 	"mosquitto-bouncer/plugin/order"
 	"mosquitto-bouncer/plugin/registry"
@@ -50,10 +51,10 @@ retained message on each; no subscriber is told.`,
 			}
 			var what []string
 			if len(devices) > 0 {
-				what = append(what, "topics of "+counted(int64(len(devices)), "device"))
+				what = append(what, "topics of "+output.Counted(int64(len(devices)), "device"))
 			}
 			if len(topics) > 0 {
-				what = append(what, counted(int64(len(topics)), "topic"))
+				what = append(what, output.Counted(int64(len(topics)), "topic"))
 			}
 			if !done {
 				_, err = fmt.Fprintf(c.OutOrStdout(), "To be cleared: %s. %s\n", strings.Join(what, ", "), whenItRuns)

@@ -10,6 +10,7 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"mosquitto-bouncer/cmd/bouncerctl/files"
 	"mosquitto-bouncer/plugin/pki"
 )
 
@@ -36,7 +37,7 @@ func TestScripts(t *testing.T) {
 			if name != "root" {
 				return false, fmt.Errorf("unknown condition %q", name)
 			}
-			broker, err := brokerAccount()
+			broker, err := files.BrokerAccount()
 			return broker != nil, err
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){

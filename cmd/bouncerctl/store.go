@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 
+	"mosquitto-bouncer/cmd/bouncerctl/files"
 	"mosquitto-bouncer/plugin/config"
 	"mosquitto-bouncer/plugin/registry"
 )
@@ -41,12 +42,12 @@ func openStore(cfg *config.Config, create bool) (*registry.Store, error) {
 	if !create {
 		return nil, fmt.Errorf("there is no device database %s; register a device with bouncerctl device add, or correct database in bouncer.toml", path)
 	}
-	owner, err := brokerAccount()
+	owner, err := files.BrokerAccount()
 	if err != nil {
 		return nil, err
 	}
-	var c creation
-	if err := c.file(path, nil, 0o640, owner); err != nil {
+	var c files.Creation
+	if err := c.File(path, nil, 0o640, owner); err != nil {
 		return nil, fmt.Errorf("making the device database: %w; make its directory, or correct database in bouncer.toml", err)
 	}
 	return registry.OpenStore(path, registry.WithKey(key))

@@ -19,6 +19,8 @@ import (
 	"github.com/prometheus/common/model"
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
+
+	"mosquitto-bouncer/cmd/bouncerctl/output"
 )
 
 // slowestShown is how many of the slowest devices there are on the screen.
@@ -107,7 +109,7 @@ func (l *listener) read(ctx context.Context) (*figures, error) {
 
 func (f *figures) add(name string, m *dto.Metric) {
 	for _, label := range m.GetLabel() {
-		name += " " + printable(label.GetValue())
+		name += " " + output.Printable(label.GetValue())
 	}
 	switch {
 	case m.Counter != nil:
@@ -236,7 +238,7 @@ func (c change) line() string {
 		fmt.Fprintf(&b, " slowest=%q", "not known: "+c.now.missing.Error())
 	case len(c.now.slowest) > 0:
 		d := &c.now.slowest[0]
-		fmt.Fprintf(&b, " slowest=%s", quoted(d.ID))
+		fmt.Fprintf(&b, " slowest=%s", output.Quoted(d.ID))
 		if d.OldestSeconds != nil {
 			fmt.Fprintf(&b, " oldest=%.1fs", *d.OldestSeconds)
 		}
@@ -292,7 +294,7 @@ func (c change) writeSlowest(b *strings.Builder) {
 		case d.Failures > 0:
 			state = "failing"
 		}
-		id := quoted(d.ID)
+		id := output.Quoted(d.ID)
 		if len(id) > 32 {
 			id = id[:29] + "..."
 		}

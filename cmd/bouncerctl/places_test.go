@@ -104,29 +104,3 @@ func TestPlacesOfOthers(t *testing.T) {
 		t.Errorf("a device whose bundle was refused is registered:\n%s", got)
 	}
 }
-
-// TestPlacesOfRoots: where only root can replace anything, a way over links of root's is as good as another.
-func TestPlacesOfRoots(t *testing.T) {
-	asRoot(t)
-	base := t.TempDir()
-	if err := os.MkdirAll(filepath.Join(base, "real/sub"), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Chmod(filepath.Join(base, "real"), os.ModeSticky|0o777); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Symlink("real/../real/sub", filepath.Join(base, "link")); err != nil {
-		t.Fatal(err)
-	}
-	for _, dir := range []string{"real", "link", "link/new", "missing/too"} {
-		if err := trustedDirectory(filepath.Join(base, dir), nil); err != nil {
-			t.Errorf("%s: %v", dir, err)
-		}
-	}
-	if err := os.Chown(filepath.Join(base, "real/sub"), somebody, 0); err != nil {
-		t.Fatal(err)
-	}
-	if err := trustedDirectory(filepath.Join(base, "link"), &account{uid: somebody}); err != nil {
-		t.Errorf("the directory of the account that the files are for: %v", err)
-	}
-}

@@ -8,6 +8,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -121,7 +122,7 @@ func TestUsualMistakes(t *testing.T) {
 		"UUID without hyphens": {other(ts, `"`+strings.ReplaceAll(id, "-", "")+`"`, `"`+good+`"`), "message_id is a UUID in another form; write its 36 characters"},
 		"other names":          {strings.Replace(strings.Replace(signed(`{"a":1}`, `{"a":1}`), "device_id", "deviceId", 1), "message_id", "messageId", 1), `the member "deviceId" is to be called "device_id"`},
 		"a member beside":      {strings.Replace(signed(`{"a":1}`, `{"a":1}`), `"payload"`, `"temp":1,"payload"`, 1), `a member "temp" beside the five`},
-		"encoded twice":        {string(mustQuote(signed(`{"a":1}`, `{"a":1}`))), "the whole message is a JSON string that holds the message"},
+		"encoded twice":        {strconv.Quote(signed(`{"a":1}`, `{"a":1}`)), "the whole message is a JSON string that holds the message"},
 		"a byte order mark":    {"\ufeff" + signed(`{"a":1}`, `{"a":1}`), "the message begins with a byte order mark"},
 		"UTF-16":               {inUTF16(signed(`{"a":1}`, `{"a":1}`)), "or is UTF-16; publish UTF-8"},
 	} {

@@ -6,34 +6,6 @@ import (
 	"time"
 )
 
-func instant(t time.Time) string { return t.UTC().Format(time.RFC3339) }
-
-// ago writes a time with how far it is from now.
-func ago(t, now time.Time) string {
-	if t.IsZero() {
-		return "-"
-	}
-	d := t.Sub(now)
-	text := t.UTC().Format(time.RFC3339)
-	if d >= 0 {
-		return fmt.Sprintf("%s (in %s)", text, roughly(d))
-	}
-	return fmt.Sprintf("%s (%s ago)", text, roughly(-d))
-}
-
-func roughly(d time.Duration) string {
-	switch {
-	case d >= 48*time.Hour:
-		return fmt.Sprintf("%d days", d/(24*time.Hour))
-	case d >= 2*time.Hour:
-		return fmt.Sprintf("%d hours", d/time.Hour)
-	case d >= 2*time.Minute:
-		return fmt.Sprintf("%d minutes", d/time.Minute)
-	default:
-		return fmt.Sprintf("%d s", d/time.Second)
-	}
-}
-
 // A span is a flag for a duration, in days too: "30d".
 type span time.Duration
 

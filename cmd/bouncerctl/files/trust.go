@@ -1,4 +1,4 @@
-package main
+package files
 
 import (
 	"errors"
@@ -12,16 +12,18 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"mosquitto-bouncer/cmd/bouncerctl/output"
 )
 
 // maxLinks is how many symbolic links a path may lead over, as for the kernel.
 const maxLinks = 40
 
-// trustedDirectory returns an error if another user could replace what is made in dir, or lead the way there to another
+// Trusted returns an error if another user could replace what is made in dir, or lead the way there to another
 // place: if a directory on the way, or a symbolic link, belongs to another user than root, whom we are and allowed, or if
 // others may write to it. What is missing on the way is no error. A user who is not root is held to the modes alone: where
 // user ids are mapped, in a container, the directories above may seem to belong to anybody.
-func trustedDirectory(dir string, allowed *account) error {
+func Trusted(dir string, allowed *Account) error {
 	path, err := filepath.Abs(dir)
 	if err != nil {
 		return err
@@ -30,7 +32,7 @@ func trustedDirectory(dir string, allowed *account) error {
 }
 
 // followTrusted looks at base and then at each of names below it.
-func followTrusted(base string, names []string, links int, allowed *account) error {
+func followTrusted(base string, names []string, links int, allowed *Account) error {
 	if base == "/" {
 		if err := trustedEntry(base, allowed); err != nil {
 			return err
@@ -74,7 +76,7 @@ func followTrusted(base string, names []string, links int, allowed *account) err
 }
 
 // trustedEntry looks at one directory.
-func trustedEntry(path string, allowed *account) error {
+func trustedEntry(path string, allowed *Account) error {
 	info, err := os.Lstat(path)
 	if err != nil {
 		return err
@@ -83,24 +85,24 @@ func trustedEntry(path string, allowed *account) error {
 		return fmt.Errorf("%s is not a directory; use another path", path)
 	}
 	if owner, trusted := trustedOwner(info, allowed); !trusted {
-		return fmt.Errorf("%s belongs to %s, who may replace what is in it; run: chown root %s, or use another directory", path, owner, shellQuote(path))
+		return fmt.Errorf("%s belongs to %s, who may replace what is in it; run: chown root %s, or use another directory", path, owner, output.Shell(path))
 	}
 	if info.Mode()&fs.ModeSticky != 0 {
 		return nil // each user may replace only what is theirs
 	}
 	switch mode := info.Mode().Perm(); {
 	case mode&0o002 != 0:
-		return fmt.Errorf("every user may replace what is in %s (mode %04o); run: chmod o-w %s", path, mode, shellQuote(path))
+		return fmt.Errorf("every user may replace what is in %s (mode %04o); run: chmod o-w %s", path, mode, output.Shell(path))
 	case mode&0o020 != 0 && os.Geteuid() == 0 && groupHasOthers(path, info):
-		return fmt.Errorf("the group of %s, or a user in its access control list, may replace what is in it (mode %04o); run: chmod g-w %s", path, mode, shellQuote(path))
+		return fmt.Errorf("the group of %s, or a user in its access control list, may replace what is in it (mode %04o); run: chmod g-w %s", path, mode, output.Shell(path))
 	}
 	return nil
 }
 
 // trustedOwner reports whether what info is of belongs to root, us or allowed, and names its owner.
-func trustedOwner(info fs.FileInfo, allowed *account) (name string, trusted bool) {
+func trustedOwner(info fs.FileInfo, allowed *Account) (name string, trusted bool) {
 	uid := int(info.Sys().(*syscall.Stat_t).Uid)
-	if uid == 0 || os.Geteuid() != 0 || allowed != nil && uid == allowed.uid {
+	if uid == 0 || os.Geteuid() != 0 || allowed != nil && uid == allowed.UID {
 		return "", true
 	}
 	name = "the user id " + strconv.Itoa(uid)

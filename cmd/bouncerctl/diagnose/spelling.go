@@ -1,11 +1,8 @@
-package main
+package diagnose
 
 import (
-	"bytes"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -13,52 +10,6 @@ import (
 
 	"github.com/go-json-experiment/json/jsontext"
 )
-
-// A node is a JSON value whose members stand in their order, with texts and numbers as they were sent.
-type node struct {
-	kind  byte     // as jsontext.Kind: '{', '[', '"', '0', or of a literal its first letter
-	raw   string   // of what is neither an object nor an array
-	names []string // of an object's members, as sent, in quotes
-	kids  []node
-}
-
-// parseNode reads one JSON value.
-func parseNode(text []byte) (node, error) {
-	d := jsontext.NewDecoder(bytes.NewReader(text))
-	n, err := readNode(d)
-	if err == nil && len(bytes.TrimSpace(text[d.InputOffset():])) > 0 {
-		err = errors.New("more than one value")
-	}
-	return n, err
-}
-
-func readNode(d *jsontext.Decoder) (n node, err error) {
-	n.kind = byte(d.PeekKind())
-	if n.kind != '{' && n.kind != '[' {
-		raw, err := d.ReadValue()
-		n.raw = string(raw)
-		return n, err
-	}
-	if _, err := d.ReadToken(); err != nil {
-		return n, err
-	}
-	for end := jsontext.Kind(n.kind + 2); d.PeekKind() != end; {
-		if n.kind == '{' {
-			name, err := d.ReadValue()
-			if err != nil {
-				return n, err
-			}
-			n.names = append(n.names, string(name))
-		}
-		kid, err := readNode(d)
-		if err != nil {
-			return n, err
-		}
-		n.kids = append(n.kids, kid)
-	}
-	_, err = d.ReadToken()
-	return n, err
-}
 
 // A spelling is how a program writes JSON. The zero value writes what was sent, without blanks.
 type spelling struct {
@@ -204,40 +155,6 @@ func forHTML(raw string) string {
 // slashes escapes what PHP's json_encode does by default.
 func slashes(raw string) string { return strings.ReplaceAll(ascii("%04x")(raw), "/", `\/`) }
 
-// Spellings of numbers.
-
-func isFloat(raw string) bool { return strings.ContainsAny(raw, ".eE") }
-
-// shortest writes 22.0 as 22, as JavaScript and Go do.
-func shortest(raw string) string {
-	f, err := strconv.ParseFloat(raw, 64)
-	if err != nil || !isFloat(raw) {
-		return raw
-	}
-	if f == math.Trunc(f) && math.Abs(f) < 1e21 {
-		return strconv.FormatFloat(f, 'f', -1, 64)
-	}
-	return strings.Replace(strings.Replace(strconv.FormatFloat(f, 'g', -1, 64), "e-0", "e-", 1), "e+0", "e+", 1)
-}
-
-// rounded writes numbers that are not exact in 64-bit floating point as JavaScript does.
-func rounded(raw string) string {
-	f, err := strconv.ParseFloat(raw, 64)
-	if err != nil || math.Abs(f) >= 1e21 {
-		return raw
-	}
-	return strconv.FormatFloat(f, 'f', -1, 64)
-}
-
-// single writes numbers that went through a 32-bit float, as a program with 64-bit ones writes them.
-func single(raw string) string {
-	f, err := strconv.ParseFloat(raw, 32)
-	if err != nil || !isFloat(raw) {
-		return raw
-	}
-	return strconv.FormatFloat(f, 'f', -1, 64)
-}
-
 // withoutNulls leaves out the members of an object that are null.
 func withoutNulls(n node) node {
 	if n.kind != '{' {
@@ -250,49 +167,6 @@ func withoutNulls(n node) node {
 		}
 	}
 	return filled
-}
-
-// withFraction writes 22 as 22.0.
-func withFraction(raw string) string {
-	if isFloat(raw) {
-		if text := shortest(raw); isFloat(text) {
-			return text
-		}
-		return shortest(raw) + ".0"
-	}
-	return raw + ".0"
-}
-
-// pythonFloat writes what has a fraction or an exponent as Python does.
-func pythonFloat(raw string) string {
-	if !isFloat(raw) {
-		return raw
-	}
-	return withFraction(raw)
-}
-
-// decimals writes fractions with so many digits, as C's printf does; integers too if all.
-func decimals(digits int, all bool) func(string) string {
-	return func(raw string) string {
-		f, err := strconv.ParseFloat(raw, 64)
-		if err != nil || !all && !isFloat(raw) {
-			return raw
-		}
-		return strconv.FormatFloat(f, 'f', digits, 64)
-	}
-}
-
-// general writes fractions as C's %g does.
-func general(raw string) string {
-	f, err := strconv.ParseFloat(raw, 64)
-	if err != nil || !isFloat(raw) {
-		return raw
-	}
-	text := strconv.FormatFloat(f, 'g', 6, 64)
-	if head, _, scientific := strings.Cut(text, "e"); scientific || !strings.Contains(head, ".") {
-		return text
-	}
-	return strings.TrimRight(strings.TrimRight(text, "0"), ".")
 }
 
 // python writes a value as Python's str() does.

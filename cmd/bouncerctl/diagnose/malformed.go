@@ -1,4 +1,6 @@
-package main
+// Package diagnose says what is wrong with a device's message: why it is no envelope, which mistake gave its signature, and
+// in what its timestamp counts. It names each with what to do about it.
+package diagnose
 
 import (
 	"bytes"
@@ -28,9 +30,9 @@ func mustQuote(text string) []byte {
 	return quoted
 }
 
-// malformed finds the usual mistakes that keep a message from being an envelope, each a sentence with its cure, and
+// Malformed finds the usual mistakes that keep a message from being an envelope, each a sentence with its cure, and
 // returns the message with them put right as far as they can be.
-func malformed(message []byte) (found []string, repaired []byte) {
+func Malformed(message []byte) (found []string, repaired []byte) {
 	text, err := textfile.Decode(message)
 	if err != nil {
 		return []string{"the message " + err.Error()}, message
@@ -50,7 +52,7 @@ func malformed(message []byte) (found []string, repaired []byte) {
 	case whole.kind == '"':
 		inner := []byte(unquoted(whole.raw))
 		if n, err := parseNode(inner); err == nil && n.kind == '{' {
-			more, repaired := malformed(inner)
+			more, repaired := Malformed(inner)
 			return append(append(found, "the whole message is a JSON string that holds the message, so it was encoded twice; publish the object itself"), more...), repaired
 		}
 	}
@@ -65,7 +67,7 @@ func malformed(message []byte) (found []string, repaired []byte) {
 	return append(found, more...), repaired
 }
 
-// repair is malformed for an object.
+// repair is Malformed for an object.
 func repair(whole node, values map[string]json.RawMessage) (found []string, repaired []byte) {
 	for i := range whole.names {
 		name := unquoted(whole.names[i])

@@ -1,0 +1,160 @@
+// Package bundle makes what a device gets: its secret, its certificate and the CA's, and a README that shows how to publish.
+//
+// A bundle has these files, each where there is such a thing:
+//
+//	ca.crt      the CA that signed the broker's certificate and the device's
+//	device.crt  the device's certificate
+//	device.key  its private key, mode 0600
+//	secret      the HMAC key, mode 0600
+//	README      what they are, and how to publish with them
+package bundle
+
+import (
+	"embed"
+	"io/fs"
+	"path/filepath"
+	"strings"
+	"text/template"
+	"time"
+
+	"mosquitto-bouncer/cmd/bouncerctl/files"
+	"mosquitto-bouncer/cmd/bouncerctl/output"
+	"mosquitto-bouncer/plugin/config"
+	"mosquitto-bouncer/plugin/pki"
+	"mosquitto-bouncer/plugin/registry"
+)
+
+//go:embed README.tmpl UPDATE.tmpl
+var templateFiles embed.FS
+
+var templates = template.Must(template.New("").
+	Funcs(template.FuncMap{"sh": output.Shell}).
+	ParseFS(templateFiles, "*.tmpl"))
+
+// A Bundle is the files that a device needs.
+type Bundle []File
+
+// A File is one file of a bundle.
+type File struct {
+	Name    string
+	Content []byte
+	Mode    fs.FileMode
+}
+
+// A Certificate is what the registry notes of one.
+type Certificate struct {
+	Expires     time.Time // zero: there is none
+	Fingerprint registry.Fingerprint
+}
+
+// A Maker makes bundles. Safe for concurrent use.
+type Maker struct {
+	Config  *config.Config // for the topics in the README
+	CA      *pki.CA        // nil: no certificates
+	Request []byte         // a certificate signing request in PEM; nil: the bundle has a private key too
+	Host    string         // of the broker, for the README
+	Port    int            // likewise
+}
+
+// readmeValues fill README.tmpl and UPDATE.tmpl.
+type readmeValues struct {
+	ID, Topic, Response string
+	Host                string
+	Port                int
+	NotAfter            string // "" if the bundle has no certificate
+	OwnKey              bool   // the device has its private key, the bundle has not
+	Secret              bool   // the bundle has a secret
+	Ends                string // when the old secret ends; "" at once
+}
+
+// New makes the files for a new device.
+func (m *Maker) New(id string, secret []byte) (Bundle, Certificate, error) {
+	return m.make("README.tmpl", id, secret, time.Time{})
+}
+
+// Update makes the files for a device that has a bundle: a new secret, or without one a new certificate. ends is when the
+// old secret does; zero: at once.
+func (m *Maker) Update(id string, secret []byte, ends time.Time) (Bundle, Certificate, error) {
+	return m.make("UPDATE.tmpl", id, secret, ends)
+}
+
+func (m *Maker) make(readme, id string, secret []byte, ends time.Time) (Bundle, Certificate, error) {
+	b, cert, err := m.certificate(id)
+	if err != nil {
+		return nil, Certificate{}, err
+	}
+	if secret != nil {
+		b = append(b, File{"secret", secret, 0o600})
+	}
+	values := readmeValues{
+		ID:       id,
+		Topic:    strings.Replace(m.Config.Publish.Topics[0], "+", id, 1),
+		Response: strings.Replace(m.Config.Response.Topic, config.DeviceID, id, 1),
+		Host:     m.Host,
+		Port:     m.Port,
+		OwnKey:   m.Request != nil,
+		Secret:   secret != nil,
+	}
+	if !cert.Expires.IsZero() {
+		values.NotAfter = cert.Expires.UTC().Format(time.DateOnly)
+	}
+	if !ends.IsZero() {
+		values.Ends = output.Instant(ends)
+	}
+	var text strings.Builder
+	if err := templates.ExecuteTemplate(&text, readme, values); err != nil {
+		return nil, Certificate{}, err
+	}
+	return append(b, File{"README", []byte(text.String()), 0o640}), cert, nil
+}
+
+// certificate makes the files of the device's certificate, none without a CA.
+func (m *Maker) certificate(id string) (Bundle, Certificate, error) {
+	if m.CA == nil {
+		return nil, Certificate{}, nil
+	}
+	var cert, key []byte
+	var err error
+	if m.Request != nil {
+		cert, err = m.CA.IssueDeviceFor(id, m.Request, time.Now(), pki.LeafLifetime)
+	} else {
+		cert, key, err = m.CA.IssueDevice(id, time.Now(), pki.LeafLifetime)
+	}
+	if err != nil {
+		return nil, Certificate{}, err
+	}
+	expires, fingerprint, err := pki.Inspect(cert)
+	if err != nil {
+		return nil, Certificate{}, err
+	}
+	b := Bundle{{"ca.crt", m.CA.CertPEM(), 0o640}, {"device.crt", cert, 0o640}}
+	if key != nil {
+		b = append(b, File{"device.key", key, 0o600})
+	}
+	return b, Certificate{expires, fingerprint}, nil
+}
+
+// Write makes the directory, which must not exist, and the files in it. If it fails, the caller undoes c.
+func (b Bundle) Write(c *files.Creation, dir string) error {
+	if err := c.Parents(dir, 0o700); err != nil {
+		return err
+	}
+	if err := c.Directory(dir, 0o700, nil); err != nil {
+		return err
+	}
+	for _, f := range b {
+		if err := c.File(filepath.Join(dir, f.Name), f.Content, f.Mode, nil); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Names returns the names of the files.
+func (b Bundle) Names() []string {
+	names := make([]string, len(b))
+	for i, f := range b {
+		names[i] = f.Name
+	}
+	return names
+}
