@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"maps"
 	"math/big"
 	"net"
@@ -130,6 +131,7 @@ func TestReloadOfEverySetting(t *testing.T) {
 		request = r
 	}))
 	backend.TLS = &tls.Config{ClientAuth: tls.RequestClientCert, Certificates: []tls.Certificate{pairs["backend"]}}
+	backend.Config.ErrorLog = log.New(io.Discard, "", 0) // of the handshakes that fail with another CA
 	backend.StartTLS()
 	t.Cleanup(backend.Close)
 
@@ -322,8 +324,10 @@ func TestReloadOfEverySetting(t *testing.T) {
 			g.until(s.Key+" as before", func() bool { return now() == before })
 		}
 	}
-	if len(changedSettings) != len(config.Settings()) {
-		t.Error("changedSettings has a setting that is not in the table")
+	for key := range changedSettings {
+		if !slices.ContainsFunc(config.Settings(), func(s config.Setting) bool { return s.Key == key }) {
+			t.Errorf("changedSettings: %s is not in the table of settings", key)
+		}
 	}
 }
 
