@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"mosquitto-bouncer/plugin/secret"
 )
 
 func TestDefaults(t *testing.T) {
@@ -152,8 +154,8 @@ keep      = 3
 			Linger:        20 * time.Millisecond,
 			Concurrency:   8,
 			MaxAge:        24 * time.Hour,
-			BearerToken:   Secret("backend-token"),
-			SigningSecret: Secret("whsec_x"),
+			BearerToken:   secret.Secret("backend-token"),
+			SigningSecret: secret.Secret("whsec_x"),
 			Order:         OrderNone,
 			FatalStatuses: []int{404, 501},
 			TLS:           got.Backend.TLS,
@@ -163,8 +165,8 @@ keep      = 3
 		Rejected: Rejected{Topic: "device/{device_id}/rejected"},
 		ACL:      ACL{Others: OthersDefer, UnknownCertificates: UnknownDeny, Certificates: []string{"dashboard", "Größe 1"}},
 		Journal:  Journal{MaxBytes: 500e6, DeviceShare: 0.5},
-		HTTP:     HTTP{Listen: "[::]:8080", Token: Secret("http-token"), TLS: got.HTTP.TLS},
-		Registry: Registry{Key: Secret(registryKey)},
+		HTTP:     HTTP{Listen: "[::]:8080", Token: secret.Secret("http-token"), TLS: got.HTTP.TLS},
+		Registry: Registry{Key: secret.Secret(registryKey)},
 		Audit:    Audit{File: filepath.Join(dir, "audit.jsonl"), MaxBytes: 1 << 20, Keep: 3},
 
 		DeadLetters: DeadLetters{MaxBytes: 2 << 30, DeviceShare: 0.25, AtLimit: AtLimitDropOldest},

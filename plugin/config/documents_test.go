@@ -144,7 +144,7 @@ func TestKeysInSource(t *testing.T) {
 	}
 }
 
-// TestDefaultsAsWritten: the example gives the defaults, also with the lines that are comments in it.
+// TestDefaultsAsWritten: the example and the file of the package give the defaults.
 func TestDefaultsAsWritten(t *testing.T) {
 	want, err := parse("b.toml", "/", nil)
 	if err != nil {
@@ -161,6 +161,19 @@ func TestDefaultsAsWritten(t *testing.T) {
 		}
 		if s.needs == "" && !strings.Contains(got.Where(s.Key), ":") || s.needs != "" && !strings.Contains(example, "\n# "+s.name()+" = "+s.byDefault) {
 			t.Errorf("%s is not in the example", s.Key)
+		}
+	}
+	packaged, err := os.ReadFile("../../debian/bouncer.toml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err = parse("bouncer.toml", "/", packaged)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, s := range got.table() {
+		if !s.same(want.table()[i].value) {
+			t.Errorf("debian/bouncer.toml: %s is not the default", s.Key)
 		}
 	}
 	for line := range strings.Lines(example) {

@@ -11,12 +11,13 @@ import (
 	"strings"
 	"syscall"
 
+	"mosquitto-bouncer/plugin/secret"
 	"mosquitto-bouncer/plugin/textfile"
 )
 
 // secret reads the secret in the file that key names: 1 to 4096 bytes of UTF-8
-// without control characters; one line end, LF or CRLF, at its end is not part of it.
-func (d *document) secret(key string) Secret {
+// without control characters; one line end, LF or CRLF, at the end is not part of it.
+func (d *document) secret(key string) secret.Secret {
 	const most = 4096
 	path, content, ok := d.content(key, 0o007)
 	if !ok {
@@ -31,7 +32,7 @@ func (d *document) secret(key string) Secret {
 	case strings.ContainsFunc(s, notVisible):
 		d.problem(key, "%q has characters other than printable ASCII without blanks; put the secret into it as one line, in hexadecimal or base64", path)
 	default:
-		return Secret(s)
+		return secret.Secret(s)
 	}
 	return nil
 }

@@ -16,12 +16,14 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"mosquitto-bouncer/plugin/secret"
 )
 
 func TestSecretFiles(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "token")
-	load := func() (Secret, error) {
+	load := func() (secret.Secret, error) {
 		c, err := parse("b.toml", dir, []byte("[backend]\nbearer_token_file = \"token\"\n"))
 		if err != nil {
 			return nil, err

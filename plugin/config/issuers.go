@@ -75,7 +75,7 @@ func (d *document) issuersIn(key, path string) (all [][]byte) {
 			d.problem(key, "%q holds a certificate that cannot be read: %v", path, err)
 			return nil
 		case certificate.BasicConstraintsValid && !certificate.IsCA:
-			d.problem(key, "%q holds the certificate of %q, which is no CA's; name the CA that signs the devices' certificates", path, certificate.Subject)
+			d.problem(key, "%q holds the certificate of %q, which is not a CA; name the CA that signs the devices' certificates", path, certificate.Subject)
 			return nil
 		}
 		all = append(all, block.Bytes)

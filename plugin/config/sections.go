@@ -3,6 +3,8 @@ package config
 import (
 	"crypto/tls"
 	"time"
+
+	"mosquitto-bouncer/plugin/secret"
 )
 
 // The structs of this file hold the values of bouncer.toml. The table in settings.go has the defaults and ranges.
@@ -50,9 +52,9 @@ type Backend struct {
 	// FatalStatuses are statuses, in ascending order, with which a message is a dead letter at once.
 	FatalStatuses []int
 	// BearerToken is sent in Authorization; nil: none.
-	BearerToken Secret
+	BearerToken secret.Secret
 	// SigningSecret signs requests as Standard Webhooks describes; nil: none.
-	SigningSecret Secret
+	SigningSecret secret.Secret
 	// TLS is nil for an http URL. For https: TLS 1.2 or later, the CAs of ca_file, or the system's where RootCAs is nil, and
 	// the client certificate of cert_file, if any.
 	TLS *tls.Config
@@ -96,7 +98,7 @@ type HTTP struct {
 	// Listen is the host:port to listen on; a loopback address, or TLS is set. "": no listener.
 	Listen string
 	// Token is the bearer token that clients present. With Listen there is one.
-	Token Secret
+	Token secret.Secret
 	// TLS serves the certificate of cert_file and key_file, TLS 1.2 or later; nil: plain HTTP.
 	TLS *tls.Config
 }
@@ -156,7 +158,7 @@ const (
 type Registry struct {
 	// Key encrypts the devices' secrets in the database: 64 hexadecimal digits. Secrets in plain text are read all the same.
 	// nil: secrets are stored as they are.
-	Key Secret
+	Key secret.Secret
 }
 
 // Audit is [audit]: the record of what was refused and what was changed.

@@ -3,6 +3,8 @@ package config
 import (
 	"strings"
 	"testing"
+
+	"mosquitto-bouncer/plugin/secret"
 )
 
 func TestTokenWarning(t *testing.T) {
@@ -12,10 +14,10 @@ func TestTokenWarning(t *testing.T) {
 		want bool
 	}{
 		{HTTP{}, false},
-		{HTTP{Token: Secret("x")}, false},
-		{HTTP{Listen: "127.0.0.1:1", Token: Secret("x")}, true},
-		{HTTP{Listen: "127.0.0.1:1", Token: Secret(long[1:])}, true},
-		{HTTP{Listen: "127.0.0.1:1", Token: Secret(long)}, false},
+		{HTTP{Token: secret.Secret("x")}, false},
+		{HTTP{Listen: "127.0.0.1:1", Token: secret.Secret("x")}, true},
+		{HTTP{Listen: "127.0.0.1:1", Token: secret.Secret(long[1:])}, true},
+		{HTTP{Listen: "127.0.0.1:1", Token: secret.Secret(long)}, false},
 	} {
 		got := test.http.TokenWarning()
 		if (got != "") != test.want || strings.Contains(got, "xx") || test.want && !strings.Contains(got, "version "+ShortTokenEnds+" will refuse it") {

@@ -9,6 +9,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"mosquitto-bouncer/plugin/secret"
 )
 
 // The functions of this file bind a field to the way its setting is read. at is the field.
@@ -145,7 +147,7 @@ func hostPort(at *string) value {
 	}
 }
 
-func secretFile(at *Secret) value {
+func secretFile(at *secret.Secret) value {
 	return value{
 		field: at, kind: "file that holds a secret", byDefault: `""`,
 		read: func(d *document, key string) { *at = d.secret(key) },
