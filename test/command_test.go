@@ -3,10 +3,8 @@ package test
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"slices"
 	"strings"
@@ -18,49 +16,15 @@ import (
 	"github.com/eclipse/paho.golang/paho"
 	mqtt "github.com/eclipse/paho.mqtt.golang"
 
+	"mosquitto-bouncer/test/harness"
 	"mosquitto-bouncer/test/harness/broker"
 	"mosquitto-bouncer/test/harness/device"
 )
 
-func ask(ctx context.Context, client *http.Client, base, method, path, body string, header ...string) (s seen, err error) {
-	r, err := http.NewRequestWithContext(ctx, method, base+path, strings.NewReader(body))
-	if err != nil {
-		return s, err
-	}
-	r.Header.Set("Authorization", "Bearer "+broker.HTTPToken)
-	if method == http.MethodPost {
-		r.Header.Set("Content-Type", "application/json")
-	}
-	for i := 0; i < len(header); i += 2 {
-		r.Header.Set(header[i], header[i+1])
-	}
-	answer, err := client.Do(r)
-	if err != nil {
-		return s, err
-	}
-	defer answer.Body.Close()
-	s.Status, s.Header = answer.StatusCode, answer.Header
-	if s.Text, err = io.ReadAll(answer.Body); err != nil {
-		return s, err
-	}
-	if strings.Contains(answer.Header.Get("Content-Type"), "json") {
-		var fields struct {
-			ID, URL, State, Reason, Detail string
-			Result, Command                json.RawMessage
-			Sent, Finished                 *time.Time
-			Repeated                       bool
-		}
-		err = json.Unmarshal(s.Text, &fields)
-		s.ID, s.URL, s.State, s.Reason, s.Detail, s.Repeated = fields.ID, fields.URL, fields.State, fields.Reason, fields.Detail, fields.Repeated
-		s.Result, s.Command, s.Sent, s.Finished = fields.Result, fields.Command, fields.Sent, fields.Finished
-	}
-	return s, err
-}
-
 // obey has a device take commands in the background until the test ends.
-func (g *gate) obey(c *client, do func(device.Command) (string, string)) *refusals {
+func obey(g *harness.Gateway, c *harness.Client, do func(device.Command) (string, string)) *refusals {
 	g.Helper()
-	g.no(c.Subscribe(g.limit(), c.CommandTopic(), 1))
+	g.Must(c.Subscribe(g.Limit(), c.CommandTopic(), 1))
 	ctx, cancel := context.WithCancel(context.Background())
 	r := new(refusals)
 	var done sync.WaitGroup
@@ -96,21 +60,21 @@ func (r *refusals) all() []error {
 
 // TestCommand sends a command to a device and has its answer come back, in either version of MQTT and with each status.
 func TestCommand(t *testing.T) {
-	g := newGate(t, broker.Options{Devices: []string{"sensor_001"}, HTTP: true})
-	g.watch()
-	for _, p := range []protocol{mqtt311, mqtt5} {
-		g.sub(p.String(), func(g *gate) {
-			c := g.connect(g.device("sensor_001"), p)
-			taken := g.obey(c, func(c device.Command) (string, string) { return strings.Trim(string(c.Body), `"`), `{"echo": [1.0]}` })
+	g := harness.New(t, broker.Options{Devices: []string{"sensor_001"}, HTTP: true})
+	g.Watch()
+	for _, p := range []harness.Protocol{harness.MQTT311, harness.MQTT5} {
+		g.Sub(p.String(), func(g *harness.Gateway) {
+			c := g.Connect(g.Device("sensor_001"), p)
+			taken := obey(g, c, func(c device.Command) (string, string) { return strings.Trim(string(c.Body), `"`), `{"echo": [1.0]}` })
 			for _, status := range []string{"succeeded", "failed", "rejected"} {
-				s := g.ask("POST", "/v1/devices/sensor_001/commands?wait=10s", `"`+status+`"`)
+				s := g.Ask("POST", "/v1/devices/sensor_001/commands?wait=10s", `"`+status+`"`)
 				if s.Status != 200 || s.State != status || string(s.Result) != `{"echo":[1.0]}` || s.Sent == nil || s.Finished == nil {
 					t.Errorf("%d %s", s.Status, s.Text)
 				}
 				if s.URL != "/v1/commands/"+s.ID || s.Header.Get("Location") != s.URL {
 					t.Errorf("the URL is %q, Location %q", s.URL, s.Header.Get("Location"))
 				}
-				if again := g.ask("GET", s.URL, ""); again.Status != 200 || again.State != status || string(again.Command) != `"`+status+`"` {
+				if again := g.Ask("GET", s.URL, ""); again.Status != 200 || again.State != status || string(again.Command) != `"`+status+`"` {
 					t.Errorf("%d %s", again.Status, again.Text)
 				}
 			}
@@ -119,23 +83,23 @@ func TestCommand(t *testing.T) {
 			}
 		})
 	}
-	if n := g.backend.Count(); n != 0 {
+	if n := g.Backend.Count(); n != 0 {
 		t.Errorf("the backend got %d answers to commands as data", n)
 	}
-	c := g.connect(g.device("sensor_001"), mqtt5)
-	// What a device answers passes the gate like data.
-	ack := g.publish(c, c.ResultTopic(), 1, []byte(`{"command_id":"x","status":"failed"}`))
+	c := g.Connect(g.Device("sensor_001"), harness.MQTT5)
+	// What a device answers is checked as data is.
+	ack := g.Publish(c, c.ResultTopic(), 1, []byte(`{"command_id":"x","status":"failed"}`))
 	if ack.Accepted() {
 		t.Error("an unsigned answer was accepted")
 	}
 	m := c.Answer("01234567-89ab-8def-8123-456789abcdef", "failed", "")
-	if ack := g.publish(c, c.ResultTopic(), 1, m.Bytes); !ack.Accepted() {
+	if ack := g.Publish(c, c.ResultTopic(), 1, m.Bytes); !ack.Accepted() {
 		t.Error("a signed answer was refused")
 	}
-	if ack := g.publish(c, c.ResultTopic(), 1, m.Bytes); ack.Accepted() {
+	if ack := g.Publish(c, c.ResultTopic(), 1, m.Bytes); ack.Accepted() {
 		t.Error("a replayed answer was accepted")
 	}
-	if ack := g.publish(g.connect(g.device("monitor"), mqtt5), c.CommandTopic(), 1, []byte("1")); ack.Accepted() {
+	if ack := g.Publish(g.Connect(g.Device("monitor"), harness.MQTT5), c.CommandTopic(), 1, []byte("1")); ack.Accepted() {
 		t.Error("a client could publish a command")
 	}
 }
@@ -143,22 +107,22 @@ func TestCommand(t *testing.T) {
 // TestCommandIsNoData: a command's envelope, sent back to the gateway as a message of the device, is refused, although
 // the signature is the device's.
 func TestCommandIsNoData(t *testing.T) {
-	g := newGate(t, broker.Options{Devices: []string{"sensor_001"}, HTTP: true})
-	c := g.connect(g.device("sensor_001"), mqtt5)
-	g.no(c.Subscribe(g.limit(), c.CommandTopic(), 1))
-	s := g.ask("POST", "/v1/devices/sensor_001/commands", `{"temperature":99}`)
+	g := harness.New(t, broker.Options{Devices: []string{"sensor_001"}, HTTP: true})
+	c := g.Connect(g.Device("sensor_001"), harness.MQTT5)
+	g.Must(c.Subscribe(g.Limit(), c.CommandTopic(), 1))
+	s := g.Ask("POST", "/v1/devices/sensor_001/commands", `{"temperature":99}`)
 	if s.Status != 202 {
 		t.Fatalf("%d %s", s.Status, s.Text)
 	}
-	got, err := c.Inbox().WaitCount(g.limit(), c.CommandTopic(), 1)
-	g.no(err)
+	got, err := c.Inbox().WaitCount(g.Limit(), c.CommandTopic(), 1)
+	g.Must(err)
 	for _, topic := range []string{c.DataTopic(), c.ResultTopic()} {
-		mark := g.broker.Log().Mark()
-		if ack := g.publish(c, topic, 1, got[0].Payload); ack.Code != device.NotAuthorized {
+		mark := g.Broker.Log().Mark()
+		if ack := g.Publish(c, topic, 1, got[0].Payload); ack.Code != device.NotAuthorized {
 			t.Errorf("a command as a message on %s: %v", topic, ack)
 		}
-		_, err := g.broker.WaitLog(g.limit(), mark, broker.Contains("bouncer: refused", "topic="+topic+" ", "reason=malformed", "message_id="+s.ID))
-		g.no(err)
+		_, err := g.Broker.WaitLog(g.Limit(), mark, broker.Contains("bouncer: refused", "topic="+topic+" ", "reason=malformed", "message_id="+s.ID))
+		g.Must(err)
 	}
 	// And the other way round: what the device has signed is no command, even with the right payload.
 	forged := c.Sign(fmt.Sprintf(`{"command":"open","expires":%d}`, time.Now().Add(time.Hour).Unix()))
@@ -172,7 +136,7 @@ func TestCommandIsNoData(t *testing.T) {
 	if _, err := v.Verify(got[0].Payload, time.Now()); !errors.Is(err, device.ErrCommandReplayed) {
 		t.Errorf("the command a second time: %v", err)
 	}
-	if _, err := g.device("sensor_001").NewCommandVerifier().Verify(got[0].Payload, time.Now().Add(time.Hour)); !errors.Is(err, device.ErrCommandExpired) {
+	if _, err := g.Device("sensor_001").NewCommandVerifier().Verify(got[0].Payload, time.Now().Add(time.Hour)); !errors.Is(err, device.ErrCommandExpired) {
 		t.Errorf("the command an hour later: %v", err)
 	}
 	tampered := bytes.Replace(got[0].Payload, []byte("99"), []byte("98"), 1)
@@ -184,47 +148,47 @@ func TestCommandIsNoData(t *testing.T) {
 // TestCommandsWait: a device that is away gets its commands when it comes back, from its session or without one, but
 // none whose time is up; also when the broker was killed meanwhile.
 func TestCommandsWait(t *testing.T) {
-	g := newGate(t, broker.Options{Devices: []string{"session", "clean", "v5"}, HTTP: true, Persistence: true})
-	connect := func(id string) *client {
-		d := g.device(id)
-		c := &client{Device: d, username: id, protocol: mqtt311}
+	g := harness.New(t, broker.Options{Devices: []string{"session", "clean", "v5"}, HTTP: true, Persistence: true})
+	connect := func(id string) *harness.Client {
+		d := g.Device(id)
+		c := &harness.Client{Device: d, Username: id, Protocol: harness.MQTT311}
 		var err error
 		if id == "v5" {
-			c.protocol = mqtt5
-			c.Client, err = d.ConnectV5(g.limit(), func(o *paho.Connect) {
+			c.Protocol = harness.MQTT5
+			c.Client, err = d.ConnectV5(g.Limit(), func(o *paho.Connect) {
 				o.ClientID, o.CleanStart = id, false
 				o.Properties = &paho.ConnectProperties{SessionExpiryInterval: new(uint32(3600))}
 			})
 		} else {
-			c.Client, err = d.ConnectV3(g.limit(), func(o *mqtt.ClientOptions) { o.SetClientID(id).SetCleanSession(id == "clean") })
+			c.Client, err = d.ConnectV3(g.Limit(), func(o *mqtt.ClientOptions) { o.SetClientID(id).SetCleanSession(id == "clean") })
 		}
-		g.no(err)
+		g.Must(err)
 		return c
 	}
 	for _, id := range []string{"session", "v5"} {
 		c := connect(id)
-		g.no(c.Subscribe(g.limit(), c.CommandTopic(), 1))
-		g.no(c.Close())
+		g.Must(c.Subscribe(g.Limit(), c.CommandTopic(), 1))
+		g.Must(c.Close())
 	}
 	late := map[string]string{}
 	good := map[string]string{}
 	for _, id := range []string{"session", "clean", "v5"} {
-		short := g.ask("POST", "/v1/devices/"+id+"/commands?ttl=2s", `"short"`)
-		long := g.ask("POST", "/v1/devices/"+id+"/commands?ttl=10m", `"long"`)
+		short := g.Ask("POST", "/v1/devices/"+id+"/commands?ttl=2s", `"short"`)
+		long := g.Ask("POST", "/v1/devices/"+id+"/commands?ttl=10m", `"long"`)
 		if short.Status != 202 || long.Status != 202 {
 			t.Fatalf("%s %s", short.Text, long.Text)
 		}
 		late[id], good[id] = short.ID, long.ID
 	}
 	for _, id := range late {
-		g.state(id, "expired")
+		g.CommandState(id, "expired")
 	}
 	check := func() {
 		t.Helper()
 		for _, id := range []string{"session", "clean", "v5"} {
 			c := connect(id)
-			obeying := g.obey(c, func(c device.Command) (string, string) { return "succeeded", string(c.Body) })
-			if s := g.state(good[id], "succeeded"); string(s.Result) != `"long"` {
+			obeying := obey(g, c, func(c device.Command) (string, string) { return "succeeded", string(c.Body) })
+			if s := g.CommandState(good[id], "succeeded"); string(s.Result) != `"long"` {
 				t.Errorf("%s: %s", id, s.Text)
 			}
 			for _, r := range c.Inbox().On(c.CommandTopic()) {
@@ -233,24 +197,24 @@ func TestCommandsWait(t *testing.T) {
 				}
 			}
 			obeying.end()
-			g.no(c.Close())
+			g.Must(c.Close())
 		}
 	}
 	check()
 	// Once more over a SIGKILL, after which only the plugin knows of the commands.
 	for id := range good {
-		good[id] = g.ask("POST", "/v1/devices/"+id+"/commands?ttl=10m", `"long"`).ID
+		good[id] = g.Ask("POST", "/v1/devices/"+id+"/commands?ttl=10m", `"long"`).ID
 	}
-	g.no(g.broker.Process().Kill())
-	g.no(g.broker.Start())
+	g.Must(g.Broker.Process().Kill())
+	g.Must(g.Broker.Start())
 	check()
 }
 
 // TestCommandErrors asks for each error of the HTTP interface.
 func TestCommandErrors(t *testing.T) {
-	g := newGate(t, broker.Options{Devices: []string{"sensor_001", "off"}, HTTP: true})
-	g.setDisabled("off", true)
-	for s := g.ask("POST", "/v1/devices/off/commands", "1"); s.Status == 202; s = g.ask("POST", "/v1/devices/off/commands", "1") {
+	g := harness.New(t, broker.Options{Devices: []string{"sensor_001", "off"}, HTTP: true})
+	g.SetDisabled("off", true)
+	for s := g.Ask("POST", "/v1/devices/off/commands", "1"); s.Status == 202; s = g.Ask("POST", "/v1/devices/off/commands", "1") {
 		time.Sleep(20 * time.Millisecond) // the registry follows its database within a second
 	}
 	const path = "/v1/devices/sensor_001/commands"
@@ -287,7 +251,7 @@ func TestCommandErrors(t *testing.T) {
 		{"POST", path, "1", 400, "bad_idempotency_key", []string{"Idempotency-Key", strings.Repeat("x", 256)}},
 		{"POST", "/v1/devices/off/commands", "1", 409, "device_disabled", nil},
 	} {
-		s := g.ask(c.method, c.path, c.body, c.header...)
+		s := g.Ask(c.method, c.path, c.body, c.header...)
 		if s.Status != c.status || s.Reason != c.reason || s.Header.Get("Content-Type") != "application/problem+json" || s.Detail == "" {
 			t.Errorf("%s %s %.20s %.40q: %d %q, want %d %s", c.method, c.path, c.body, c.header, s.Status, s.Text, c.status, c.reason)
 		}
@@ -295,16 +259,16 @@ func TestCommandErrors(t *testing.T) {
 			t.Errorf("the token is in %s", s.Text)
 		}
 	}
-	first := g.ask("POST", path, `{"a":1}`, "Idempotency-Key", "k")
-	again := g.ask("POST", path, `{"a":1}`, "Idempotency-Key", "k")
+	first := g.Ask("POST", path, `{"a":1}`, "Idempotency-Key", "k")
+	again := g.Ask("POST", path, `{"a":1}`, "Idempotency-Key", "k")
 	if first.Status != 202 || again.Status != 202 || again.ID != first.ID || first.Repeated || !again.Repeated {
 		t.Errorf("one key twice: %s and %s", first.Text, again.Text)
 	}
-	if s := g.ask("POST", path, `{"a":2}`, "Idempotency-Key", "k"); s.Status != 422 || s.Reason != "idempotency_key_reused" {
+	if s := g.Ask("POST", path, `{"a":2}`, "Idempotency-Key", "k"); s.Status != 422 || s.Reason != "idempotency_key_reused" {
 		t.Errorf("a key for another body: %d %s", s.Status, s.Text)
 	}
 	for n := 1; ; n++ {
-		s := g.ask("POST", path, "1")
+		s := g.Ask("POST", path, "1")
 		if s.Status == 429 {
 			if s.Reason != "device_busy" || s.Header.Get("Retry-After") == "" || n != 256 {
 				t.Errorf("after %d: %s", n, s.Text)
@@ -328,7 +292,7 @@ func TestCommandsDoNotSlowPublishes(t *testing.T) {
 		for begin := time.Now(); time.Since(begin) < during; time.Sleep(5 * time.Millisecond) {
 			m := publisher.Sign("1")
 			at := time.Now()
-			g.publish(publisher, publisher.DataTopic(), 1, m.Bytes)
+			g.Publish(publisher, publisher.DataTopic(), 1, m.Bytes)
 			took = append(took, time.Since(at))
 		}
 		slices.Sort(took)
@@ -336,7 +300,7 @@ func TestCommandsDoNotSlowPublishes(t *testing.T) {
 	}
 	idle, idle99 := measure(2 * time.Second)
 	for _, c := range clients {
-		g.obey(c, func(device.Command) (string, string) { return "succeeded", "" })
+		obey(g, c, func(device.Command) (string, string) { return "succeeded", "" })
 	}
 	pool := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 64}}
 	defer pool.CloseIdleConnections()
@@ -351,7 +315,7 @@ func TestCommandsDoNotSlowPublishes(t *testing.T) {
 			defer every.Stop()
 			for n := s; ctx.Err() == nil; n += senders {
 				<-every.C
-				a, err := ask(context.Background(), pool, "http://"+g.broker.HTTPAddr(), "POST", "/v1/devices/"+clients[n%devices].ID+"/commands", `{"n":1}`)
+				a, err := harness.Ask(context.Background(), pool, "http://"+g.Broker.HTTPAddr(), "POST", "/v1/devices/"+clients[n%devices].ID+"/commands", `{"n":1}`)
 				if err != nil || a.Status != 202 {
 					t.Errorf("%v %d %s", err, a.Status, a.Text)
 					return
@@ -362,9 +326,9 @@ func TestCommandsDoNotSlowPublishes(t *testing.T) {
 	}
 	busy, busy99 := measure(seconds * time.Second)
 	all.Wait()
-	deadline := time.Now().Add(patience)
+	deadline := time.Now().Add(harness.Patience)
 	done := fmt.Sprintf("bouncer_commands{state=\"succeeded\"} %d\n", taken.Load())
-	for ; !strings.Contains(string(g.ask("GET", "/metrics", "").Text), done); time.Sleep(50 * time.Millisecond) {
+	for ; !strings.Contains(string(g.Ask("GET", "/metrics", "").Text), done); time.Sleep(50 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("%d commands were taken; not all were answered", taken.Load())
 		}

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"mosquitto-bouncer/plugin/envelope"
+	"mosquitto-bouncer/test/harness"
 	"mosquitto-bouncer/test/harness/backend"
 	"mosquitto-bouncer/test/harness/broker"
 	"mosquitto-bouncer/test/harness/device"
@@ -33,25 +34,25 @@ var payloads = []string{
 // TestDelivery has every payload arrive at the subscriber as it was published and at the backend as it was signed, in
 // either version of MQTT and at every QoS.
 func TestDelivery(t *testing.T) {
-	g := newGate(t, broker.Options{Devices: []string{"sensor_001"}})
-	g.watch()
-	d := g.device("sensor_001")
-	g.eachWay(func(g *gate, p protocol, qos byte) {
-		c := g.connect(d, p)
+	g := harness.New(t, broker.Options{Devices: []string{"sensor_001"}})
+	g.Watch()
+	d := g.Device("sensor_001")
+	g.EachWay(func(g *harness.Gateway, p harness.Protocol, qos byte) {
+		c := g.Connect(d, p)
 		for _, payload := range payloads {
-			g.accept(c, qos, d.Sign(payload))
-			g.accept(c, qos, canonical(g, d, payload))
+			g.Accept(c, qos, d.Sign(payload))
+			g.Accept(c, qos, canonical(g, d, payload))
 		}
-		g.accept(c, qos, spaced(d.Sign(`{"temperature":22.0}`)))
+		g.Accept(c, qos, spaced(d.Sign(`{"temperature":22.0}`)))
 	})
-	g.nothingElse("sensor_001")
+	g.NothingElse("sensor_001")
 }
 
 // canonical is a message signed over the payload's canonical form, as the Python gateway's devices do, and sent as it is.
-func canonical(g *gate, d *device.Device, payload string) device.Message {
+func canonical(g *harness.Gateway, d *device.Device, payload string) device.Message {
 	g.Helper()
 	form, err := envelope.AppendCanonical(nil, []byte(payload))
-	g.no(err)
+	g.Must(err)
 	m := d.Sign(string(form)).Tampered(`"payload":`+string(form), `"payload":`+payload)
 	m.Payload = []byte(payload)
 	return m
@@ -72,13 +73,13 @@ func spaced(m device.Message) device.Message {
 // TestRequest asserts everything the backend sees of a message.
 func TestRequest(t *testing.T) {
 	ids := []string{"sensor_001", "a.b:C-d_9", "..", strings.Repeat("x", 64)}
-	g := newGate(t, broker.Options{Devices: ids})
+	g := harness.New(t, broker.Options{Devices: ids})
 	for _, id := range ids {
-		d := g.device(id)
+		d := g.Device(id)
 		made := time.Now().Add(-time.Minute)
 		const messageID = "550E8400-e29b-41d4-a716-446655440000" // the letter case is the device's, the backend gets lower case
 		m := d.Sign(`{"temperature":22.0}`, device.SignedAt(made), device.WithMessageID(messageID))
-		r := g.accept(g.connect(d, mqtt5), 1, m)
+		r := g.Accept(g.Connect(d, harness.MQTT5), 1, m)
 		if r.Method != http.MethodPost || r.Path != "/device/"+id+"/data" {
 			t.Errorf("got %s %s", r.Method, r.Path)
 		}
@@ -106,53 +107,53 @@ func TestRequest(t *testing.T) {
 			}
 		}
 	}
-	g.nothingElse("sensor_001")
+	g.NothingElse("sensor_001")
 }
 
 // TestNoSubscriber asserts the acknowledgement of a message that only the backend gets.
 func TestNoSubscriber(t *testing.T) {
-	g := newGate(t, broker.Options{Devices: []string{"sensor_001"}})
-	d := g.device("sensor_001")
-	c := g.connect(d, mqtt5)
+	g := harness.New(t, broker.Options{Devices: []string{"sensor_001"}})
+	d := g.Device("sensor_001")
+	c := g.Connect(d, harness.MQTT5)
 	for qos, want := range []byte{device.Success, device.NoMatchingSubscribers, device.Success} {
 		m := d.Sign("22")
-		g.expect(d.DataTopic(), m)
-		if ack := g.publish(c, d.DataTopic(), byte(qos), m.Bytes); ack.Code != want {
+		g.Expect(d.DataTopic(), m)
+		if ack := g.Publish(c, d.DataTopic(), byte(qos), m.Bytes); ack.Code != want {
 			t.Errorf("QoS %d: got %v, want 0x%02x", qos, ack, want)
 		}
 	}
-	g.nothingElse("sensor_001")
+	g.NothingElse("sensor_001")
 }
 
 // TestUngated has whatever is published outside the gated topics pass, whoever publishes it.
 func TestUngated(t *testing.T) {
-	g := newGate(t, broker.Options{
-		Devices: []string{"sensor_001"}, Conf: "allow_anonymous true", Listeners: withoutIdentity,
+	g := harness.New(t, broker.Options{
+		Devices: []string{"sensor_001"}, Conf: "allow_anonymous true", Listeners: harness.WithoutIdentity,
 	})
-	g.watch()
-	dashboard, d := g.device("dashboard"), g.device("sensor_001")
+	g.Watch()
+	dashboard, d := g.Device("dashboard"), g.Device("sensor_001")
 	messages := [][]byte{nil, []byte("hello"), {0, 0xff, '\n'}, d.Sign("22").Bytes, []byte(strings.Repeat("x", 100_000))}
 	topics := []string{
 		"news", "device", "device/", "device/dashboard", "device/dashboard/state", "device/dashboard/data/", "device/dashboard/x/data",
 		"/device/dashboard/data", "Device/dashboard/data", "device/dashboard/Data",
 	}
-	g.eachWay(func(g *gate, p protocol, qos byte) {
-		from := g.monitor.Inbox()
-		clients := []*client{
-			g.connect(dashboard, p),
-			g.connectAs(dashboard.Anonymous().Via(g.broker.Address(1)), p, ""),
-			g.connectAs(dashboard.Anonymous().Via(g.broker.Address(1)), p, "operator"),
+	g.EachWay(func(g *harness.Gateway, p harness.Protocol, qos byte) {
+		from := g.Monitor.Inbox()
+		clients := []*harness.Client{
+			g.Connect(dashboard, p),
+			g.ConnectAs(dashboard.Anonymous().Via(g.Broker.Address(1)), p, ""),
+			g.ConnectAs(dashboard.Anonymous().Via(g.Broker.Address(1)), p, "operator"),
 		}
 		var want []string
 		before := len(from.All())
 		for i, topic := range topics {
 			message := messages[i%len(messages)]
-			ack := g.publish(clients[i%len(clients)], topic, qos, message)
+			ack := g.Publish(clients[i%len(clients)], topic, qos, message)
 			if ack.Code != device.Success {
 				g.Errorf("%q: got %v", topic, ack)
 			}
 			want = append(want, fmt.Sprintf("%s %q", topic, message))
-			g.delivered(topic, message)
+			g.Delivered(topic, message)
 		}
 		for _, r := range from.All()[before:] {
 			text := fmt.Sprintf("%s %q", r.Topic, r.Payload)
@@ -163,14 +164,14 @@ func TestUngated(t *testing.T) {
 			}
 		}
 	})
-	g.nothingElse("sensor_001")
+	g.NothingElse("sensor_001")
 }
 
 // TestRetry has the backend fail once. The message comes again under the same key, and there is one response.
 func TestRetry(t *testing.T) {
-	g := newGate(t, broker.Options{Devices: []string{"sensor_001"}, Settings: map[string]any{"backend.timeout": "1s"}})
-	c := g.connect(g.device("sensor_001"), mqtt5)
-	g.no(c.Subscribe(g.limit(), c.ResponseTopic(), 1))
+	g := harness.New(t, broker.Options{Devices: []string{"sensor_001"}, Settings: map[string]any{"backend.timeout": "1s"}})
+	c := g.Connect(g.Device("sensor_001"), harness.MQTT5)
+	g.Must(c.Subscribe(g.Limit(), c.ResponseTopic(), 1))
 	failures := []backend.Answer{
 		{Status: http.StatusInternalServerError, Body: []byte("oops")},
 		{Status: http.StatusTooManyRequests},
@@ -181,24 +182,24 @@ func TestRetry(t *testing.T) {
 	for i, failure := range failures {
 		m, behind := c.Sign("1"), c.Sign("2")
 		var attempts atomic.Int32
-		g.backend.Script(func(r *backend.Request) backend.Answer {
+		g.Backend.Script(func(r *backend.Request) backend.Answer {
 			if r.MessageID() == m.MessageID && attempts.Add(1) == 1 {
 				return failure
 			}
 			return backend.Answer{Body: []byte(r.MessageID())}
 		})
 		for _, m := range []device.Message{m, behind} {
-			if ack := g.publish(c, c.DataTopic(), 1, m.Bytes); !ack.Accepted() {
+			if ack := g.Publish(c, c.DataTopic(), 1, m.Bytes); !ack.Accepted() {
 				t.Fatalf("%+v: %v", failure, ack)
 			}
 		}
-		if got := g.response(c, 2*i+1); string(got.Payload) != m.MessageID {
+		if got := g.Response(c, 2*i+1); string(got.Payload) != m.MessageID {
 			t.Errorf("%+v: got the response %q", failure, got.Payload)
 		}
-		if got := g.response(c, 2*i+2); string(got.Payload) != behind.MessageID {
+		if got := g.Response(c, 2*i+2); string(got.Payload) != behind.MessageID {
 			t.Errorf("%+v: got the response %q", failure, got.Payload)
 		}
-		got := g.backend.Requests()[3*i:]
+		got := g.Backend.Requests()[3*i:]
 		if len(got) != 3 || got[0].MessageID() != m.MessageID || got[1].MessageID() != m.MessageID || got[2].MessageID() != behind.MessageID {
 			t.Fatalf("%+v: the backend got %d requests", failure, len(got))
 		}
@@ -209,8 +210,8 @@ func TestRetry(t *testing.T) {
 			}
 		}
 	}
-	g.no(g.broker.Stop())
-	if got, want := g.backend.Count(), 3*len(failures); got != want {
+	g.Must(g.Broker.Stop())
+	if got, want := g.Backend.Count(), 3*len(failures); got != want {
 		t.Errorf("the backend got %d requests, want %d", got, want)
 	}
 }
@@ -223,15 +224,15 @@ func TestOrder(t *testing.T) {
 	for i := range ids {
 		ids[i] = fmt.Sprintf("sensor_%03d", i)
 	}
-	g := newGate(t, broker.Options{Devices: ids})
-	g.watch()
+	g := harness.New(t, broker.Options{Devices: ids})
+	g.Watch()
 	var (
 		mu       sync.Mutex
 		busy     = map[string]int{} // requests in progress by device
 		overlaps []string
 		most     int
 	)
-	g.backend.Script(func(r *backend.Request) backend.Answer {
+	g.Backend.Script(func(r *backend.Request) backend.Answer {
 		mu.Lock()
 		if busy[r.Device]++; busy[r.Device] > 1 {
 			overlaps = append(overlaps, r.Device)
@@ -246,18 +247,18 @@ func TestOrder(t *testing.T) {
 		}
 		return backend.Answer{Body: append([]byte("seen "), r.Body...)}
 	})
-	clients := make([]*client, devices)
+	clients := make([]*harness.Client, devices)
 	for i, id := range ids {
-		clients[i] = g.connect(g.device(id), protocol(i%2))
-		g.no(clients[i].Subscribe(g.limit(), clients[i].ResponseTopic(), 1))
+		clients[i] = g.Connect(g.Device(id), harness.Protocol(i%2))
+		g.Must(clients[i].Subscribe(g.Limit(), clients[i].ResponseTopic(), 1))
 	}
-	ctx := g.limit()
+	ctx := g.Limit()
 	var all errgroup.Group
 	for _, c := range clients {
 		all.Go(func() error {
 			for n := range messages {
 				m := c.Sign(fmt.Sprint(n))
-				g.expect(c.DataTopic(), m)
+				g.Expect(c.DataTopic(), m)
 				if ack, err := c.Publish(ctx, c.DataTopic(), byte(1+n%2), false, m.Bytes); err != nil || !ack.Accepted() {
 					return fmt.Errorf("%s, message %d: %v, %w", c.ID, n, ack, err)
 				}
@@ -265,10 +266,10 @@ func TestOrder(t *testing.T) {
 			return nil
 		})
 	}
-	g.no(all.Wait())
+	g.Must(all.Wait())
 	for _, c := range clients {
-		responses, err := c.Inbox().WaitCount(g.limit(), c.ResponseTopic(), messages)
-		g.no(err)
+		responses, err := c.Inbox().WaitCount(g.Limit(), c.ResponseTopic(), messages)
+		g.Must(err)
 		for n, r := range responses {
 			if want := fmt.Sprintf("seen %d", n); string(r.Payload) != want {
 				t.Fatalf("%s: response %d is %q, want %q", c.ID, n, r.Payload, want)
@@ -276,7 +277,7 @@ func TestOrder(t *testing.T) {
 		}
 	}
 	next := map[string]int{}
-	for _, r := range g.backend.Requests() {
+	for _, r := range g.Backend.Requests() {
 		if string(r.Body) != fmt.Sprint(next[r.Device]) {
 			t.Fatalf("%s: the backend got %s, want %d", r.Device, r.Body, next[r.Device])
 		}
@@ -287,7 +288,7 @@ func TestOrder(t *testing.T) {
 		t.Errorf("up to %d devices at the same time, want several; two requests at a time for %v, want none", most, overlaps)
 	}
 	mu.Unlock()
-	g.nothingElse(ids[0])
+	g.NothingElse(ids[0])
 	for _, c := range clients {
 		for _, r := range c.Inbox().All() {
 			if r.Topic != c.ResponseTopic() {

@@ -10,17 +10,18 @@ import (
 	"github.com/eclipse/paho.golang/paho"
 
 	"mosquitto-bouncer/plugin/sampler"
+	"mosquitto-bouncer/test/harness"
 	"mosquitto-bouncer/test/harness/broker"
 	"mosquitto-bouncer/test/harness/device"
 )
 
 // TestPropertiesAreBounded publishes good messages with properties of each kind, of all sizes and numbers.
 func TestPropertiesAreBounded(t *testing.T) {
-	g := newGate(t, broker.Options{Devices: []string{"sensor_001"}, Conf: "max_packet_size 1048576", Settings: map[string]any{"publish.max_bytes": 4096}})
-	g.watch()
-	d := g.device("sensor_001")
-	c, err := d.ConnectV5(g.limit())
-	g.no(err)
+	g := harness.New(t, broker.Options{Devices: []string{"sensor_001"}, Conf: "max_packet_size 1048576", Settings: map[string]any{"publish.max_bytes": 4096}})
+	g.Watch()
+	d := g.Device("sensor_001")
+	c, err := d.ConnectV5(g.Limit())
+	g.Must(err)
 	t.Cleanup(func() { _ = c.Close() })
 	user := func(n, length int) *paho.PublishProperties {
 		p := new(paho.PublishProperties)
@@ -46,28 +47,28 @@ func TestPropertiesAreBounded(t *testing.T) {
 		"correlation data":     {&paho.PublishProperties{CorrelationData: make([]byte, 5000)}, false},
 		"all that is small": {&paho.PublishProperties{
 			ContentType: "application/json", ResponseTopic: d.ResponseTopic() + "/1", CorrelationData: []byte("0123"),
-			MessageExpiry: ptr[uint32](60), PayloadFormat: ptr[byte](1),
+			MessageExpiry: new(uint32(60)), PayloadFormat: new(byte(1)),
 		}, true},
 	} {
 		for qos := byte(1); qos <= 2; qos++ {
 			m := d.Sign("22")
-			mark := g.broker.Log().Mark()
-			ack, err := c.PublishPacket(g.limit(), &paho.Publish{Topic: d.DataTopic(), QoS: qos, Payload: m.Bytes, Properties: c5.properties})
-			g.no(err)
+			mark := g.Broker.Log().Mark()
+			ack, err := c.PublishPacket(g.Limit(), &paho.Publish{Topic: d.DataTopic(), QoS: qos, Payload: m.Bytes, Properties: c5.properties})
+			g.Must(err)
 			if ack.Accepted() != c5.good {
 				t.Errorf("%s, QoS %d: %v", name, qos, ack)
 			}
 			if c5.good {
-				g.expect(d.DataTopic(), m)
-				g.delivered(d.DataTopic(), m.Bytes)
+				g.Expect(d.DataTopic(), m)
+				g.Delivered(d.DataTopic(), m.Bytes)
 				continue
 			}
-			g.refused = append(g.refused, delivery{m, d.DataTopic(), name})
-			_, err = g.broker.WaitLog(g.limit(), mark, broker.Contains("bouncer: refused device=sensor_001 ", "reason=too_large"))
-			g.no(err)
+			g.ExpectRefusal(d.DataTopic(), m, name)
+			_, err = g.Broker.WaitLog(g.Limit(), mark, broker.Contains("bouncer: refused device=sensor_001 ", "reason=too_large"))
+			g.Must(err)
 		}
 	}
-	g.nothingElse("sensor_001")
+	g.NothingElse("sensor_001")
 }
 
 // TestProvokedLines has one device provoke each kind of line a thousand times: the log has as many as one device may
@@ -76,41 +77,41 @@ func TestProvokedLines(t *testing.T) {
 	const times = 1000
 	for name, provoke := range map[string]struct {
 		line string
-		do   func(g *gate, d *device.Device, send func(topic string, payload []byte))
+		do   func(g *harness.Gateway, d *device.Device, send func(topic string, payload []byte))
 	}{
-		"refused publishes": {"device=sensor_001 ", func(g *gate, d *device.Device, send func(string, []byte)) {
+		"refused publishes": {"device=sensor_001 ", func(g *harness.Gateway, d *device.Device, send func(string, []byte)) {
 			for range times {
 				send(d.DataTopic(), []byte("{}"))
 			}
 		}},
-		"forbidden topics": {"device=sensor_001 ", func(g *gate, d *device.Device, send func(string, []byte)) {
+		"forbidden topics": {"device=sensor_001 ", func(g *harness.Gateway, d *device.Device, send func(string, []byte)) {
 			for i := range times {
 				send(fmt.Sprint("site/", i), []byte("x"))
 			}
 		}},
-		"answers that are none": {"device=sensor_001", func(g *gate, d *device.Device, send func(string, []byte)) {
+		"answers that are none": {"device=sensor_001", func(g *harness.Gateway, d *device.Device, send func(string, []byte)) {
 			for range times {
 				send(d.ResultTopic(), d.Sign(`"no answer"`).Bytes)
 			}
 		}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			g := newGate(t, broker.Options{Devices: []string{"sensor_001"}, HTTP: true, Quiet: true})
-			d := g.device("sensor_001")
-			raw, _, err := d.ConnectRaw5(g.limit())
-			g.no(err)
+			g := harness.New(t, broker.Options{Devices: []string{"sensor_001"}, HTTP: true, Quiet: true})
+			d := g.Device("sensor_001")
+			raw, _, err := d.ConnectRaw5(g.Limit())
+			g.Must(err)
 			t.Cleanup(func() { _ = raw.Conn.Close() })
 			began := time.Now()
 			provoke.do(g, d, func(topic string, payload []byte) {
-				g.no(raw.Send(g.limit(), &packets5.Publish{Topic: topic, Payload: payload, Properties: &packets5.Properties{}}))
+				g.Must(raw.Send(g.Limit(), &packets5.Publish{Topic: topic, Payload: payload, Properties: &packets5.Properties{}}))
 			})
-			_, err = g.broker.WaitLog(g.limit(), 0, broker.Contains("bouncer: clients caused more lines than the log takes"))
-			g.no(err)
+			_, err = g.Broker.WaitLog(g.Limit(), 0, broker.Contains("bouncer: clients caused more lines than the log takes"))
+			g.Must(err)
 			// Long enough for all of them to have been seen: a subscription is answered after them.
-			c := g.connect(d, mqtt5)
-			g.no(c.Subscribe(g.limit(), d.ResponseTopic(), 1))
+			c := g.Connect(d, harness.MQTT5)
+			g.Must(c.Subscribe(g.Limit(), d.ResponseTopic(), 1))
 			most := sampler.ClientBurst + int(time.Since(began).Seconds()+1)*sampler.ClientPerSecond
-			if n := g.broker.Log().Count(0, broker.Contains("bouncer: ", provoke.line)); n < 10 || n > most {
+			if n := g.Broker.Log().Count(0, broker.Contains("bouncer: ", provoke.line)); n < 10 || n > most {
 				t.Errorf("%d lines, want %d to %d", n, 10, most)
 			}
 		})

@@ -2,11 +2,9 @@ package test
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"io"
 	"net"
-	"net/http"
 	"os"
 	"strings"
 	"sync"
@@ -14,91 +12,43 @@ import (
 	"testing"
 	"time"
 
+	"mosquitto-bouncer/test/harness"
 	"mosquitto-bouncer/test/harness/broker"
 	"mosquitto-bouncer/test/harness/device"
 )
 
-// healthSays waits until /healthz answers with the status, and with want in its detail.
-func (g *gate) healthSays(status int, want string) {
-	g.Helper()
-	for deadline := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
-		s := g.ask("GET", "/healthz", "")
-		if s.Status == status && strings.Contains(s.Detail, want) {
-			return
-		}
-		if time.Now().After(deadline) {
-			g.Fatalf("health: %d %s, want %d and %q in it", s.Status, s.Text, status, want)
-		}
-	}
-}
-
 // TestHealthOfStores: 200 means that every store can be written now.
 func TestHealthOfStores(t *testing.T) {
-	g := newGate(t, broker.Options{Devices: []string{"sensor_001"}, HTTP: true})
-	g.healthSays(200, "")
-	commands := g.broker.Path("state/commands.db")
-	g.no(os.Rename(commands, commands+".away"))
-	g.healthSays(503, "commands.db cannot be written")
-	if s := g.ask("POST", "/v1/devices/sensor_001/commands", "1"); s.Status < 500 {
+	g := harness.New(t, broker.Options{Devices: []string{"sensor_001"}, HTTP: true})
+	g.HealthSays(200, "")
+	commands := g.Broker.Path("state/commands.db")
+	g.Must(os.Rename(commands, commands+".away"))
+	g.HealthSays(503, "commands.db cannot be written")
+	if s := g.Ask("POST", "/v1/devices/sensor_001/commands", "1"); s.Status < 500 {
 		t.Errorf("a command that no restart would find is taken: %d %s", s.Status, s.Text)
 	}
-	g.no(os.Rename(commands+".away", commands))
-	g.healthSays(200, "")
-	dead := g.broker.Path("state/dead.db")
-	g.no(os.Rename(dead, dead+".away"))
-	g.no(os.Mkdir(dead, 0o700))
-	g.healthSays(503, "dead.db cannot be written")
-	g.no(os.Remove(dead))
-	g.no(os.Rename(dead+".away", dead))
-	g.healthSays(200, "")
-}
-
-// A seen is an answer of the HTTP listener.
-type seen struct {
-	Status int
-	Header http.Header
-	Text   []byte
-
-	ID, URL, State, Reason, Detail string
-	Result, Command                json.RawMessage
-	Sent, Finished                 *time.Time
-	Repeated                       bool
-}
-
-// ask sends a request with the token, unless the header names another. Safe for concurrent use.
-func (g *gate) ask(method, path, body string, header ...string) seen {
-	g.Helper()
-	s, err := ask(g.limit(), http.DefaultClient, "http://"+g.broker.HTTPAddr(), method, path, body, header...)
-	if err != nil {
-		g.Errorf("%s %s: %v", method, path, err)
-	}
-	return s
-}
-
-// state waits until a command is in a state.
-func (g *gate) state(id, want string) seen {
-	g.Helper()
-	var s seen
-	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
-		if s = g.ask("GET", "/v1/commands/"+id, ""); s.State == want {
-			return s
-		}
-	}
-	g.Errorf("command %s is %q, not %q", id, s.State, want)
-	return s
+	g.Must(os.Rename(commands+".away", commands))
+	g.HealthSays(200, "")
+	dead := g.Broker.Path("state/dead.db")
+	g.Must(os.Rename(dead, dead+".away"))
+	g.Must(os.Mkdir(dead, 0o700))
+	g.HealthSays(503, "dead.db cannot be written")
+	g.Must(os.Remove(dead))
+	g.Must(os.Rename(dead+".away", dead))
+	g.HealthSays(200, "")
 }
 
 // TestSlowClients: clients that send their requests a byte at a time, or nothing at all, keep nobody out, and are cut
 // off.
 func TestSlowClients(t *testing.T) {
-	g := newGate(t, broker.Options{Devices: []string{"sensor_001"}, HTTP: true})
+	g := harness.New(t, broker.Options{Devices: []string{"sensor_001"}, HTTP: true})
 	const slow = 300
 	begin := time.Now()
 	var ended sync.WaitGroup
 	var answered atomic.Int64
 	for i := range slow {
-		conn, err := net.Dial("tcp", g.broker.HTTPAddr())
-		g.no(err)
+		conn, err := net.Dial("tcp", g.Broker.HTTPAddr())
+		g.Must(err)
 		t.Cleanup(func() { _ = conn.Close() })
 		ended.Go(func() {
 			for !t.Failed() && i%3 > 0 { // two of three never fall silent
@@ -113,7 +63,7 @@ func TestSlowClients(t *testing.T) {
 					break
 				}
 			}
-			_ = conn.SetReadDeadline(time.Now().Add(patience))
+			_ = conn.SetReadDeadline(time.Now().Add(harness.Patience))
 			_, err := io.Copy(io.Discard, conn)
 			if isTimeout(err) {
 				t.Error("a slow client was not cut off")
@@ -122,7 +72,7 @@ func TestSlowClients(t *testing.T) {
 	}
 	for range 20 {
 		at := time.Now()
-		if s := g.ask("POST", "/v1/devices/sensor_001/commands", "1"); s.Status != 202 {
+		if s := g.Ask("POST", "/v1/devices/sensor_001/commands", "1"); s.Status != 202 {
 			t.Errorf("beside slow clients: %d %s", s.Status, s.Text)
 		}
 		if took := time.Since(at); took > 2*time.Second {
@@ -140,15 +90,15 @@ func isTimeout(err error) bool {
 
 // TestHealthAndMetrics reads both, with and without the token.
 func TestHealthAndMetrics(t *testing.T) {
-	g := newGate(t, broker.Options{Devices: []string{"sensor_001"}, HTTP: true})
-	c := g.connect(g.device("sensor_001"), mqtt5)
-	g.accept(c, 1, c.Sign("1"))
-	g.refuse(c, c.DataTopic(), 1, device.Message{DeviceID: c.ID, Bytes: []byte("{}")}, "malformed")
-	g.ask("POST", "/v1/devices/sensor_001/commands", "1")
-	if s := g.ask("GET", "/healthz", "", "Authorization", ""); s.Status != 200 || string(s.Text) != "{\"status\":\"ok\"}\n" {
+	g := harness.New(t, broker.Options{Devices: []string{"sensor_001"}, HTTP: true})
+	c := g.Connect(g.Device("sensor_001"), harness.MQTT5)
+	g.Accept(c, 1, c.Sign("1"))
+	g.Refuse(c, c.DataTopic(), 1, device.Message{DeviceID: c.ID, Bytes: []byte("{}")}, "malformed")
+	g.Ask("POST", "/v1/devices/sensor_001/commands", "1")
+	if s := g.Ask("GET", "/healthz", "", "Authorization", ""); s.Status != 200 || string(s.Text) != "{\"status\":\"ok\"}\n" {
 		t.Errorf("health: %d %s", s.Status, s.Text)
 	}
-	text := string(g.ask("GET", "/metrics", "").Text)
+	text := string(g.Ask("GET", "/metrics", "").Text)
 	for _, want := range []string{
 		`bouncer_publishes_total{verdict="accepted"} 1`, `bouncer_publishes_total{verdict="malformed"} 1`,
 		"bouncer_messages_accepted_total 1", "bouncer_replay_ids 1", "bouncer_registry_devices 1",
@@ -162,11 +112,11 @@ func TestHealthAndMetrics(t *testing.T) {
 		t.Error("a device's id is in the metrics")
 	}
 	// Without its database the gateway goes on, and says so.
-	g.no(os.Rename(g.broker.Path("devices.db"), g.broker.Path("moved.db")))
-	for deadline := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
-		s := g.ask("GET", "/healthz", "")
+	g.Must(os.Rename(g.Broker.Path("devices.db"), g.Broker.Path("moved.db")))
+	for deadline := time.Now().Add(harness.Patience); ; time.Sleep(20 * time.Millisecond) {
+		s := g.Ask("GET", "/healthz", "")
 		if s.Status == 503 && strings.Contains(s.Detail, "device database") {
-			if s := g.ask("GET", "/healthz", "", "Authorization", ""); s.Status != 503 || strings.Contains(s.Detail, "database") {
+			if s := g.Ask("GET", "/healthz", "", "Authorization", ""); s.Status != 503 || strings.Contains(s.Detail, "database") {
 				t.Errorf("without the token: %s", s.Text)
 			}
 			return

@@ -20,68 +20,44 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"mosquitto-bouncer/test/harness"
 	"mosquitto-bouncer/test/harness/backend"
 	"mosquitto-bouncer/test/harness/broker"
 	"mosquitto-bouncer/test/harness/device"
 )
 
-// buildCtl builds bouncerctl into a directory of the test's, or takes the one that BOUNCERCTL names: where there is no Go.
-func buildCtl(t *testing.T) string {
-	t.Helper()
-	if program := os.Getenv("BOUNCERCTL"); program != "" {
-		return program
-	}
-	program := filepath.Join(t.TempDir(), "bouncerctl")
-	if output, err := exec.Command("go", "build", "-o", program, "mosquitto-bouncer/cmd/bouncerctl").CombinedOutput(); err != nil {
-		t.Fatalf("go build: %v\n%s", err, output)
-	}
-	return program
-}
-
-// ctl runs bouncerctl on the gate's registry; it must succeed.
-func (g *gate) ctl(program string, args ...string) string {
-	g.Helper()
-	cmd := exec.Command(program, append(args, "--config", g.broker.Path("bouncer.toml"))...)
-	var stdout, stderr bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &stdout, &stderr
-	if err := cmd.Run(); err != nil {
-		g.Fatalf("bouncerctl %q: %v\n%s", args, err, stderr.String())
-	}
-	return stdout.String()
-}
-
 // TestRevocation: bouncerctl disables a device and removes one; the connected client is disconnected within a second, and
 // what it publishes on another connection is refused.
 func TestRevocation(t *testing.T) {
-	program := buildCtl(t)
-	g := newGate(t, broker.Options{Devices: []string{"sensor_001", "sensor_002", "idle"}})
-	one, two := g.device("sensor_001"), g.device("sensor_002")
-	neighbour := g.connect(two, mqtt311)
-	g.accept(neighbour, 1, two.Sign("1"))
+	program := harness.BuildBouncerctl(t)
+	g := harness.New(t, broker.Options{Devices: []string{"sensor_001", "sensor_002", "idle"}})
+	one, two := g.Device("sensor_001"), g.Device("sensor_002")
+	neighbour := g.Connect(two, harness.MQTT311)
+	g.Accept(neighbour, 1, two.Sign("1"))
 
 	const rounds = 10
 	var gone, refused []time.Duration
 	for i := range rounds {
-		c := g.connect(one, protocol(i%2))
-		g.accept(c, 1, one.Sign("22"))
-		g.ctl(program, "device", "disable", "sensor_001")
+		c := g.Connect(one, harness.Protocol(i%2))
+		g.Accept(c, 1, one.Sign("22"))
+		g.Bouncerctl(program, "device", "disable", "sensor_001")
 		done := time.Now()
 		select {
 		case <-c.Done():
-		case <-time.After(patience):
+		case <-time.After(harness.Patience):
 			t.Fatal("the client stays connected")
 		}
 		gone = append(gone, time.Since(done))
-		again := g.connect(one, protocol(i%2))
-		g.refuse(again, again.DataTopic(), 1, one.Sign("22"), "disabled")
+		again := g.Connect(one, harness.Protocol(i%2))
+		g.Refuse(again, again.DataTopic(), 1, one.Sign("22"), "disabled")
 		refused = append(refused, time.Since(done))
-		g.ctl(program, "device", "enable", "sensor_001")
-		g.no(again.Close())
-		again = g.connect(one, mqtt5) // an MQTT 3.1.1 client is not told
-		g.eventually("enabled again", func() bool {
-			return g.publish(again, again.DataTopic(), 1, one.Sign("23").Bytes).Accepted()
+		g.Bouncerctl(program, "device", "enable", "sensor_001")
+		g.Must(again.Close())
+		again = g.Connect(one, harness.MQTT5) // an MQTT 3.1.1 client is not told
+		g.Eventually("enabled again", func() bool {
+			return g.Publish(again, again.DataTopic(), 1, one.Sign("23").Bytes).Accepted()
 		})
-		g.no(again.Close())
+		g.Must(again.Close())
 	}
 	slices.Sort(gone)
 	t.Logf("disconnected after %v at the median, %v at worst; reconnected and refused after %v at worst",
@@ -91,41 +67,41 @@ func TestRevocation(t *testing.T) {
 	}
 
 	// Also who has never published.
-	idle := g.connect(g.device("idle"), mqtt5)
-	g.no(idle.Subscribe(g.limit(), idle.ResponseTopic(), 1))
-	g.ctl(program, "device", "remove", "idle")
+	idle := g.Connect(g.Device("idle"), harness.MQTT5)
+	g.Must(idle.Subscribe(g.Limit(), idle.ResponseTopic(), 1))
+	g.Bouncerctl(program, "device", "remove", "idle")
 	select {
 	case <-idle.Done():
 	case <-time.After(time.Second):
 		t.Error("a removed device stays connected")
 	}
-	g.accept(neighbour, 1, two.Sign("2"))
+	g.Accept(neighbour, 1, two.Sign("2"))
 }
 
 // TestLiveDevices: what the gateway knows of devices, as an operator sees it while the backend refuses one, and once the
 // broker has ended.
 func TestLiveDevices(t *testing.T) {
-	program := buildCtl(t)
-	g := newGate(t, broker.Options{Devices: []string{"slow", "quick", "silent"}, HTTP: true})
-	g.backend.Script(func(r *backend.Request) backend.Answer {
+	program := harness.BuildBouncerctl(t)
+	g := harness.New(t, broker.Options{Devices: []string{"slow", "quick", "silent"}, HTTP: true})
+	g.Backend.Script(func(r *backend.Request) backend.Answer {
 		if r.Device == "slow" {
 			return backend.Answer{Status: 503}
 		}
 		return backend.OK(r)
 	})
-	slow, quick := g.device("slow"), g.device("quick")
-	one, two := g.connect(slow, mqtt5), g.connect(quick, mqtt5)
+	slow, quick := g.Device("slow"), g.Device("quick")
+	one, two := g.Connect(slow, harness.MQTT5), g.Connect(quick, harness.MQTT5)
 	first := slow.Sign("1")
 	for _, m := range []device.Message{first, slow.Sign("2")} {
-		if !g.publish(one, one.DataTopic(), 1, m.Bytes).Accepted() {
+		if !g.Publish(one, one.DataTopic(), 1, m.Bytes).Accepted() {
 			t.Fatal("a good message was refused")
 		}
 	}
-	g.accept(two, 1, quick.Sign("3"))
+	g.Accept(two, 1, quick.Sign("3"))
 	for range 3 {
-		g.refuse(one, one.DataTopic(), 1, first, "replay")
+		g.Refuse(one, one.DataTopic(), 1, first, "replay")
 	}
-	g.refuse(one, one.DataTopic(), 1, slow.Sign(`"good"`).Tampered("good", "evil"), "bad_signature")
+	g.Refuse(one, one.DataTopic(), 1, slow.Sign(`"good"`).Tampered("good", "evil"), "bad_signature")
 
 	holds := func(text string, lines ...string) {
 		t.Helper()
@@ -136,11 +112,11 @@ func TestLiveDevices(t *testing.T) {
 		}
 	}
 	const ago = `\S+Z \(\d+ s ago\)`
-	g.eventually("a request failed", func() bool { return strings.Contains(g.ctl(program, "device", "show", "slow"), " failed") })
-	holds(g.ctl(program, "device", "show", "slow"), `State +enabled`, `Gateway +since `+ago, `Last accepted +`+ago, `Accepted +2`,
+	g.Eventually("a request failed", func() bool { return strings.Contains(g.Bouncerctl(program, "device", "show", "slow"), " failed") })
+	holds(g.Bouncerctl(program, "device", "show", "slow"), `State +enabled`, `Gateway +since `+ago, `Last accepted +`+ago, `Accepted +2`,
 		`Refused +4: bad_signature 1, replay 3`, `Pending +2, the oldest for \d+\.\d s; \d+ requests? failed`)
-	holds(g.ctl(program, "device", "show", "quick"), `Last accepted +`+ago, `Accepted +1`, `Refused +0`, `Pending +0`)
-	holds(g.ctl(program, "device", "show", "silent"), `Last accepted +not since then`, `Accepted +0`, `Refused +0`, `Pending +0`)
+	holds(g.Bouncerctl(program, "device", "show", "quick"), `Last accepted +`+ago, `Accepted +1`, `Refused +0`, `Pending +0`)
+	holds(g.Bouncerctl(program, "device", "show", "silent"), `Last accepted +not since then`, `Accepted +0`, `Refused +0`, `Pending +0`)
 	var shown struct {
 		Live struct {
 			ID       string `json:"device_id"`
@@ -149,29 +125,29 @@ func TestLiveDevices(t *testing.T) {
 			Pending  int
 		}
 	}
-	g.no(json.Unmarshal([]byte(g.ctl(program, "device", "show", "slow", "--json")), &shown))
+	g.Must(json.Unmarshal([]byte(g.Bouncerctl(program, "device", "show", "slow", "--json")), &shown))
 	if l := shown.Live; l.ID != "slow" || l.Accepted != 2 || l.Refused["replay"] != 3 || l.Pending != 2 {
 		t.Errorf("%+v", l)
 	}
-	holds(g.ctl(program, "top", "--count", "1", "--interval", "100ms"), `\S+Z accepted=.* pending=2 .* slowest=slow oldest=\d+\.\ds`)
+	holds(g.Bouncerctl(program, "top", "--count", "1", "--interval", "100ms"), `\S+Z accepted=.* pending=2 .* slowest=slow oldest=\d+\.\ds`)
 
-	g.backend.Script(backend.OK)
-	g.posted(first)
-	g.eventually("all delivered", func() bool { return g.ask("GET", "/v1/devices/slow", "").pending() == 0 })
-	if text := g.ctl(program, "top", "--count", "1", "--interval", "100ms"); strings.Contains(text, "slowest") {
+	g.Backend.Script(backend.OK)
+	g.Posted(first)
+	g.Eventually("all delivered", func() bool { return pending(g.Ask("GET", "/v1/devices/slow", "")) == 0 })
+	if text := g.Bouncerctl(program, "top", "--count", "1", "--interval", "100ms"); strings.Contains(text, "slowest") {
 		t.Error(text)
 	}
 
-	g.no(g.broker.Stop())
-	holds(g.ctl(program, "device", "show", "slow"), `State +enabled`, `Gateway +not known: .*connection refused; does the broker run, and listen there\?`)
-	if out, err := exec.Command(program, "top", "--config", g.broker.Path("bouncer.toml")).CombinedOutput(); err == nil ||
+	g.Must(g.Broker.Stop())
+	holds(g.Bouncerctl(program, "device", "show", "slow"), `State +enabled`, `Gateway +not known: .*connection refused; does the broker run, and listen there\?`)
+	if out, err := exec.Command(program, "top", "--config", g.Broker.Path("bouncer.toml")).CombinedOutput(); err == nil ||
 		!strings.Contains(string(out), "connection refused") || bytes.Count(out, []byte("\n")) != 1 {
 		t.Errorf("%v %s", err, out)
 	}
 }
 
 // pending is what waits of the device that was asked about; -1: it is not said.
-func (s seen) pending() int {
+func pending(s harness.Answer) int {
 	d := struct{ Pending int }{-1}
 	_ = json.Unmarshal(s.Text, &d)
 	return d.Pending
@@ -179,107 +155,98 @@ func (s seen) pending() int {
 
 // TestRotation: both secrets are accepted until the old one ends by itself.
 func TestRotation(t *testing.T) {
-	program := buildCtl(t)
-	g := newGate(t, broker.Options{Devices: []string{"sensor_001"}})
-	old := g.device("sensor_001")
-	c := g.connect(old, mqtt5)
-	g.accept(c, 1, old.Sign("1"))
+	program := harness.BuildBouncerctl(t)
+	g := harness.New(t, broker.Options{Devices: []string{"sensor_001"}})
+	old := g.Device("sensor_001")
+	c := g.Connect(old, harness.MQTT5)
+	g.Accept(c, 1, old.Sign("1"))
 	out := filepath.Join(t.TempDir(), "rotated")
-	g.ctl(program, "device", "rotate", "sensor_001", "--grace", "3s", "--out", out)
+	g.Bouncerctl(program, "device", "rotate", "sensor_001", "--grace", "3s", "--out", out)
 	secret, err := os.ReadFile(filepath.Join(out, "secret"))
-	g.no(err)
+	g.Must(err)
 	renewed := *old
 	renewed.Secret = secret
-	accepted := func(m device.Message) bool { return g.publish(c, c.DataTopic(), 1, m.Bytes).Accepted() }
-	g.eventually("the new secret is accepted", func() bool { return accepted(renewed.Sign("2")) })
+	accepted := func(m device.Message) bool { return g.Publish(c, c.DataTopic(), 1, m.Bytes).Accepted() }
+	g.Eventually("the new secret is accepted", func() bool { return accepted(renewed.Sign("2")) })
 	if !accepted(old.Sign("3")) {
 		t.Error("the old secret is refused before its end")
 	}
-	g.eventually("the old secret ends", func() bool { return !accepted(old.Sign("4")) })
+	g.Eventually("the old secret ends", func() bool { return !accepted(old.Sign("4")) })
 	if !accepted(renewed.Sign("5")) {
 		t.Error("the new secret is refused")
 	}
 }
 
-func (g *gate) eventually(what string, met func() bool) {
-	g.Helper()
-	for deadline := time.Now().Add(patience); !met(); time.Sleep(50 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			g.Fatalf("not within %v: %s", patience, what)
-		}
-	}
-}
-
 // TestPinning: of two certificates of a device, the one that is not pinned is refused, to read as well.
 func TestPinning(t *testing.T) {
-	program := buildCtl(t)
-	g := newGate(t, broker.Options{Devices: []string{"sensor_001"}})
-	pinned := g.device("sensor_001")
-	certPEM, keyPEM, err := g.broker.CA().IssueDevice("sensor_001", time.Now(), time.Hour)
-	g.no(err)
+	program := harness.BuildBouncerctl(t)
+	g := harness.New(t, broker.Options{Devices: []string{"sensor_001"}})
+	pinned := g.Device("sensor_001")
+	certPEM, keyPEM, err := g.Broker.CA().IssueDevice("sensor_001", time.Now(), time.Hour)
+	g.Must(err)
 	other := new(*pinned)
 	other.Certificate, err = tls.X509KeyPair(certPEM, keyPEM)
-	g.no(err)
-	mine, thief := g.connect(pinned, mqtt5), g.connect(other, mqtt5)
-	g.accept(mine, 1, pinned.Sign("1"))
-	g.accept(thief, 1, other.Sign("2"))
+	g.Must(err)
+	mine, thief := g.Connect(pinned, harness.MQTT5), g.Connect(other, harness.MQTT5)
+	g.Accept(mine, 1, pinned.Sign("1"))
+	g.Accept(thief, 1, other.Sign("2"))
 	sum := sha256.Sum256(pinned.Certificate.Certificate[0])
 	file := filepath.Join(t.TempDir(), "device.crt")
-	g.no(os.WriteFile(file, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: pinned.Certificate.Certificate[0]}), 0o600))
-	g.ctl(program, "device", "pin", "sensor_001", file)
-	if shown := g.ctl(program, "device", "show", "sensor_001"); !strings.Contains(shown, fmt.Sprintf("%x", sum)) {
+	g.Must(os.WriteFile(file, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: pinned.Certificate.Certificate[0]}), 0o600))
+	g.Bouncerctl(program, "device", "pin", "sensor_001", file)
+	if shown := g.Bouncerctl(program, "device", "show", "sensor_001"); !strings.Contains(shown, fmt.Sprintf("%x", sum)) {
 		t.Error(shown)
 	}
-	g.eventually("the other certificate is refused", func() bool {
-		return !g.publish(thief, thief.DataTopic(), 1, other.Sign("3").Bytes).Accepted()
+	g.Eventually("the other certificate is refused", func() bool {
+		return !g.Publish(thief, thief.DataTopic(), 1, other.Sign("3").Bytes).Accepted()
 	})
-	_, err = g.broker.WaitLog(g.limit(), 0, broker.Contains("reason=no_tls_identity"))
-	g.no(err)
-	if err := thief.Subscribe(g.limit(), thief.ResponseTopic(), 1); err == nil {
+	_, err = g.Broker.WaitLog(g.Limit(), 0, broker.Contains("reason=no_tls_identity"))
+	g.Must(err)
+	if err := thief.Subscribe(g.Limit(), thief.ResponseTopic(), 1); err == nil {
 		t.Error("the other certificate reads responses")
 	}
-	g.accept(mine, 1, pinned.Sign("5"))
-	g.ctl(program, "device", "unpin", "sensor_001")
-	g.eventually("any certificate is accepted", func() bool {
-		return g.publish(thief, thief.DataTopic(), 1, other.Sign("6").Bytes).Accepted()
+	g.Accept(mine, 1, pinned.Sign("5"))
+	g.Bouncerctl(program, "device", "unpin", "sensor_001")
+	g.Eventually("any certificate is accepted", func() bool {
+		return g.Publish(thief, thief.DataTopic(), 1, other.Sign("6").Bytes).Accepted()
 	})
 }
 
 // TestHotReload: SIGHUP has bouncer.toml read again; a bad file changes nothing, and the broker goes on. The audit log
 // has all of it.
 func TestHotReload(t *testing.T) {
-	g := newGate(t, broker.Options{Devices: []string{"sensor_001"}, Settings: map[string]any{"audit.file": "state/audit.jsonl"}})
-	one := g.device("sensor_001")
-	c := g.connect(one, mqtt5)
+	g := harness.New(t, broker.Options{Devices: []string{"sensor_001"}, Settings: map[string]any{"audit.file": "state/audit.jsonl"}})
+	one := g.Device("sensor_001")
+	c := g.Connect(one, harness.MQTT5)
 	long := `"` + strings.Repeat("x", 2000) + `"`
-	g.accept(c, 1, one.Sign(long))
+	g.Accept(c, 1, one.Sign(long))
 	reload := func(settings map[string]any, want string) {
 		g.Helper()
-		mark := g.broker.Log().Mark()
-		g.no(g.broker.SetSettings(settings))
-		g.no(g.broker.Signal(syscall.SIGHUP))
-		_, err := g.broker.WaitLog(g.limit(), mark, broker.Contains(want))
-		g.no(err)
+		mark := g.Broker.Log().Mark()
+		g.Must(g.Broker.SetSettings(settings))
+		g.Must(g.Broker.Signal(syscall.SIGHUP))
+		_, err := g.Broker.WaitLog(g.Limit(), mark, broker.Contains(want))
+		g.Must(err)
 	}
 	reload(map[string]any{"publish.max_bytes": 1000}, "bouncer.toml was reloaded")
-	g.refuse(c, c.DataTopic(), 1, one.Sign(long), "too_large")
+	g.Refuse(c, c.DataTopic(), 1, one.Sign(long), "too_large")
 	reload(map[string]any{"publish.max_bytes": 5, "publish.max_bad_signatures": 1}, "bouncer.toml was not reloaded")
-	g.refuse(c, c.DataTopic(), 1, one.Sign(long), "too_large")
-	g.accept(c, 1, one.Sign("1"))
+	g.Refuse(c, c.DataTopic(), 1, one.Sign(long), "too_large")
+	g.Accept(c, 1, one.Sign("1"))
 	reload(map[string]any{"publish.max_bytes": 65536, "publish.tolerance": "1m"}, "need a restart of the broker settings=publish.tolerance")
-	g.accept(c, 1, one.Sign(long))
+	g.Accept(c, 1, one.Sign(long))
 
 	// Another program puts the audit log aside.
-	file := g.broker.Path("state/audit.jsonl")
-	g.no(os.Rename(file, file+".old"))
+	file := g.Broker.Path("state/audit.jsonl")
+	g.Must(os.Rename(file, file+".old"))
 	reload(nil, "bouncer.toml was reloaded")
-	g.no(g.broker.Stop())
+	g.Must(g.Broker.Stop())
 	events := func(file string) (all string) {
 		content, err := os.ReadFile(file)
-		g.no(err)
+		g.Must(err)
 		for line := range bytes.Lines(content) {
 			var r struct{ Event, Reason, Result string }
-			g.no(json.Unmarshal(line, &r))
+			g.Must(json.Unmarshal(line, &r))
 			all += strings.TrimRight(r.Event+"/"+r.Reason+r.Result, "/") + " "
 		}
 		return all
@@ -292,7 +259,7 @@ func TestHotReload(t *testing.T) {
 
 // TestAdministrator runs testdata/*.txtar: what an administrator does, on a broker of their own.
 func TestAdministrator(t *testing.T) {
-	program := buildCtl(t)
+	program := harness.BuildBouncerctl(t)
 	plugin, err := broker.FindPlugin()
 	if err != nil {
 		t.Fatal(err)
@@ -342,7 +309,7 @@ func TestAdministrator(t *testing.T) {
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			// listening waits for the broker's port.
 			"listening": func(ts *testscript.TestScript, _ bool, _ []string) {
-				for deadline := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
+				for deadline := time.Now().Add(harness.Patience); ; time.Sleep(10 * time.Millisecond) {
 					conn, err := net.Dial("tcp", "127.0.0.1:"+ts.Getenv("PORT"))
 					if err == nil {
 						_ = conn.Close()
@@ -365,7 +332,7 @@ func TestAdministrator(t *testing.T) {
 			// posted N waits until the backend has had so many requests, and fails if it has more.
 			"posted": func(ts *testscript.TestScript, _ bool, args []string) {
 				b := ts.Value("backend").(*backend.Backend)
-				for deadline := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
+				for deadline := time.Now().Add(harness.Patience); ; time.Sleep(10 * time.Millisecond) {
 					n := len(b.Requests())
 					if fmt.Sprint(n) == args[0] {
 						return
@@ -380,7 +347,7 @@ func TestAdministrator(t *testing.T) {
 				for _, cmd := range ts.BackgroundCmds() {
 					ts.Check(cmd.Process.Signal(syscall.SIGHUP))
 				}
-				for deadline := time.Now().Add(patience); !strings.Contains(ts.ReadFile("broker.log"), "bouncer.toml was reloaded"); time.Sleep(10 * time.Millisecond) {
+				for deadline := time.Now().Add(harness.Patience); !strings.Contains(ts.ReadFile("broker.log"), "bouncer.toml was reloaded"); time.Sleep(10 * time.Millisecond) {
 					if time.Now().After(deadline) {
 						ts.Fatalf("not reloaded; the broker's log:\n%s", ts.ReadFile("broker.log"))
 					}
@@ -395,7 +362,7 @@ func TestAdministrator(t *testing.T) {
 
 // untilSaid runs publish.sh until it says want, or nothing if that is empty.
 func untilSaid(ts *testscript.TestScript, want string) {
-	for deadline := time.Now().Add(patience); ; time.Sleep(100 * time.Millisecond) {
+	for deadline := time.Now().Add(harness.Patience); ; time.Sleep(100 * time.Millisecond) {
 		cmd := exec.Command("sh", "-eu", ts.MkAbs("publish.sh"))
 		cmd.Dir = ts.MkAbs(".")
 		said, err := cmd.CombinedOutput()

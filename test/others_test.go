@@ -9,6 +9,7 @@ import (
 	"syscall"
 	"testing"
 
+	"mosquitto-bouncer/test/harness"
 	"mosquitto-bouncer/test/harness/broker"
 	"mosquitto-bouncer/test/harness/device"
 )
@@ -78,18 +79,18 @@ func TestOthers(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			files := map[string]string{"acl": acl}
 			maps.Copy(files, c.files)
-			g := newGateWith(t, broker.Options{
-				Devices: []string{"sensor_001"}, Conf: c.conf, Settings: map[string]any{"acl.others": c.others},
-			}, files)
-			here := func(text string) string { return strings.ReplaceAll(text, "{dir}", g.broker.Dir) }
-			ignores := g.broker.Version().AtLeast(2, 1, 0) // nothing is left to settle: the acl_file, if any, decides
+			g := harness.New(t, broker.Options{
+				Devices: []string{"sensor_001"}, Conf: c.conf, Settings: map[string]any{"acl.others": c.others}, Files: files,
+			})
+			here := func(text string) string { return strings.ReplaceAll(text, "{dir}", g.Broker.Dir) }
+			ignores := g.Broker.Version().AtLeast(2, 1, 0) // nothing is left to settle: the acl_file, if any, decides
 			settled := func(mark int, want string) {
 				t.Helper()
 				if ignores {
 					want = `others=ignore why="Mosquitto 2.1 can leave a plugin out"`
 				}
-				line, err := g.broker.WaitLog(g.limit(), mark, broker.Contains("bouncer: access to other topics is settled "))
-				g.no(err)
+				line, err := g.Broker.WaitLog(g.Limit(), mark, broker.Contains("bouncer: access to other topics is settled "))
+				g.Must(err)
 				if !strings.Contains(line, here(want)) {
 					t.Errorf("the log says\n\t%s\nwhich has not\n\t%s", line, here(want))
 				}
@@ -99,33 +100,33 @@ func TestOthers(t *testing.T) {
 				if ignores {
 					want = rights{true, !aclFile}
 				}
-				dashboard := g.connect(g.device("dashboard"), mqtt5)
+				dashboard := g.Connect(g.Device("dashboard"), harness.MQTT5)
 				for topic, allowed := range map[string]bool{"site/status": want.site, "plant/status": want.elsewhere} {
-					if ack := g.publish(dashboard, topic, 1, []byte("22")); ack.Accepted() != allowed {
+					if ack := g.Publish(dashboard, topic, 1, []byte("22")); ack.Accepted() != allowed {
 						t.Errorf("a dashboard publishes to %s: %v", topic, ack)
 					}
 				}
-				d := g.device("sensor_001")
-				c := g.connect(d, mqtt5)
-				g.accept(c, 1, d.Sign("22"))
-				g.refuse(c, d.DataTopic(), 1, device.Message{Bytes: []byte("22")}, "malformed")
-				g.refuse(c, "site/status", 1, device.Message{Bytes: []byte("22")}, "forbidden_topic")
-				g.refuseSubscription(c, "#")
+				d := g.Device("sensor_001")
+				c := g.Connect(d, harness.MQTT5)
+				g.Accept(c, 1, d.Sign("22"))
+				g.Refuse(c, d.DataTopic(), 1, device.Message{Bytes: []byte("22")}, "malformed")
+				g.Refuse(c, "site/status", 1, device.Message{Bytes: []byte("22")}, "forbidden_topic")
+				g.RefuseSubscription(c, "#")
 			}
 			settled(0, c.settled)
 			check(c.want, strings.Contains(c.conf+c.files["persistence/access.conf"], "acl_file"))
 			if c.reload != "" {
-				before, err := os.ReadFile(g.broker.Path(c.reload))
+				before, err := os.ReadFile(g.Broker.Path(c.reload))
 				if err != nil && !errors.Is(err, fs.ErrNotExist) {
 					t.Fatal(err)
 				}
-				g.no(g.broker.WriteFile(c.reload, append(before, here(c.added)...)))
-				mark := g.broker.Log().Mark()
-				g.no(g.broker.Signal(syscall.SIGHUP))
+				g.Must(g.Broker.WriteFile(c.reload, append(before, here(c.added)...)))
+				mark := g.Broker.Log().Mark()
+				g.Must(g.Broker.Signal(syscall.SIGHUP))
 				settled(mark, c.resettled)
 				check(c.then, true)
 			}
-			g.nothingElse("sensor_001")
+			g.NothingElse("sensor_001")
 		})
 	}
 }

@@ -13,6 +13,7 @@ import (
 	_ "github.com/mattn/go-sqlite3"
 
 	"mosquitto-bouncer/plugin/registry"
+	"mosquitto-bouncer/test/harness"
 	"mosquitto-bouncer/test/harness/broker"
 	"mosquitto-bouncer/test/harness/device"
 )
@@ -24,76 +25,76 @@ func TestDatabaseTheBrokerMayOnlyRead(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("only root can write where the broker cannot")
 	}
-	g := newGate(t, broker.Options{Devices: []string{"a", "b"}, HTTP: true})
-	a, b := g.device("a"), g.device("b")
-	dir := filepath.Join(g.broker.Dir, "registry")
+	g := harness.New(t, broker.Options{Devices: []string{"a", "b"}, HTTP: true})
+	a, b := g.Device("a"), g.Device("b")
+	dir := filepath.Join(g.Broker.Dir, "registry")
 	path := filepath.Join(dir, "devices.db")
-	g.no(os.Mkdir(dir, 0o755))
-	g.no(os.Chmod(dir, 0o755))
+	g.Must(os.Mkdir(dir, 0o755))
+	g.Must(os.Chmod(dir, 0o755))
 	write := func(path string, devices ...*device.Device) *sql.DB {
 		t.Helper()
 		db, err := sql.Open("sqlite3", path)
-		g.no(err)
+		g.Must(err)
 		db.SetMaxOpenConns(1)
 		_, err = db.Exec("CREATE TABLE devices(device_id TEXT PRIMARY KEY, shared_secret TEXT NOT NULL, created_at INTEGER NOT NULL)")
-		g.no(err)
+		g.Must(err)
 		for _, d := range devices {
 			_, err = db.Exec("INSERT INTO devices VALUES (?, ?, 1)", d.ID, string(d.Secret))
-			g.no(err)
+			g.Must(err)
 		}
 		return db
 	}
-	g.no(write(path, a).Close())
-	g.no(os.Chmod(path, 0o644))
-	g.no(g.broker.SetSettings(map[string]any{"database": path}))
-	g.no(g.broker.Restart())
-	ca, cb := g.connect(a, mqtt5), g.connect(b, mqtt5)
-	accepted := func(c *client, d *device.Device) bool {
-		return g.publish(c, c.DataTopic(), 1, d.Sign("1").Bytes).Accepted()
+	g.Must(write(path, a).Close())
+	g.Must(os.Chmod(path, 0o644))
+	g.Must(g.Broker.SetSettings(map[string]any{"database": path}))
+	g.Must(g.Broker.Restart())
+	ca, cb := g.Connect(a, harness.MQTT5), g.Connect(b, harness.MQTT5)
+	accepted := func(c *harness.Client, d *device.Device) bool {
+		return g.Publish(c, c.DataTopic(), 1, d.Sign("1").Bytes).Accepted()
 	}
 	if !accepted(ca, a) || accepted(cb, b) {
 		t.Fatal("the first database is not in force")
 	}
 
-	g.no(write(path+".new", b).Close())
+	g.Must(write(path+".new", b).Close())
 	if out, err := exec.Command("cp", path+".new", path).CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	g.eventually("what was copied over is in force", func() bool { return accepted(cb, b) })
+	g.Eventually("what was copied over is in force", func() bool { return accepted(cb, b) })
 
 	db, err := sql.Open("sqlite3", path)
-	g.no(err)
+	g.Must(err)
 	defer db.Close()
 	db.SetMaxOpenConns(1)
 	_, err = db.Exec("PRAGMA journal_mode = WAL")
-	g.no(err)
+	g.Must(err)
 	_, err = db.Exec("INSERT INTO devices VALUES ('c', 'one', 1)")
-	g.no(err)
-	g.no(db.Close())
+	g.Must(err)
+	g.Must(db.Close())
 	cure := "PRAGMA journal_mode=DELETE"
-	_, err = g.broker.WaitLog(g.limit(), 0, broker.Contains("bouncer: device database", "WAL mode", cure))
-	g.no(err)
-	g.eventually("the health says so", func() bool {
-		s := g.ask("GET", "/healthz", "")
+	_, err = g.Broker.WaitLog(g.Limit(), 0, broker.Contains("bouncer: device database", "WAL mode", cure))
+	g.Must(err)
+	g.Eventually("the health says so", func() bool {
+		s := g.Ask("GET", "/healthz", "")
 		return s.Status == 503 && strings.Contains(string(s.Text), "WAL mode") && strings.Contains(string(s.Text), "journal_mode=DELETE")
 	})
 	if !accepted(cb, b) {
 		t.Error("the last good state is not in force")
 	}
-	g.no(g.broker.Stop())
-	if err := g.broker.Start(); err == nil {
+	g.Must(g.Broker.Stop())
+	if err := g.Broker.Start(); err == nil {
 		t.Error("started with a database that it cannot read")
-	} else if _, err := g.broker.WaitLog(g.limit(), 0, broker.Contains("database: device database: ", cure)); err != nil {
+	} else if _, err := g.Broker.WaitLog(g.Limit(), 0, broker.Contains("database: device database: ", cure)); err != nil {
 		t.Error(err)
 	}
 	db, err = sql.Open("sqlite3", path)
-	g.no(err)
+	g.Must(err)
 	_, err = db.Exec("PRAGMA journal_mode = DELETE")
-	g.no(err)
-	g.no(db.Close())
-	g.no(g.broker.Start())
-	g.no(g.broker.Signal(syscall.SIGHUP))
-	cb = g.connect(b, mqtt5)
+	g.Must(err)
+	g.Must(db.Close())
+	g.Must(g.Broker.Start())
+	g.Must(g.Broker.Signal(syscall.SIGHUP))
+	cb = g.Connect(b, harness.MQTT5)
 	if !accepted(cb, b) {
 		t.Error("not in force after the cure")
 	}
@@ -101,15 +102,15 @@ func TestDatabaseTheBrokerMayOnlyRead(t *testing.T) {
 
 // inForce makes a change of the registry and publishes as a device until messages are accepted, or refused with this
 // reason where one is given: at most a second.
-func (g *gate) inForce(c *client, what string, change func(), reason string) {
+func inForce(g *harness.Gateway, c *harness.Client, what string, change func(), reason string) {
 	g.Helper()
 	change()
 	changed := time.Now()
 	every := time.NewTicker(25 * time.Millisecond) // the log has room for the refusals
 	defer every.Stop()
-	for ctx := g.limit(); ; {
-		mark := g.broker.Log().Mark()
-		accepted := g.publish(c, c.DataTopic(), 1, c.Sign("22").Bytes).Accepted()
+	for ctx := g.Limit(); ; {
+		mark := g.Broker.Log().Mark()
+		accepted := g.Publish(c, c.DataTopic(), 1, c.Sign("22").Bytes).Accepted()
 		if accepted == (reason == "") {
 			took := time.Since(changed)
 			g.Logf("%s: in force after %v", what, took)
@@ -119,9 +120,9 @@ func (g *gate) inForce(c *client, what string, change func(), reason string) {
 			if accepted {
 				return
 			}
-			line, err := g.broker.WaitLog(ctx, mark, broker.Contains("bouncer: refused device="))
-			g.no(err)
-			if fields(line)["reason"] != reason {
+			line, err := g.Broker.WaitLog(ctx, mark, broker.Contains("bouncer: refused device="))
+			g.Must(err)
+			if harness.Fields(line)["reason"] != reason {
 				g.Errorf("%s: want reason %s, the log says: %s", what, reason, line)
 			}
 			return
@@ -142,70 +143,70 @@ func TestRegistryChanges(t *testing.T) {
 		remove  func(id string)
 		disable func(id string, disabled bool)
 	}
-	run := func(t *testing.T, options broker.Options, with func(*gate) changes) {
+	run := func(t *testing.T, options broker.Options, with func(*harness.Gateway) changes) {
 		options.Devices = []string{"sensor_001"}
-		g := newGate(t, options)
+		g := harness.New(t, options)
 		change := with(g)
-		known, added := g.connect(g.device("sensor_001"), mqtt5), g.connect(g.device("sensor_002"), mqtt5)
+		known, added := g.Connect(g.Device("sensor_001"), harness.MQTT5), g.Connect(g.Device("sensor_002"), harness.MQTT5)
 		kept := known.Sign("22")
-		g.accept(known, 1, kept)
+		g.Accept(known, 1, kept)
 
-		g.inForce(added, "before", func() {}, "unknown_device")
-		g.inForce(added, "adding", func() { change.add("sensor_002", string(added.Secret)) }, "")
+		inForce(g, added, "before", func() {}, "unknown_device")
+		inForce(g, added, "adding", func() { change.add("sensor_002", string(added.Secret)) }, "")
 		// Who is disabled or removed is disconnected, and may come again.
-		again := func(c *client) {
+		again := func(c *harness.Client) {
 			select {
 			case <-c.Done():
-			case <-time.After(patience):
+			case <-time.After(harness.Patience):
 				g.Fatal("not disconnected")
 			}
-			c.Client = g.connect(c.Device, mqtt5).Client
+			c.Client = g.Connect(c.Device, harness.MQTT5).Client
 		}
 		change.disable("sensor_001", true)
 		again(known)
-		g.inForce(known, "disabling", func() {}, "disabled")
-		g.inForce(known, "enabling", func() { change.disable("sensor_001", false) }, "")
-		g.inForce(known, "a new secret", func() {
-			g.no(g.broker.SQL("UPDATE devices SET shared_secret = ? WHERE device_id = ?", "another", "sensor_001"))
+		inForce(g, known, "disabling", func() {}, "disabled")
+		inForce(g, known, "enabling", func() { change.disable("sensor_001", false) }, "")
+		inForce(g, known, "a new secret", func() {
+			g.Must(g.Broker.SQL("UPDATE devices SET shared_secret = ? WHERE device_id = ?", "another", "sensor_001"))
 		}, "bad_signature")
 		renewed := *known
 		renewed.Device = &device.Device{ID: known.ID, Secret: []byte("another")}
-		g.inForce(&renewed, "the new secret", func() {}, "")
+		inForce(g, &renewed, "the new secret", func() {}, "")
 		change.remove("sensor_001")
 		again(known)
 		renewed.Client = known.Client
-		g.inForce(&renewed, "removing", func() {}, "unknown_device")
-		g.inForce(known, "adding again", func() { change.add("sensor_001", string(known.Secret)) }, "")
+		inForce(g, &renewed, "removing", func() {}, "unknown_device")
+		inForce(g, known, "adding again", func() { change.add("sensor_001", string(known.Secret)) }, "")
 		// What was accepted before stays accepted: the removal has not made the gateway forget.
-		g.refuse(known, known.DataTopic(), 1, kept, "replay")
-		g.inForce(added, "the other device, all the while", func() {}, "")
+		g.Refuse(known, known.DataTopic(), 1, kept, "replay")
+		inForce(g, added, "the other device, all the while", func() {}, "")
 	}
 	t.Run("Python gateway", func(t *testing.T) {
-		run(t, broker.Options{PythonDatabase: true}, func(g *gate) changes {
+		run(t, broker.Options{PythonDatabase: true}, func(g *harness.Gateway) changes {
 			return changes{
 				add: func(id, secret string) {
-					g.no(g.broker.SQL("INSERT INTO devices(device_id, shared_secret, created_at) VALUES(?, ?, 0)", id, secret))
+					g.Must(g.Broker.SQL("INSERT INTO devices(device_id, shared_secret, created_at) VALUES(?, ?, 0)", id, secret))
 				},
-				remove: func(id string) { g.no(g.broker.SQL("DELETE FROM devices WHERE device_id = ?", id)) },
+				remove: func(id string) { g.Must(g.Broker.SQL("DELETE FROM devices WHERE device_id = ?", id)) },
 				disable: func(id string, disabled bool) {
 					statement := "DELETE FROM disabled_devices WHERE device_id = ?"
 					if disabled {
 						statement = "INSERT INTO disabled_devices(device_id, disabled_at) VALUES(?, 0)"
 					}
-					g.no(g.broker.SQL(statement, id))
+					g.Must(g.Broker.SQL(statement, id))
 				},
 			}
 		})
 	})
 	t.Run("bouncerctl", func(t *testing.T) {
-		run(t, broker.Options{}, func(g *gate) changes {
-			store, err := registry.OpenStore(g.broker.Path("devices.db"))
-			g.no(err)
-			g.Cleanup(func() { g.no(store.Close()) })
+		run(t, broker.Options{}, func(g *harness.Gateway) changes {
+			store, err := registry.OpenStore(g.Broker.Path("devices.db"))
+			g.Must(err)
+			g.Cleanup(func() { g.Must(store.Close()) })
 			return changes{
-				add:     func(id, secret string) { g.no(store.Add(g.limit(), id, registry.Secret(secret))) },
-				remove:  func(id string) { g.no(store.Remove(g.limit(), id)) },
-				disable: func(id string, disabled bool) { g.no(store.SetDisabled(g.limit(), id, disabled)) },
+				add:     func(id, secret string) { g.Must(store.Add(g.Limit(), id, registry.Secret(secret))) },
+				remove:  func(id string) { g.Must(store.Remove(g.Limit(), id)) },
+				disable: func(id string, disabled bool) { g.Must(store.SetDisabled(g.Limit(), id, disabled)) },
 			}
 		})
 	})

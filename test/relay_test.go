@@ -8,67 +8,10 @@ import (
 
 	packets5 "github.com/eclipse/paho.golang/packets"
 
+	"mosquitto-bouncer/test/harness"
 	"mosquitto-bouncer/test/harness/broker"
 	"mosquitto-bouncer/test/harness/device"
 )
-
-// put publishes over MQTT 5 on a topic, retained or not, and waits for the PUBACK or PUBREC.
-func (c *exchange) put(topic string, retain bool, p packet) device.Ack {
-	c.Helper()
-	ack, err := c.v5.Publish(c.limit(), &packets5.Publish{
-		Topic: topic, QoS: p.qos, PacketID: p.id, Duplicate: p.dup, Retain: retain, Payload: p.Bytes,
-	})
-	c.no(err)
-	return ack
-}
-
-// listener is a subscriber that tells what it has got, from its subscription on.
-type listener struct {
-	g *gate
-	c *client
-}
-
-// listen subscribes to what devices publish.
-func (g *gate) listen() listener {
-	g.Helper()
-	c := g.connect(g.device("dashboard"), mqtt5)
-	for _, filter := range []string{"device/+/data", "alarm/+/raise"} {
-		g.no(c.Subscribe(g.limit(), filter, 2))
-	}
-	return listener{g, c}
-}
-
-// got returns the payloads that came, those that were retained with an 'r' before them, when another device's message
-// shows that there will be no more.
-func (l listener) got() (payloads []string) {
-	l.g.Helper()
-	w := l.g.device("witness")
-	last := w.Sign(`"last"`)
-	if ack := l.g.publish(l.g.connect(w, mqtt5), w.DataTopic(), 1, last.Bytes); !ack.Accepted() {
-		l.g.Fatalf("the witness: %v", ack)
-	}
-	_, err := l.c.Inbox().Wait(l.g.limit(), func(r device.Received) bool { return bytes.Equal(r.Payload, last.Bytes) })
-	l.g.no(err)
-	for _, r := range l.c.Inbox().All() {
-		if r.Topic == w.DataTopic() {
-			continue
-		}
-		_, payload, _ := bytes.Cut(r.Payload, []byte(`"payload":`))
-		payload, _, _ = bytes.Cut(payload, []byte(`,`))
-		if r.Retain {
-			payload = append([]byte("r"), payload...)
-		}
-		payloads = append(payloads, string(payload))
-	}
-	return payloads
-}
-
-func (g *gate) expectGot(what string, got []string, want ...string) {
-	g.Helper()
-	if !slices.Equal(got, want) {
-		g.Errorf("%s: a subscriber got %q, want %q", what, got, want)
-	}
-}
 
 // TestQoS2OverARestart has QoS 2 messages in every state when the broker ends, in good order or not, with its state saved
 // or not, and the device go on in every way. Each has reached the subscribers when it was accepted, once, and nothing
@@ -78,35 +21,35 @@ func TestQoS2OverARestart(t *testing.T) {
 		name    string
 		clean   bool
 		refused string // the reason
-		goOn    func(c *exchange, topic string, p packet) device.Ack
+		goOn    func(c *harness.Exchange, topic string, p harness.Packet) device.Ack
 	}{
-		{name: "PUBREL alone", goOn: func(c *exchange, _ string, p packet) device.Ack { c.release(p.id); return device.Ack{} }},
-		{name: "DUP", goOn: func(c *exchange, topic string, p packet) device.Ack {
-			p.dup = true
-			ack := c.put(topic, false, p)
-			c.release(p.id)
+		{name: "PUBREL alone", goOn: func(c *harness.Exchange, _ string, p harness.Packet) device.Ack { c.Release(p.ID); return device.Ack{} }},
+		{name: "DUP", goOn: func(c *harness.Exchange, topic string, p harness.Packet) device.Ack {
+			p.Dup = true
+			ack := c.Put(topic, false, p)
+			c.Release(p.ID)
 			return ack
 		}},
-		{name: "under another packet id", goOn: func(c *exchange, topic string, p packet) device.Ack {
-			first := p.id
-			p.id = 100
-			ack := c.put(topic, false, p)
-			c.release(100)
-			c.release(first)
+		{name: "under another packet id", goOn: func(c *harness.Exchange, topic string, p harness.Packet) device.Ack {
+			first := p.ID
+			p.ID = 100
+			ack := c.Put(topic, false, p)
+			c.Release(100)
+			c.Release(first)
 			return ack
 		}},
-		{name: "in a clean session", clean: true, goOn: func(c *exchange, topic string, p packet) device.Ack {
-			ack := c.put(topic, false, p)
-			c.release(p.id)
+		{name: "in a clean session", clean: true, goOn: func(c *harness.Exchange, topic string, p harness.Packet) device.Ack {
+			ack := c.Put(topic, false, p)
+			c.Release(p.ID)
 			return ack
 		}},
-		{name: "retained", refused: "replay", goOn: func(c *exchange, topic string, p packet) device.Ack { return c.put(topic, true, p) }},
-		{name: "on another topic", refused: "replay", goOn: func(c *exchange, _ string, p packet) device.Ack {
-			return c.put("alarm/sensor_001/raise", false, p)
+		{name: "retained", refused: "replay", goOn: func(c *harness.Exchange, topic string, p harness.Packet) device.Ack { return c.Put(topic, true, p) }},
+		{name: "on another topic", refused: "replay", goOn: func(c *harness.Exchange, _ string, p harness.Packet) device.Ack {
+			return c.Put("alarm/sensor_001/raise", false, p)
 		}},
-		{name: "at QoS 1", refused: "replay", goOn: func(c *exchange, topic string, p packet) device.Ack {
-			p.qos = 1
-			return c.put(topic, false, p)
+		{name: "at QoS 1", refused: "replay", goOn: func(c *harness.Exchange, topic string, p harness.Packet) device.Ack {
+			p.QoS = 1
+			return c.Put(topic, false, p)
 		}},
 	}
 	for _, end := range []string{"SIGTERM", "SIGKILL"} {
@@ -117,67 +60,67 @@ func TestQoS2OverARestart(t *testing.T) {
 				if persistence {
 					conf = "autosave_interval 1\nautosave_on_changes true\n"
 				}
-				g := newGate(t, broker.Options{
+				g := harness.New(t, broker.Options{
 					Devices: []string{"sensor_001", "witness"}, Persistence: persistence, Conf: conf,
 					Settings: map[string]any{"publish.topics": []string{"device/+/data", "alarm/+/raise"}},
 				})
-				d := g.device("sensor_001")
-				before := g.listen()
+				d := g.Device("sensor_001")
+				before := g.Listen()
 				var want []string
-				inFlight := map[string]packet{}
+				inFlight := map[string]harness.Packet{}
 				for _, released := range []bool{true, false} {
 					for i, back := range comebacks {
 						name := fmt.Sprintf("%s, released %v", back.name, released)
-						c := g.open(d, mqtt5, name, false)
-						p := packet{qos: 2, id: uint16(i + 1), Message: d.Sign(fmt.Sprintf("%q", fmt.Sprint(i, released)))}
-						if ack := c.put(d.DataTopic(), false, p); ack.Code != device.Success {
+						c := g.Open(d, harness.MQTT5, name, false)
+						p := harness.Packet{QoS: 2, ID: uint16(i + 1), Message: d.Sign(fmt.Sprintf("%q", fmt.Sprint(i, released)))}
+						if ack := c.Put(d.DataTopic(), false, p); ack.Code != device.Success {
 							t.Fatalf("%s: %v", name, ack)
 						}
 						if released {
-							c.release(p.id)
+							c.Release(p.ID)
 						}
 						want = append(want, string(p.Payload))
 						inFlight[name] = p
 					}
 				}
 				// A retained message that waits for its release, and a newer one.
-				older, newer := packet{qos: 2, id: 50, Message: d.Sign(`"older"`)}, packet{qos: 1, id: 51, Message: d.Sign(`"newer"`)}
-				c := g.open(d, mqtt5, "retaining", false)
-				c.put(d.DataTopic(), true, older)
-				c.put(d.DataTopic(), true, newer)
-				g.expectGot("before", before.got(), append(want, `"older"`, `"newer"`)...)
+				older, newer := harness.Packet{QoS: 2, ID: 50, Message: d.Sign(`"older"`)}, harness.Packet{QoS: 1, ID: 51, Message: d.Sign(`"newer"`)}
+				c := g.Open(d, harness.MQTT5, "retaining", false)
+				c.Put(d.DataTopic(), true, older)
+				c.Put(d.DataTopic(), true, newer)
+				g.ExpectGot("before", before.Got(), append(want, `"older"`, `"newer"`)...)
 
 				if end == "SIGTERM" {
-					g.no(g.broker.Stop())
+					g.Must(g.Broker.Stop())
 				} else {
-					g.no(g.broker.Kill())
+					g.Must(g.Broker.Kill())
 				}
-				g.no(g.broker.Start())
-				after := g.listen()
+				g.Must(g.Broker.Start())
+				after := g.Listen()
 				for _, released := range []bool{true, false} {
 					for _, back := range comebacks {
 						name := fmt.Sprintf("%s, released %v", back.name, released)
-						c := g.open(d, mqtt5, name, back.clean)
+						c := g.Open(d, harness.MQTT5, name, back.clean)
 						ack := back.goOn(c, d.DataTopic(), inFlight[name])
 						if want := back.refused == ""; ack.Accepted() != want {
 							t.Errorf("%s: %v", name, ack)
 						}
 					}
 				}
-				c = g.open(d, mqtt5, "retaining", false)
-				c.release(older.id)
-				older.dup = true
-				if ack := c.put(d.DataTopic(), true, older); ack.Code != device.Success {
+				c = g.Open(d, harness.MQTT5, "retaining", false)
+				c.Release(older.ID)
+				older.Dup = true
+				if ack := c.Put(d.DataTopic(), true, older); ack.Code != device.Success {
 					t.Errorf("the older retained message once more: %v", ack)
 				}
-				c.release(older.id)
-				got := after.got()
+				c.Release(older.ID)
+				got := after.Got()
 				if end == "SIGTERM" && persistence {
-					g.expectGot("afterwards", got, `r"newer"`)
+					g.ExpectGot("afterwards", got, `r"newer"`)
 				} else if len(got) > 0 && !slices.Equal(got, []string{`r"newer"`}) { // which need not have been saved
 					t.Errorf("afterwards a subscriber got %q", got)
 				}
-				late := g.listen().got()
+				late := g.Listen().Got()
 				if !slices.Equal(got, late) {
 					t.Errorf("retained is %q, and was %q", late, got)
 				}
@@ -189,47 +132,47 @@ func TestQoS2OverARestart(t *testing.T) {
 // TestQoS2Retained: what is retained is what was accepted last, whenever a QoS 2 message is released or comes again, and
 // whether anybody listened.
 func TestQoS2Retained(t *testing.T) {
-	g := newGate(t, broker.Options{Devices: []string{"sensor_001", "witness"}})
-	d := g.device("sensor_001")
+	g := harness.New(t, broker.Options{Devices: []string{"sensor_001", "witness"}})
+	d := g.Device("sensor_001")
 	n := 0
-	fresh := func(qos byte) packet {
+	fresh := func(qos byte) harness.Packet {
 		n++
-		return packet{qos: qos, id: uint16(n), Message: d.Sign(fmt.Sprint(n))}
+		return harness.Packet{QoS: qos, ID: uint16(n), Message: d.Sign(fmt.Sprint(n))}
 	}
-	retained := func(what string, p packet) {
+	retained := func(what string, p harness.Packet) {
 		t.Helper()
-		g.expectGot(what, g.listen().got(), "r"+string(p.Payload))
+		g.ExpectGot(what, g.Listen().Got(), "r"+string(p.Payload))
 	}
 	for _, qos := range []byte{0, 1, 2} {
-		c := g.open(d, mqtt5, "client", false)
+		c := g.Open(d, harness.MQTT5, "client", false)
 		older, newer := fresh(2), fresh(qos)
-		c.put(d.DataTopic(), true, older)
-		c.put(d.DataTopic(), true, newer)
-		c.release(older.id)
+		c.Put(d.DataTopic(), true, older)
+		c.Put(d.DataTopic(), true, newer)
+		c.Release(older.ID)
 		if qos == 2 {
-			c.release(newer.id)
+			c.Release(newer.ID)
 		}
 		retained(fmt.Sprintf("released behind a newer one at QoS %d", qos), newer)
 		for _, clean := range []bool{false, true} {
-			c = c.again(clean, true)
-			older.dup = !clean
-			if ack := c.put(d.DataTopic(), true, older); ack.Code != device.Success {
+			c = c.Again(clean, true)
+			older.Dup = !clean
+			if ack := c.Put(d.DataTopic(), true, older); ack.Code != device.Success {
 				t.Errorf("a redelivery: %v", ack)
 			}
-			c.release(older.id)
+			c.Release(older.ID)
 			retained(fmt.Sprintf("released and sent again, clean %v", clean), newer)
 		}
-		c.cut()
+		c.Cut()
 	}
 }
 
 // TestQoS2Order sends messages of every QoS in one piece. Subscribers get them in this order, and the last one is retained.
 func TestQoS2Order(t *testing.T) {
-	g := newGate(t, broker.Options{Devices: []string{"sensor_001", "witness"}})
-	d := g.device("sensor_001")
+	g := harness.New(t, broker.Options{Devices: []string{"sensor_001", "witness"}})
+	d := g.Device("sensor_001")
 	for _, retain := range []bool{false, true} {
 		for _, order := range [][]byte{{2, 1, 0}, {1, 2, 2, 0}, {0, 2, 1, 2}, {2, 0, 1, 2, 1}} {
-			l := g.listen()
+			l := g.Listen()
 			var want []string
 			var text bytes.Buffer
 			for i, qos := range order {
@@ -239,22 +182,22 @@ func TestQoS2Order(t *testing.T) {
 					p.PacketID = uint16(i + 1)
 				}
 				_, err := p.WriteTo(&text)
-				g.no(err)
+				g.Must(err)
 				want = append(want, string(m.Payload))
 			}
-			c := g.open(d, mqtt5, fmt.Sprint(order, retain), true)
-			g.no(c.v5.SendBytes(g.limit(), text.Bytes()))
+			c := g.Open(d, harness.MQTT5, fmt.Sprint(order, retain), true)
+			g.Must(c.V5.SendBytes(g.Limit(), text.Bytes()))
 			for acks := 0; acks < len(order)-bytes.Count(order, []byte{0}); acks++ {
-				_, err := c.v5.Next(g.limit())
-				g.no(err)
+				_, err := c.V5.Next(g.Limit())
+				g.Must(err)
 			}
-			got := l.got()
+			got := l.Got()
 			if len(got) > 0 && got[0][0] == 'r' {
 				got = got[1:] // of the order before
 			}
-			g.expectGot(fmt.Sprintf("QoS %v, retain %v", order, retain), got, want...)
+			g.ExpectGot(fmt.Sprintf("QoS %v, retain %v", order, retain), got, want...)
 			if retain {
-				g.expectGot(fmt.Sprintf("retained after QoS %v", order), g.listen().got(), "r"+want[len(want)-1])
+				g.ExpectGot(fmt.Sprintf("retained after QoS %v", order), g.Listen().Got(), "r"+want[len(want)-1])
 			}
 		}
 	}
@@ -263,25 +206,25 @@ func TestQoS2Order(t *testing.T) {
 // TestQoS2Properties: subscribers get a QoS 2 message with the properties that it was published with, on a topic by its
 // name or by its alias.
 func TestQoS2Properties(t *testing.T) {
-	g := newGate(t, broker.Options{Devices: []string{"sensor_001", "witness"}})
-	d := g.device("sensor_001")
-	l := g.listen()
-	c := g.open(d, mqtt5, "client", true)
+	g := harness.New(t, broker.Options{Devices: []string{"sensor_001", "witness"}})
+	d := g.Device("sensor_001")
+	l := g.Listen()
+	c := g.Open(d, harness.MQTT5, "client", true)
 	for i, topic := range []string{d.DataTopic(), ""} {
 		for qos := byte(1); qos <= 2; qos++ {
 			m := d.Sign("22")
 			p := &packets5.Publish{Topic: topic, QoS: qos, PacketID: uint16(10*i) + uint16(qos), Payload: m.Bytes, Properties: &packets5.Properties{
 				ContentType: "application/json", ResponseTopic: "device/sensor_001/response/x", CorrelationData: []byte{0, 1, 2},
-				PayloadFormat: ptr[byte](1), TopicAlias: ptr[uint16](7),
+				PayloadFormat: new(byte(1)), TopicAlias: new(uint16(7)),
 				User: []packets5.User{{Key: "b", Value: "1"}, {Key: "a", Value: "2"}, {Key: "b", Value: ""}},
 			}}
-			ack, err := c.v5.Publish(g.limit(), p)
-			g.no(err)
+			ack, err := c.V5.Publish(g.Limit(), p)
+			g.Must(err)
 			if ack.Code != device.Success {
 				t.Fatalf("QoS %d: %v", qos, ack)
 			}
-			r, err := l.c.Inbox().Wait(g.limit(), func(r device.Received) bool { return bytes.Equal(r.Payload, m.Bytes) })
-			g.no(err)
+			r, err := l.C.Inbox().Wait(g.Limit(), func(r device.Received) bool { return bytes.Equal(r.Payload, m.Bytes) })
+			g.Must(err)
 			got := r.Properties
 			if r.Topic != d.DataTopic() || r.QoS != qos || got == nil || got.ContentType != "application/json" ||
 				got.ResponseTopic != "device/sensor_001/response/x" || !bytes.Equal(got.CorrelationData, []byte{0, 1, 2}) ||
@@ -299,40 +242,40 @@ func TestQoS2Properties(t *testing.T) {
 // TestSinkOfShortTopics has gated topics that are shorter than the sink's name: what is swallowed reaches nobody there
 // either.
 func TestSinkOfShortTopics(t *testing.T) {
-	g := newGate(t, broker.Options{
+	g := harness.New(t, broker.Options{
 		Devices: []string{"s", "witness"}, Settings: map[string]any{"acl.others": "allow", "publish.topics": []string{"+", "d/+", "device/+/data"}},
 	})
-	d := g.device("s")
-	spy := g.connect(g.device("spy"), mqtt5)
+	d := g.Device("s")
+	spy := g.Connect(g.Device("spy"), harness.MQTT5)
 	for _, filter := range []string{"#", "+/#", "$bouncer/#", "$bo/#", "+/+"} {
-		g.no(spy.Subscribe(g.limit(), filter, 2))
+		g.Must(spy.Subscribe(g.Limit(), filter, 2))
 	}
 	for _, filter := range []string{"$", "$b", "$bo", "$bounce", "$bouncer", "$bouncer/redelivered"} {
-		if err := spy.Subscribe(g.limit(), filter, 2); err == nil {
+		if err := spy.Subscribe(g.Limit(), filter, 2); err == nil {
 			t.Errorf("a subscription to %s was granted", filter)
 		}
 	}
 	for i, topic := range []string{"s", "d/s"} {
 		for qos := byte(1); qos <= 2; qos++ {
-			p := packet{qos: qos, id: uint16(10*i) + uint16(qos), Message: d.Sign("22")}
-			c := g.open(d, mqtt5, "client", false)
+			p := harness.Packet{QoS: qos, ID: uint16(10*i) + uint16(qos), Message: d.Sign("22")}
+			c := g.Open(d, harness.MQTT5, "client", false)
 			for range 3 {
-				if ack := c.put(topic, true, p); !ack.Accepted() {
+				if ack := c.Put(topic, true, p); !ack.Accepted() {
 					t.Errorf("%s: %v", topic, ack)
 				}
 				if qos == 2 {
-					c.release(p.id)
+					c.Release(p.ID)
 				}
-				c = c.again(false, true)
+				c = c.Again(false, true)
 			}
-			c.cut()
-			_, err := spy.Inbox().Wait(g.limit(), func(r device.Received) bool { return bytes.Equal(r.Payload, p.Bytes) })
-			g.no(err)
+			c.Cut()
+			_, err := spy.Inbox().Wait(g.Limit(), func(r device.Received) bool { return bytes.Equal(r.Payload, p.Bytes) })
+			g.Must(err)
 			var topics []string
-			last := g.device("witness").Sign("1")
-			g.publish(g.connect(g.device("witness"), mqtt5), "device/witness/data", 1, last.Bytes)
-			_, err = spy.Inbox().Wait(g.limit(), func(r device.Received) bool { return bytes.Equal(r.Payload, last.Bytes) })
-			g.no(err)
+			last := g.Device("witness").Sign("1")
+			g.Publish(g.Connect(g.Device("witness"), harness.MQTT5), "device/witness/data", 1, last.Bytes)
+			_, err = spy.Inbox().Wait(g.Limit(), func(r device.Received) bool { return bytes.Equal(r.Payload, last.Bytes) })
+			g.Must(err)
 			for _, r := range spy.Inbox().All() {
 				if bytes.Equal(r.Payload, p.Bytes) {
 					topics = append(topics, r.Topic)

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"mosquitto-bouncer/plugin/pki"
+	"mosquitto-bouncer/test/harness"
 	"mosquitto-bouncer/test/harness/broker"
 )
 
@@ -27,42 +28,42 @@ type certs struct {
 	files map[string][]byte // as they lie in the directory of secrets
 }
 
-func newCerts(g *gate, generation string) *certs {
+func newCerts(g *harness.Gateway, generation string) *certs {
 	g.Helper()
 	ca, err := pki.NewCA(generation, time.Now(), time.Hour)
-	g.no(err)
+	g.Must(err)
 	c := &certs{ca: ca, roots: x509.NewCertPool(), files: map[string][]byte{
 		"ca.crt": ca.CertPEM(), "backend-token": []byte(generation + "-backend-token-of-32-characters\n"),
 		"signing": []byte(generation + "-signing-secret"), "http-token": []byte(generation + "-http-token-of-32-characters-or-more\n"),
 	}}
 	c.roots.AppendCertsFromPEM(ca.CertPEM())
 	c.files["own.crt"], c.files["own.key"], err = ca.IssueDevice("gateway-"+generation, time.Now(), time.Hour)
-	g.no(err)
+	g.Must(err)
 	c.files["http.crt"], c.files["http.key"], err = ca.IssueServer([]string{"127.0.0.1"}, time.Now(), time.Hour)
-	g.no(err)
+	g.Must(err)
 	return c
 }
 
 // server is the backend's configuration: it demands a client certificate of the same CA.
-func (c *certs) server(g *gate) *tls.Config {
+func (c *certs) server(g *harness.Gateway) *tls.Config {
 	g.Helper()
 	cert, key, err := c.ca.IssueServer([]string{"127.0.0.1"}, time.Now(), time.Hour)
-	g.no(err)
+	g.Must(err)
 	pair, err := tls.X509KeyPair(cert, key)
-	g.no(err)
+	g.Must(err)
 	return &tls.Config{Certificates: []tls.Certificate{pair}, ClientCAs: c.roots, ClientAuth: tls.RequireAndVerifyClientCert}
 }
 
 // install puts files where Kubernetes does: into a directory of their own, to which a link is renamed.
-func (c *certs) install(g *gate, name string) {
+func (c *certs) install(g *harness.Gateway, name string) {
 	g.Helper()
-	g.no(os.MkdirAll(g.broker.Path(filepath.Join("secrets", name)), 0o755))
+	g.Must(os.MkdirAll(g.Broker.Path(filepath.Join("secrets", name)), 0o755))
 	for file, content := range c.files {
-		g.no(g.broker.WriteFile(filepath.Join("secrets", name, file), content))
+		g.Must(g.Broker.WriteFile(filepath.Join("secrets", name, file), content))
 	}
-	link := g.broker.Path("secrets/..data")
-	g.no(os.Symlink(name, link+".new"))
-	g.no(os.Rename(link+".new", link))
+	link := g.Broker.Path("secrets/..data")
+	g.Must(os.Symlink(name, link+".new"))
+	g.Must(os.Rename(link+".new", link))
 }
 
 // TestRenewedSecrets has all secrets and certificates towards the backend, and those of the listener, renewed by SIGHUP while
@@ -84,7 +85,7 @@ func TestRenewedSecrets(t *testing.T) {
 	}))
 	s.Config.ErrorLog = log.New(io.Discard, "", 0)
 	setting := func(name string) string { return "secrets/..data/" + name }
-	g := &gate{T: t}
+	g := &harness.Gateway{T: t}
 	old, renewed := newCerts(g, "old"), newCerts(g, "new")
 	b, err := broker.New(broker.Options{Devices: []string{"sensor_001"}, HTTP: true, BackendURL: "https://" + s.Listener.Addr().String() + "/{device_id}",
 		Settings: map[string]any{
@@ -92,8 +93,8 @@ func TestRenewedSecrets(t *testing.T) {
 			"backend.bearer_token_file": setting("backend-token"), "backend.signing_secret_file": setting("signing"),
 			"http.token_file": setting("http-token"), "http.cert_file": setting("http.crt"), "http.key_file": setting("http.key"),
 		}})
-	g.no(err)
-	g.broker = b
+	g.Must(err)
+	g.Broker = b
 	t.Cleanup(func() { _ = b.Close() })
 	old.install(g, "..1")
 	serving.Store(old.server(g))
@@ -101,7 +102,7 @@ func TestRenewedSecrets(t *testing.T) {
 		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return serving.Load(), nil }}
 	s.StartTLS()
 	t.Cleanup(s.Close)
-	g.no(b.Start())
+	g.Must(b.Start())
 
 	brought := func(payload string) string {
 		mu.Lock()
@@ -122,20 +123,20 @@ func TestRenewedSecrets(t *testing.T) {
 	hangUp := func(want string) {
 		g.Helper()
 		mark := b.Log().Mark()
-		g.no(b.Signal(syscall.SIGHUP))
-		_, err := b.WaitLog(g.limit(), mark, broker.Contains(want))
-		g.no(err)
+		g.Must(b.Signal(syscall.SIGHUP))
+		_, err := b.WaitLog(g.Limit(), mark, broker.Contains(want))
+		g.Must(err)
 	}
-	one := g.device("sensor_001")
-	c := g.connect(one, mqtt5)
+	one := g.Device("sensor_001")
+	c := g.Connect(one, harness.MQTT5)
 	publish := func(payload string) {
 		g.Helper()
-		if !g.publish(c, c.DataTopic(), 1, one.Sign(payload).Bytes).Accepted() {
+		if !g.Publish(c, c.DataTopic(), 1, one.Sign(payload).Bytes).Accepted() {
 			g.Fatalf("%s was not accepted", payload)
 		}
 	}
 	publish("1")
-	g.eventually("delivery", func() bool { return brought("1") != "" })
+	g.Eventually("delivery", func() bool { return brought("1") != "" })
 	if ask(old, old) != 200 || ask(old, renewed) != 401 {
 		t.Error("the listener does not serve as configured")
 	}
@@ -146,7 +147,7 @@ func TestRenewedSecrets(t *testing.T) {
 	hangUp("bouncer.toml was reloaded")
 	close(release)
 	publish("3")
-	g.eventually("delivery", func() bool { return brought("3") != "" })
+	g.Eventually("delivery", func() bool { return brought("3") != "" })
 	if ask(old, old) != 0 || ask(renewed, old) != 401 || ask(renewed, renewed) != 200 {
 		t.Error("the listener has not the new certificate, or the new token")
 	}
@@ -157,7 +158,7 @@ func TestRenewedSecrets(t *testing.T) {
 	broken.install(g, "..3")
 	hangUp("bouncer.toml was not reloaded")
 	publish("4")
-	g.eventually("delivery", func() bool { return brought("4") != "" })
+	g.Eventually("delivery", func() bool { return brought("4") != "" })
 	if ask(renewed, renewed) != 200 || ask(renewed, broken) != 401 {
 		t.Error("after a reload that failed, the listener has changed")
 	}
@@ -177,5 +178,5 @@ func TestRenewedSecrets(t *testing.T) {
 			t.Error("the log tells a secret")
 		}
 	}
-	g.no(b.Stop())
+	g.Must(b.Stop())
 }

@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/time/rate"
 
+	"mosquitto-bouncer/test/harness"
 	"mosquitto-bouncer/test/harness/broker"
 	"mosquitto-bouncer/test/harness/device"
 )
@@ -20,19 +21,20 @@ import (
 func TestSignalHandlersWithoutTicks(t *testing.T) {
 	t.Parallel()
 	onMessage := strings.ReplaceAll(probe, "MOSQ_EVT_TICK", "MOSQ_EVT_MESSAGE") // the second, as there the second tick
-	g := newGateWith(t, broker.Options{
+	g := harness.New(t, broker.Options{
 		Devices: []string{"sensor_001"}, PerListenerSettings: true, ListenerConf: "plugin {dir}/probe.so",
-	}, map[string]string{"probe.so": string(compile(t, "probe_message", onMessage))})
-	d := g.device("sensor_001")
-	c := g.connect(d, mqtt5)
-	g.accept(c, 1, d.Sign("1"))
-	g.accept(c, 1, d.Sign("2"))
-	_, err := g.broker.WaitLog(g.limit(), 0, broker.Contains("probe: done"))
-	g.no(err)
+		Files: map[string]string{"probe.so": string(harness.CompilePlugin(t, "probe_message", onMessage))},
+	})
+	d := g.Device("sensor_001")
+	c := g.Connect(d, harness.MQTT5)
+	g.Accept(c, 1, d.Sign("1"))
+	g.Accept(c, 1, d.Sign("2"))
+	_, err := g.Broker.WaitLog(g.Limit(), 0, broker.Contains("probe: done"))
+	g.Must(err)
 	for _, sig := range []syscall.Signal{syscall.SIGHUP, syscall.SIGINT, syscall.SIGTERM, syscall.SIGUSR1, syscall.SIGUSR2} {
-		if g.broker.Log().Count(0, broker.Contains(fmt.Sprintf("probe: signal=%d handled=1 onstack=1", sig))) != 1 {
+		if g.Broker.Log().Count(0, broker.Contains(fmt.Sprintf("probe: signal=%d handled=1 onstack=1", sig))) != 1 {
 			t.Errorf("the broker's handler of %v is not installed with SA_ONSTACK:\n\t%s", sig,
-				strings.Join(g.broker.Log().Find(0, broker.Contains("probe: ")), "\n\t"))
+				strings.Join(g.Broker.Log().Find(0, broker.Contains("probe: ")), "\n\t"))
 		}
 	}
 }
@@ -40,18 +42,18 @@ func TestSignalHandlersWithoutTicks(t *testing.T) {
 // On 2.0 the kernel gives the broker's signals to threads of Go's, whose goroutines have small stacks.
 func TestSignals(t *testing.T) {
 	const signals = 4000
-	ids := names(10)
-	g := newGate(t, broker.Options{Devices: ids, Quiet: true, Conf: "max_queued_messages 100000"})
-	f := g.fleet(ids)
-	load := device.Load{Devices: f.devices, Window: 20, Rate: 2000, Payload: []byte(payload)}
-	report := g.during(load, func(ctx context.Context) error {
-		return storm(ctx, g.broker.Process(), signals, 1000, syscall.SIGUSR2, syscall.SIGHUP)
+	ids := harness.DeviceIDs(10)
+	g := harness.New(t, broker.Options{Devices: ids, Quiet: true, Conf: "max_queued_messages 100000"})
+	f := g.Fleet(ids)
+	load := device.Load{Devices: f.Devices, Window: 20, Rate: 2000, Payload: []byte(harness.Payload)}
+	report := g.During(load, func(ctx context.Context) error {
+		return storm(ctx, g.Broker.Process(), signals, 1000, syscall.SIGUSR2, syscall.SIGHUP)
 	})
 	if report.Accepted < 1000 {
 		g.Errorf("%d messages accepted while %d signals came: that is no load", report.Accepted, signals)
 	}
-	g.settled(f, report, false)
-	if g.broker.Log().Count(0, broker.Contains("Reloading config")) == 0 {
+	g.Settled(f, report, false)
+	if g.Broker.Log().Count(0, broker.Contains("Reloading config")) == 0 {
 		g.Error("SIGHUP had no effect")
 	}
 	t.Logf("%d signals, %d messages, p99 of PUBACK %v", signals, report.Accepted, report.Percentile(99))
@@ -150,7 +152,7 @@ int mosquitto_plugin_cleanup(void *userdata, struct mosquitto_opt *options, int 
 `
 
 func TestSignalHandlersUseTheirOwnStack(t *testing.T) {
-	library := compile(t, "probe_tick", probe)
+	library := harness.CompilePlugin(t, "probe_tick", probe)
 	b, err := broker.New(broker.Options{ListenerConf: "plugin {dir}/probe.so"})
 	if err != nil {
 		t.Fatal(err)
@@ -166,7 +168,7 @@ func TestSignalHandlersUseTheirOwnStack(t *testing.T) {
 	if err := b.Start(); err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), harness.Patience)
 	defer cancel()
 	if _, err := b.WaitLog(ctx, 0, broker.Contains("probe: done")); err != nil {
 		t.Fatal(err)

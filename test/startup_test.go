@@ -3,40 +3,20 @@ package test
 import (
 	"bytes"
 	"debug/elf"
-	"errors"
 	"os"
 	"slices"
 	"strings"
 	"testing"
 
+	"mosquitto-bouncer/test/harness"
 	"mosquitto-bouncer/test/harness/broker"
 )
 
-// sound is a bouncer.toml that the plugin starts with. The cases of TestRefusesToStart change one line of it each.
-const sound = `state_dir = "{dir}/state"
-database  = "{dir}/devices.db"
-
-[publish]
-topics    = ["device/+/data"]
-tolerance = "5m"
-max_bytes = 65536
-
-[backend]
-url = "http://127.0.0.1:9/device/{device_id}/data"
-timeout = "5s"
-`
-
-// password stands in files and settings that the log must not repeat.
-const password = "correct-horse-battery-staple"
-
-// ready and listening are what the log says of a plugin and of a broker that started.
-var (
-	ready     = broker.Contains("bouncer: ready ")
-	listening = broker.Contains("listen socket")
-)
+// ready is what the log says of a plugin that started.
+var ready = broker.Contains("bouncer: ready ")
 
 func TestStarts(t *testing.T) {
-	b := broker.Start(t, broker.Options{BouncerTOML: sound, Devices: []string{"sensor_001", "sensor_002"}})
+	b := broker.Start(t, broker.Options{BouncerTOML: harness.SoundTOML, Devices: []string{"sensor_001", "sensor_002"}})
 	want := strings.ReplaceAll(" config={dir}/bouncer.toml devices=2 topics=[device/+/data]"+
 		" backend=http://127.0.0.1:9/device/{device_id}/data", "{dir}", b.Dir)
 	lines := b.Log().Find(0, ready)
@@ -89,7 +69,7 @@ func TestRefusesToStart(t *testing.T) {
 			name:   "bouncer.toml unreadable",
 			plugin: options + "{dir}/locked.toml",
 			prepare: func(t *testing.T, b *broker.Broker) {
-				write(t, b, "locked.toml", strings.ReplaceAll(sound, "{dir}", b.Dir), 0)
+				harness.WriteFile(t, b, "locked.toml", strings.ReplaceAll(harness.SoundTOML, "{dir}", b.Dir), 0)
 			},
 			want: [][]string{{`{dir}/locked.toml: cannot be read: permission denied; `, `the broker's user must be able to read it`}},
 		},
@@ -141,7 +121,7 @@ func TestRefusesToStart(t *testing.T) {
 		},
 		{
 			name: "backend with a password",
-			was:  `http://127.0.0.1:9/`, is: `http://user:` + password + `@127.0.0.1:9/`,
+			was:  `http://127.0.0.1:9/`, is: `http://user:` + harness.BrokerPassword + `@127.0.0.1:9/`,
 			want: [][]string{{`{dir}/bouncer.toml:10: backend.url: has a user name or password in it; `, `remove them and use backend.bearer_token_file`}},
 		},
 		{
@@ -152,14 +132,14 @@ func TestRefusesToStart(t *testing.T) {
 		{
 			name: "secret unreadable",
 			was:  `timeout = "5s"`, is: `bearer_token_file = "token"`,
-			prepare: func(t *testing.T, b *broker.Broker) { write(t, b, "token", password, 0) },
+			prepare: func(t *testing.T, b *broker.Broker) { harness.WriteFile(t, b, "token", harness.BrokerPassword, 0) },
 			want: [][]string{{`{dir}/bouncer.toml:11: backend.bearer_token_file: "{dir}/token" cannot be read: permission denied; `,
 				`the broker's user must be able to read it`}},
 		},
 		{
 			name: "secret readable by everyone",
 			was:  `timeout = "5s"`, is: `bearer_token_file = "token"`,
-			prepare: func(t *testing.T, b *broker.Broker) { write(t, b, "token", password, 0o644) },
+			prepare: func(t *testing.T, b *broker.Broker) { harness.WriteFile(t, b, "token", harness.BrokerPassword, 0o644) },
 			want: [][]string{{`{dir}/bouncer.toml:11: backend.bearer_token_file: "{dir}/token" can be read or changed by every user (mode 0644); `,
 				`run: chmod o= "{dir}/token"`}},
 		},
@@ -175,20 +155,20 @@ func TestRefusesToStart(t *testing.T) {
 		},
 		{
 			name:    "database unreadable",
-			prepare: func(t *testing.T, b *broker.Broker) { write(t, b, "devices.db", "", 0) },
+			prepare: func(t *testing.T, b *broker.Broker) { harness.WriteFile(t, b, "devices.db", "", 0) },
 			want: [][]string{{`{dir}/bouncer.toml:2: database: device database: {dir}/devices.db: `, `permission denied; `,
 				`the broker's user must be able to read it and to search its directory`}},
 		},
 		{
 			name: "database not SQLite",
 			prepare: func(t *testing.T, b *broker.Broker) {
-				write(t, b, "devices.db", "device_id,shared_secret\nsensor_001,"+password+"\n", 0o640)
+				harness.WriteFile(t, b, "devices.db", "device_id,shared_secret\nsensor_001,"+harness.BrokerPassword+"\n", 0o640)
 			},
 			want: [][]string{{`{dir}/bouncer.toml:2: database: device database: {dir}/devices.db: `, `file is not a database; `, `name another file, or restore this one from a backup`}},
 		},
 		{
 			name:    "database without devices",
-			prepare: func(t *testing.T, b *broker.Broker) { write(t, b, "devices.db", "", 0o640) },
+			prepare: func(t *testing.T, b *broker.Broker) { harness.WriteFile(t, b, "devices.db", "", 0o640) },
 			want: [][]string{{`{dir}/bouncer.toml:2: database: device database: {dir}/devices.db: no devices table; `,
 				`create it with "bouncerctl device add"`}},
 		},
@@ -204,8 +184,8 @@ func TestRefusesToStart(t *testing.T) {
 		},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			text := strings.Replace(sound, c.was, c.is, 1)
-			if c.was != "" && text == sound {
+			text := strings.Replace(harness.SoundTOML, c.was, c.is, 1)
+			if c.was != "" && text == harness.SoundTOML {
 				t.Fatalf("nothing to change: %q is not in bouncer.toml", c.was)
 			}
 			o := broker.Options{BouncerTOML: text, ListenerConf: c.listener}
@@ -216,7 +196,7 @@ func TestRefusesToStart(t *testing.T) {
 				}
 				o.WithoutPlugin, o.Plugin, o.Conf = true, path, c.plugin
 			}
-			b := refuse(t, o, c.prepare)
+			b := harness.StartRefused(t, o, c.prepare)
 			if n := b.Log().Count(0, ready); n > 0 {
 				t.Errorf("the plugin said that it is ready")
 			}
@@ -240,62 +220,12 @@ func TestRefusesToStart(t *testing.T) {
 
 // The second plugin line is found out by the first one's instance, which is ready by then.
 func TestRefusesSecondPluginLine(t *testing.T) {
-	b := refuse(t, broker.Options{
-		BouncerTOML: sound,
+	b := harness.StartRefused(t, broker.Options{
+		BouncerTOML: harness.SoundTOML,
 		Conf:        "plugin {plugin}\nplugin_opt_config_file {dir}/bouncer.toml",
 	}, nil)
 	if n := b.Log().Count(0, broker.Contains("bouncer: the plugin is loaded twice, at "+b.Path("mosquitto.conf")+":", "; remove one of the plugin lines")); n != 1 {
 		t.Errorf("%d lines say that the plugin is loaded twice, want 1", n)
-	}
-}
-
-// refuse starts a broker that is to refuse: it ends by itself with a failure, without having opened a port, crashed or
-// told a secret.
-func refuse(t *testing.T, options broker.Options, prepare func(*testing.T, *broker.Broker)) *broker.Broker {
-	t.Helper()
-	b, err := broker.New(options)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if t.Failed() {
-			t.Logf("the broker's log:\n\t%s", strings.Join(b.Log().Lines(0), "\n\t"))
-		}
-		if err := b.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	if prepare != nil {
-		prepare(t, b)
-	}
-	err = b.Start()
-	exit, ended := errors.AsType[*broker.ExitError](err)
-	if !ended {
-		t.Fatalf("the broker was to refuse to start: %v", err)
-	}
-	if exit.Code < 1 {
-		t.Errorf("%v; want an exit status that tells of a failure", exit)
-	}
-	if b.Log().Count(0, listening) > 0 {
-		t.Errorf("the broker opened a port before it refused to start")
-	}
-	if b.Log().Count(0, broker.Contains("goroutine ")) > 0 || b.Log().Count(0, broker.Contains("internal error")) > 0 {
-		t.Errorf("the broker crashed instead of refusing to start")
-	}
-	if b.Log().Count(0, broker.Contains(password)) > 0 {
-		t.Errorf("the log has a secret in it")
-	}
-	return b
-}
-
-// write makes or replaces a file of the broker's, with this mode.
-func write(t *testing.T, b *broker.Broker, name, text string, mode os.FileMode) {
-	t.Helper()
-	if err := b.WriteFile(name, []byte(text)); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Chmod(b.Path(name), mode); err != nil {
-		t.Fatal(err)
 	}
 }
 

@@ -9,19 +9,20 @@ import (
 	"testing"
 	"time"
 
+	"mosquitto-bouncer/test/harness"
 	"mosquitto-bouncer/test/harness/backend"
 	"mosquitto-bouncer/test/harness/broker"
 )
 
 // stopping begins to stop the broker and returns when it has left its loop: it then waits for the plugin. How the stop
 // went comes in the channel.
-func (g *gate) stopping() <-chan error {
+func stopping(g *harness.Gateway) <-chan error {
 	g.Helper()
-	mark := g.broker.Log().Mark()
+	mark := g.Broker.Log().Mark()
 	stopped := make(chan error, 1)
-	go func() { stopped <- g.broker.Stop() }()
-	_, err := g.broker.WaitLog(g.limit(), mark, broker.Matches(`mosquitto version \S+ terminating`))
-	g.no(err)
+	go func() { stopped <- g.Broker.Stop() }()
+	_, err := g.Broker.WaitLog(g.Limit(), mark, broker.Matches(`mosquitto version \S+ terminating`))
+	g.Must(err)
 	return stopped
 }
 
@@ -32,35 +33,35 @@ func TestStopDelivers(t *testing.T) {
 	for i := range devices {
 		ids = append(ids, fmt.Sprintf("sensor_%03d", i))
 	}
-	g := newGate(t, broker.Options{Devices: ids})
-	hold := newHold(g)
-	g.backend.Script(func(r *backend.Request) backend.Answer {
-		hold.wait()
+	g := harness.New(t, broker.Options{Devices: ids})
+	hold := harness.NewHold(g)
+	g.Backend.Script(func(r *backend.Request) backend.Answer {
+		hold.Wait()
 		return backend.OK(r)
 	})
 	for _, id := range ids {
-		c := g.connect(g.device(id), mqtt5)
+		c := g.Connect(g.Device(id), harness.MQTT5)
 		for n := range messages {
 			m := c.Sign(fmt.Sprint(n))
-			g.expect(c.DataTopic(), m)
-			if ack := g.publish(c, c.DataTopic(), 1, m.Bytes); !ack.Accepted() {
+			g.Expect(c.DataTopic(), m)
+			if ack := g.Publish(c, c.DataTopic(), 1, m.Bytes); !ack.Accepted() {
 				t.Fatal(ack)
 			}
 		}
 	}
-	_, err := g.backend.Wait(g.limit(), devices) // each device's first; the others are behind it
-	g.no(err)
+	_, err := g.Backend.Wait(g.Limit(), devices) // each device's first; the others are behind it
+	g.Must(err)
 	begin := time.Now()
-	stopped := g.stopping()
-	if n := g.backend.Count(); n != devices {
+	stopped := stopping(g)
+	if n := g.Backend.Count(); n != devices {
 		t.Errorf("%d requests before the backend has answered any, want %d", n, devices)
 	}
-	hold.release()
-	g.no(<-stopped)
+	hold.Release()
+	g.Must(<-stopped)
 	t.Logf("%d messages were still to be delivered; the broker ended after %v", devices*messages, time.Since(begin))
-	g.noMore("the backend", g.unexpectedRequests())
+	g.NoMore("the backend", g.UnexpectedRequests())
 	next := map[string]int{}
-	for _, r := range g.backend.Requests() {
+	for _, r := range g.Backend.Requests() {
 		if string(r.Body) != fmt.Sprint(next[r.Device]) {
 			t.Errorf("%s: the backend got %s, want %d", r.Device, r.Body, next[r.Device])
 		}
@@ -70,42 +71,42 @@ func TestStopDelivers(t *testing.T) {
 
 // TestStopIsBounded stops the broker while the backend answers nothing at all.
 func TestStopIsBounded(t *testing.T) {
-	g := newGate(t, broker.Options{Devices: []string{"sensor_001"}, Settings: map[string]any{"backend.timeout": "1m"}})
-	g.backend.Script(func(*backend.Request) backend.Answer { return backend.Answer{Hang: true} })
-	c := g.connect(g.device("sensor_001"), mqtt5)
+	g := harness.New(t, broker.Options{Devices: []string{"sensor_001"}, Settings: map[string]any{"backend.timeout": "1m"}})
+	g.Backend.Script(func(*backend.Request) backend.Answer { return backend.Answer{Hang: true} })
+	c := g.Connect(g.Device("sensor_001"), harness.MQTT5)
 	for range 3 {
-		if ack := g.publish(c, c.DataTopic(), 1, c.Sign("22").Bytes); !ack.Accepted() {
+		if ack := g.Publish(c, c.DataTopic(), 1, c.Sign("22").Bytes); !ack.Accepted() {
 			t.Fatal(ack)
 		}
 	}
-	_, err := g.backend.Wait(g.limit(), 1)
-	g.no(err)
+	_, err := g.Backend.Wait(g.Limit(), 1)
+	g.Must(err)
 	begin := time.Now()
-	g.no(g.broker.Stop())
+	g.Must(g.Broker.Stop())
 	took := time.Since(begin)
 	t.Logf("the broker ended after %v", took)
 	if took > 5*time.Second {
 		t.Errorf("the broker ended after %v", took)
 	}
-	_, err = g.broker.WaitLog(context.Background(), 0, broker.Contains(
+	_, err = g.Broker.WaitLog(context.Background(), 0, broker.Contains(
 		"bouncer: the backend has not taken every accepted message yet", "3 messages were not delivered"))
-	g.no(err)
-	_, err = g.broker.WaitLog(context.Background(), 0, broker.Contains("bouncer: stopped accepted=3 delivered=0 dead=0 pending=3"))
-	g.no(err)
+	g.Must(err)
+	_, err = g.Broker.WaitLog(context.Background(), 0, broker.Contains("bouncer: stopped accepted=3 delivered=0 dead=0 pending=3"))
+	g.Must(err)
 }
 
 // stopped sends a signal and checks that the broker ends by itself, successfully and in time, and that the log says
 // how many accepted messages were left behind, when that is more than none.
-func (g *gate) stopped(sig syscall.Signal, within time.Duration, left int) {
+func stopped(g *harness.Gateway, sig syscall.Signal, within time.Duration, left int) {
 	g.Helper()
-	p := g.broker.Process()
-	mark := g.broker.Log().Mark()
+	p := g.Broker.Process()
+	mark := g.Broker.Log().Mark()
 	begin := time.Now()
-	g.no(p.Signal(sig))
+	g.Must(p.Signal(sig))
 	select {
 	case <-p.Done():
-	case <-g.limit().Done():
-		g.Fatalf("the broker still runs %v after %v", patience, sig)
+	case <-g.Limit().Done():
+		g.Fatalf("the broker still runs %v after %v", harness.Patience, sig)
 	}
 	if took := time.Since(begin); took > within {
 		g.Errorf("%v: the broker stopped after %v, want at most %v", sig, took, within)
@@ -114,39 +115,30 @@ func (g *gate) stopped(sig syscall.Signal, within time.Duration, left int) {
 	if !ok || exit.Code != 0 {
 		g.Errorf("%v: %v", sig, p.Ended())
 	}
-	lost := g.broker.Log().Find(mark, broker.Contains("bouncer: the backend has not taken every accepted message yet"))
+	lost := g.Broker.Log().Find(mark, broker.Contains("bouncer: the backend has not taken every accepted message yet"))
 	switch {
 	case left == 0 && len(lost) > 0:
 		g.Errorf("%v: all was delivered, but the log says: %s", sig, lost)
 	case left > 0 && (len(lost) != 1 || !strings.Contains(lost[0], fmt.Sprintf("%d messages were not delivered", left))):
 		g.Errorf("%v: %d messages were left behind, the log says: %q", sig, left, lost)
 	}
-	if g.broker.Log().Count(mark, broker.Contains("bouncer: stopped")) != 1 {
+	if g.Broker.Log().Count(mark, broker.Contains("bouncer: stopped")) != 1 {
 		g.Errorf("%v: the plugin did not say that it has stopped", sig)
-	}
-}
-
-// settledAt checks the plugin's last account: all that was ever accepted is with the backend.
-func (g *gate) settledAt(n int) {
-	g.Helper()
-	stopped := g.broker.Log().Find(0, broker.Contains("bouncer: stopped "))
-	if want := fmt.Sprintf("accepted=%d delivered=%d dead=0 pending=0", n, n); len(stopped) == 0 || !strings.HasSuffix(stopped[len(stopped)-1], want) {
-		g.Errorf("the plugin stopped with %q, want %s", stopped, want)
 	}
 }
 
 func TestStops(t *testing.T) {
 	const idle, busy = 2 * time.Second, 5 * time.Second // the most that a stop may take
-	ids := names(5)
-	send := func(g *gate, n int) {
+	ids := harness.DeviceIDs(5)
+	send := func(g *harness.Gateway, n int) {
 		g.Helper()
-		var clients []*client
+		var clients []*harness.Client
 		for _, id := range ids {
-			clients = append(clients, g.connect(g.device(id), mqtt5))
+			clients = append(clients, g.Connect(g.Device(id), harness.MQTT5))
 		}
 		for i := range n {
 			c := clients[i%len(clients)]
-			if ack := g.publish(c, c.DataTopic(), 1, c.Sign(payload).Bytes); !ack.Accepted() {
+			if ack := g.Publish(c, c.DataTopic(), 1, c.Sign(harness.Payload).Bytes); !ack.Accepted() {
 				g.Fatalf("message %d: %v", i+1, ack)
 			}
 		}
@@ -155,56 +147,56 @@ func TestStops(t *testing.T) {
 		t.Run(sig.String(), func(t *testing.T) {
 			t.Run("idle", func(t *testing.T) {
 				t.Parallel()
-				g := newGate(t, broker.Options{Devices: ids})
+				g := harness.New(t, broker.Options{Devices: ids})
 				send(g, 1) // right after it says that it runs, 2.0 forgets a SIGTERM
-				if _, err := g.backend.Wait(g.limit(), 1); err != nil {
+				if _, err := g.Backend.Wait(g.Limit(), 1); err != nil {
 					g.Fatal(err)
 				}
-				g.stopped(sig, idle, 0)
+				stopped(g, sig, idle, 0)
 			})
 			t.Run("with connections", func(t *testing.T) {
 				t.Parallel()
-				g := newGate(t, broker.Options{Devices: ids})
-				f := g.fleet(ids)
-				d := f.devices[0]
-				g.accept(g.connect(d, mqtt5), 1, d.Sign(payload))
-				g.stopped(sig, idle, 0)
+				g := harness.New(t, broker.Options{Devices: ids})
+				f := g.Fleet(ids)
+				d := f.Devices[0]
+				g.Accept(g.Connect(d, harness.MQTT5), 1, d.Sign(harness.Payload))
+				stopped(g, sig, idle, 0)
 			})
 			t.Run("backend refuses connections", func(t *testing.T) {
 				t.Parallel()
-				g := newGate(t, broker.Options{Devices: ids})
-				f := g.fleet(ids[:1])
-				d := f.devices[0]
-				g.accept(g.connect(d, mqtt5), 1, d.Sign(payload))
-				_, err := f.inboxes[0].WaitCount(g.limit(), d.ResponseTopic(), 1) // until then it may yet fail
-				g.no(err)
-				g.no(g.backend.Down())
+				g := harness.New(t, broker.Options{Devices: ids})
+				f := g.Fleet(ids[:1])
+				d := f.Devices[0]
+				g.Accept(g.Connect(d, harness.MQTT5), 1, d.Sign(harness.Payload))
+				_, err := f.Inboxes[0].WaitCount(g.Limit(), d.ResponseTopic(), 1) // until then it may yet fail
+				g.Must(err)
+				g.Must(g.Backend.Down())
 				send(g, 100)
-				g.stopped(sig, busy, 100)
-				g.no(g.backend.Up())
-				g.no(g.broker.Start())
-				_, err = g.backend.Wait(g.limit(), 101)
-				g.no(err)
-				g.no(g.broker.Stop())
-				g.settledAt(101)
+				stopped(g, sig, busy, 100)
+				g.Must(g.Backend.Up())
+				g.Must(g.Broker.Start())
+				_, err = g.Backend.Wait(g.Limit(), 101)
+				g.Must(err)
+				g.Must(g.Broker.Stop())
+				g.ExpectAllDelivered(101)
 			})
 			t.Run("backend hangs", func(t *testing.T) {
 				t.Parallel()
-				g := newGate(t, broker.Options{Devices: ids})
-				g.backend.Script(func(*backend.Request) backend.Answer { return backend.Answer{Hang: true} })
+				g := harness.New(t, broker.Options{Devices: ids})
+				g.Backend.Script(func(*backend.Request) backend.Answer { return backend.Answer{Hang: true} })
 				send(g, 100)
-				if _, err := g.backend.Wait(g.limit(), len(ids)); err != nil {
+				if _, err := g.Backend.Wait(g.Limit(), len(ids)); err != nil {
 					g.Fatal(err)
 				}
-				g.stopped(sig, busy, 100)
+				stopped(g, sig, busy, 100)
 			})
 			t.Run("backend is slow", func(t *testing.T) {
 				t.Parallel()
-				g := newGate(t, broker.Options{Devices: ids})
-				g.backend.Script(func(*backend.Request) backend.Answer { return backend.Answer{Delay: 50 * time.Millisecond} })
+				g := harness.New(t, broker.Options{Devices: ids})
+				g.Backend.Script(func(*backend.Request) backend.Answer { return backend.Answer{Delay: 50 * time.Millisecond} })
 				send(g, 50)
-				g.stopped(sig, busy, 0)
-				if n := g.backend.Count(); n != 50 {
+				stopped(g, sig, busy, 0)
+				if n := g.Backend.Count(); n != 50 {
 					g.Errorf("the backend got %d messages of 50", n)
 				}
 			})

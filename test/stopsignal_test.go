@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"mosquitto-bouncer/test/harness"
 	"mosquitto-bouncer/test/harness/broker"
 )
 
@@ -44,7 +45,7 @@ func TestStopSignalAtTheStart(t *testing.T) {
 				conn.Close()
 				break
 			}
-			if p.Ended() != nil || time.Since(began) > patience {
+			if p.Ended() != nil || time.Since(began) > harness.Patience {
 				t.Fatalf("start %d: no port: %v", i, errors.Join(err, p.Ended()))
 			}
 		}
@@ -53,7 +54,7 @@ func TestStopSignalAtTheStart(t *testing.T) {
 		}
 		select {
 		case <-p.Done():
-		case <-time.After(patience):
+		case <-time.After(harness.Patience):
 			lost++
 			if err := p.Kill(); err != nil {
 				t.Error(err)
@@ -133,12 +134,12 @@ func TestGlobalPlugin(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	g := newGate(t, broker.Options{
+	g := harness.New(t, broker.Options{
 		Devices: []string{"sensor_001", "witness"}, WithoutPlugin: true, Plugin: plugin, PerListenerSettings: true,
 		Conf: "global_plugin {plugin}\nplugin_opt_config_file {dir}/bouncer.toml\n" +
 			"connection other\naddress " + other.Address(1) + "\ntopic # in 2\nnotifications false",
 	})
-	g.watch()
-	g.subscribedTo(other)
-	g.throughBridge(other, "no_tls_identity")
+	g.Watch()
+	subscribedTo(g, other)
+	throughBridge(g, other, "no_tls_identity")
 }

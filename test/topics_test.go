@@ -5,54 +5,55 @@ import (
 
 	packets5 "github.com/eclipse/paho.golang/packets"
 
+	"mosquitto-bouncer/test/harness"
 	"mosquitto-bouncer/test/harness/broker"
 	"mosquitto-bouncer/test/harness/device"
 )
 
 // TestTopicAlias publishes by alias, which the broker resolves before it asks.
 func TestTopicAlias(t *testing.T) {
-	g := newGate(t, broker.Options{Devices: []string{"sensor_001", "sensor_002"}})
-	g.watch()
-	one, two := g.device("sensor_001"), g.device("sensor_002")
+	g := harness.New(t, broker.Options{Devices: []string{"sensor_001", "sensor_002"}})
+	g.Watch()
+	one, two := g.Device("sensor_001"), g.Device("sensor_002")
 	for qos := byte(0); qos <= 2; qos++ {
-		c, _, err := one.ConnectRaw5(g.limit())
-		g.no(err)
+		c, _, err := one.ConnectRaw5(g.Limit())
+		g.Must(err)
 		g.Cleanup(func() { c.Conn.Close() })
 		id := uint16(0)
 		publish := func(topic string, alias uint16, message []byte) device.Ack {
 			g.Helper()
 			id++
-			ack, err := c.Publish(g.limit(), &packets5.Publish{
+			ack, err := c.Publish(g.Limit(), &packets5.Publish{
 				Topic: topic, QoS: qos, PacketID: id, Payload: message, Properties: &packets5.Properties{TopicAlias: &alias},
 			})
-			g.no(err)
+			g.Must(err)
 			if qos == 2 && ack.Accepted() {
-				_, err := c.Release(g.limit(), id)
-				g.no(err)
+				_, err := c.Release(g.Limit(), id)
+				g.Must(err)
 			}
 			return ack
 		}
 		refused := func(topic string, alias uint16, m device.Message, reason string) {
 			g.Helper()
-			g.refused = append(g.refused, delivery{m, topic, "by alias"})
-			mark := g.broker.Log().Mark()
-			if ack := publish(topic, alias, m.Bytes); ack.Code != mqtt5.refusal(qos) {
+			g.ExpectRefusal(topic, m, "by alias")
+			mark := g.Broker.Log().Mark()
+			if ack := publish(topic, alias, m.Bytes); ack.Code != harness.MQTT5.Refusal(qos) {
 				g.Errorf("QoS %d, %s: %v", qos, reason, ack)
 			}
-			line, err := g.broker.WaitLog(g.limit(), mark, broker.Contains("bouncer: refused "))
-			g.no(err)
-			if got := fields(line); got["reason"] != reason || topic == "" && got["topic"] == "" {
+			line, err := g.Broker.WaitLog(g.Limit(), mark, broker.Contains("bouncer: refused "))
+			g.Must(err)
+			if got := harness.Fields(line); got["reason"] != reason || topic == "" && got["topic"] == "" {
 				g.Errorf("QoS %d, want the reason %s; the log says: %s", qos, reason, line)
 			}
 		}
 		accepted := func(topic string, alias uint16) device.Message {
 			g.Helper()
 			m := one.Sign("22")
-			g.expect(one.DataTopic(), m)
+			g.Expect(one.DataTopic(), m)
 			if ack := publish(topic, alias, m.Bytes); !ack.Accepted() {
 				g.Errorf("QoS %d: a good message: %v", qos, ack)
 			}
-			g.delivered(one.DataTopic(), m.Bytes)
+			g.Delivered(one.DataTopic(), m.Bytes)
 			return m
 		}
 		unsigned := device.Message{Bytes: []byte(`{"temperature":22}`)}
@@ -67,27 +68,27 @@ func TestTopicAlias(t *testing.T) {
 		accepted(one.DataTopic(), 1)
 		accepted("", 1)
 	}
-	g.nothingElse("sensor_001")
+	g.NothingElse("sensor_001")
 }
 
 // TestQoS2 has what QoS 2 allows between PUBLISH and PUBREL.
 func TestQoS2(t *testing.T) {
-	g := newGate(t, broker.Options{Devices: []string{"sensor_001", "sensor_002"}})
-	g.watch()
-	d, other := g.device("sensor_001"), g.device("sensor_002")
+	g := harness.New(t, broker.Options{Devices: []string{"sensor_001", "sensor_002"}})
+	g.Watch()
+	d, other := g.Device("sensor_001"), g.Device("sensor_002")
 	bad := device.Message{Bytes: []byte(`{"temperature":22}`)}
-	for _, p := range bothProtocols {
-		g.sub(p.String(), func(g *gate) {
-			open := func(as *device.Device) *exchange { return g.open(as, p, "persistent", false) }
-			refused := func(c *exchange, id uint16, dup bool, m device.Message, reason string) {
+	for _, p := range harness.BothProtocols {
+		g.Sub(p.String(), func(g *harness.Gateway) {
+			open := func(as *device.Device) *harness.Exchange { return g.Open(as, p, "persistent", false) }
+			refused := func(c *harness.Exchange, id uint16, dup bool, m device.Message, reason string) {
 				g.Helper()
-				c.refuse(d.DataTopic(), packet{qos: 2, id: id, dup: dup, Message: m}, reason)
+				c.Refuse(d.DataTopic(), harness.Packet{QoS: 2, ID: id, Dup: dup, Message: m}, reason)
 			}
-			accepted := func(c *exchange, id uint16) device.Message {
+			accepted := func(c *harness.Exchange, id uint16) device.Message {
 				g.Helper()
 				m := d.Sign("22")
-				g.expect(d.DataTopic(), m)
-				if ack := c.publish(d.DataTopic(), packet{qos: 2, id: id, Message: m}); ack.Code != device.Success {
+				g.Expect(d.DataTopic(), m)
+				if ack := c.Publish(d.DataTopic(), harness.Packet{QoS: 2, ID: id, Message: m}); ack.Code != device.Success {
 					g.Errorf("a good message: PUBREC %v", ack)
 				}
 				return m
@@ -95,33 +96,33 @@ func TestQoS2(t *testing.T) {
 			// What was refused is not there to be released.
 			c := open(d)
 			refused(c, 1, false, bad, "malformed")
-			c.release(1)
+			c.Release(1)
 			// A repetition, or another message under its id, neither takes the place of what waits for its release, nor
 			// keeps it back.
 			m := accepted(c, 2)
 			refused(c, 2, true, m, "replay")
 			refused(c, 2, true, bad, "malformed")
-			c.release(2)
-			g.delivered(d.DataTopic(), m.Bytes)
-			c.release(2)
+			c.Release(2)
+			g.Delivered(d.DataTopic(), m.Bytes)
+			c.Release(2)
 			// What was accepted reaches subscribers, whoever takes the session over before the release.
 			m = accepted(c, 3)
-			c.cut()
+			c.Cut()
 			c = open(d)
-			c.release(3)
-			g.delivered(d.DataTopic(), m.Bytes)
+			c.Release(3)
+			g.Delivered(d.DataTopic(), m.Bytes)
 			m = accepted(c, 4)
 			c = open(d)
-			c.release(4)
-			g.delivered(d.DataTopic(), m.Bytes)
+			c.Release(4)
+			g.Delivered(d.DataTopic(), m.Bytes)
 			m = accepted(c, 4)
 			c = open(other)
-			c.release(4)
-			g.delivered(d.DataTopic(), m.Bytes)
+			c.Release(4)
+			g.Delivered(d.DataTopic(), m.Bytes)
 			refused(c, 4, false, m, "topic_mismatch")
-			c.release(4)
-			g.open(d, p, "persistent", true).cut()
+			c.Release(4)
+			g.Open(d, p, "persistent", true).Cut()
 		})
 	}
-	g.nothingElse("sensor_002")
+	g.NothingElse("sensor_002")
 }

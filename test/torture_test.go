@@ -15,7 +15,7 @@ import (
 	packets5 "github.com/eclipse/paho.golang/packets"
 	"golang.org/x/sync/errgroup"
 
-	"mosquitto-bouncer/plugin/journal"
+	"mosquitto-bouncer/test/harness"
 	"mosquitto-bouncer/test/harness/backend"
 	"mosquitto-bouncer/test/harness/broker"
 	"mosquitto-bouncer/test/harness/device"
@@ -46,7 +46,7 @@ type sender struct {
 
 // run publishes over one connection until it breaks.
 func (s *sender) run(ctx context.Context) error {
-	connecting, cancel := context.WithTimeout(ctx, patience)
+	connecting, cancel := context.WithTimeout(ctx, harness.Patience)
 	defer cancel()
 	c, _, err := s.ConnectRaw5(connecting, func(c *packets5.Connect) { c.ClientID = "torture-" + s.ID })
 	if err != nil {
@@ -65,7 +65,7 @@ func (s *sender) run(ctx context.Context) error {
 			m := s.Sign(fmt.Sprint(s.next))
 			s.unanswered = &m
 		}
-		waiting, cancel := context.WithTimeout(context.Background(), patience)
+		waiting, cancel := context.WithTimeout(context.Background(), harness.Patience)
 		ack, err := c.Publish(waiting, &packets5.Publish{
 			Topic: s.DataTopic(), QoS: 1, PacketID: id, Duplicate: again, Payload: s.unanswered.Bytes,
 		})
@@ -124,14 +124,14 @@ func (l *ledger) enter(t *testing.T, r *backend.Request) {
 // acknowledged reaches the backend, under one key, in each device's order; what was accepted before a kill is a replay
 // after it; a device that was not told is told when it asks again; and the accounts add up to the end.
 func TestTorture(t *testing.T) {
-	ids := names(16)
-	g := newGate(t, broker.Options{
+	ids := harness.DeviceIDs(16)
+	g := harness.New(t, broker.Options{
 		Devices: ids, Quiet: true,
 
 		Settings: map[string]any{"backend.timeout": "1s", "journal.max_bytes": 1 << 30, "response.topic": ""},
 	})
 	var rnd atomic.Uint64
-	g.backend.Script(func(*backend.Request) backend.Answer {
+	g.Backend.Script(func(*backend.Request) backend.Answer {
 		switch n := rnd.Add(1); {
 		case n%97 == 0:
 			return backend.Answer{Status: http.StatusInternalServerError}
@@ -153,18 +153,18 @@ func TestTorture(t *testing.T) {
 		return backend.Answer{}
 	})
 	book := ledger{keys: map[string]string{}, last: map[string]int{}}
-	stop := g.reader(func(r *backend.Request) { book.enter(t, r) })
+	stop := g.TakeRequests(func(r *backend.Request) { book.enter(t, r) })
 	senders := make([]*sender, len(ids))
 	for i, id := range ids {
-		senders[i] = &sender{Device: g.device(id)}
+		senders[i] = &sender{Device: g.Device(id)}
 	}
 	rounds := kills(t)
 	for round := range rounds {
-		g.torture(senders, time.Duration(rand.IntN(250))*time.Millisecond)
-		if err := g.broker.Start(); err != nil {
+		torture(g, senders, time.Duration(rand.IntN(250))*time.Millisecond)
+		if err := g.Broker.Start(); err != nil {
 			t.Fatalf("after kill %d: %v", round+1, err)
 		}
-		g.replays(senders)
+		replays(g, senders)
 		if t.Failed() {
 			t.Fatalf("after kill %d", round+1)
 		}
@@ -173,7 +173,7 @@ func TestTorture(t *testing.T) {
 	accepted, redelivered := 0, 0
 	for _, s := range senders {
 		for s.unanswered != nil {
-			g.no(s.once(g))
+			g.Must(s.once(g))
 		}
 		accepted += s.accepted
 		redelivered += s.redelivered
@@ -181,9 +181,9 @@ func TestTorture(t *testing.T) {
 			t.Errorf("%s: %d messages of %d were acknowledged", s.ID, s.accepted, s.next)
 		}
 	}
-	g.drained(time.Minute)
-	g.no(g.broker.Stop())
-	g.settledAt(accepted)
+	g.WaitDrained(time.Minute)
+	g.Must(g.Broker.Stop())
+	g.ExpectAllDelivered(accepted)
 	stop()
 	for _, s := range senders {
 		if book.last[s.ID] != s.accepted {
@@ -197,7 +197,7 @@ func TestTorture(t *testing.T) {
 }
 
 // torture lets the senders publish, and kills the broker some time later.
-func (g *gate) torture(senders []*sender, after time.Duration) {
+func torture(g *harness.Gateway, senders []*sender, after time.Duration) {
 	g.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
@@ -208,20 +208,20 @@ func (g *gate) torture(senders []*sender, after time.Duration) {
 	}
 	<-begun
 	time.Sleep(after) // the moment is the point
-	g.no(g.broker.Kill())
+	g.Must(g.Broker.Kill())
 	cancel()
-	g.no(all.Wait())
+	g.Must(all.Wait())
 }
 
 // once has a sender ask again for what was not answered.
-func (s *sender) once(g *gate) error {
-	c, _, err := s.ConnectRaw5(g.limit(), func(c *packets5.Connect) { c.ClientID = "torture-" + s.ID })
+func (s *sender) once(g *harness.Gateway) error {
+	c, _, err := s.ConnectRaw5(g.Limit(), func(c *packets5.Connect) { c.ClientID = "torture-" + s.ID })
 	if err != nil {
 		return err
 	}
 	defer c.Conn.Close()
 	s.redelivered++
-	ack, err := c.Publish(g.limit(), &packets5.Publish{Topic: s.DataTopic(), QoS: 1, PacketID: 1, Duplicate: true, Payload: s.unanswered.Bytes})
+	ack, err := c.Publish(g.Limit(), &packets5.Publish{Topic: s.DataTopic(), QoS: 1, PacketID: 1, Duplicate: true, Payload: s.unanswered.Bytes})
 	if err != nil {
 		return err
 	}
@@ -233,45 +233,20 @@ func (s *sender) once(g *gate) error {
 }
 
 // replays publishes messages again that were acknowledged before the broker was killed, from another client id.
-func (g *gate) replays(senders []*sender) {
+func replays(g *harness.Gateway, senders []*sender) {
 	g.Helper()
 	for range 3 {
 		s := senders[rand.IntN(len(senders))]
 		if len(s.acknowledged) == 0 {
 			continue
 		}
-		c := g.connect(s.Device, mqtt5)
+		c := g.Connect(s.Device, harness.MQTT5)
 		for _, n := range []int{len(s.acknowledged) - 1, rand.IntN(len(s.acknowledged))} {
 			m := s.acknowledged[n]
-			if ack := g.publish(c, s.DataTopic(), 1, m.Bytes); ack.Code != device.NotAuthorized && time.Since(time.Unix(m.Timestamp, 0)) < 4*time.Minute {
+			if ack := g.Publish(c, s.DataTopic(), 1, m.Bytes); ack.Code != device.NotAuthorized && time.Since(time.Unix(m.Timestamp, 0)) < 4*time.Minute {
 				g.Errorf("%s: a message that was accepted before the kill: %v", s.ID, ack)
 			}
 		}
 		_ = c.Close()
 	}
-}
-
-// drained waits until bouncerctl queue would show nothing.
-func (g *gate) drained(within time.Duration) {
-	g.Helper()
-	for deadline := time.Now().Add(within); ; time.Sleep(50 * time.Millisecond) {
-		pending, err := pendingIn(g.broker.Path("state/journal"))
-		g.no(err)
-		if pending == 0 {
-			return
-		}
-		if time.Now().After(deadline) {
-			g.Fatalf("%d messages are still pending after %v", pending, within)
-		}
-	}
-}
-
-// pendingIn counts the messages in a journal that no outcome is known of.
-func pendingIn(dir string) (pending int, err error) {
-	_, err = journal.Inspect(dir, func(_ journal.Position, _ *journal.Accepted, o journal.Outcome) {
-		if o == journal.Pending {
-			pending++
-		}
-	})
-	return pending, err
 }

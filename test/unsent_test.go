@@ -10,29 +10,30 @@ import (
 	packets5 "github.com/eclipse/paho.golang/packets"
 	"github.com/eclipse/paho.golang/paho"
 
+	"mosquitto-bouncer/test/harness"
 	"mosquitto-bouncer/test/harness/broker"
 	"mosquitto-bouncer/test/harness/device"
 )
 
 // lasting connects a subscriber whose session outlives its connection and the broker.
-func (g *gate) lasting() *device.V5 {
+func lasting(g *harness.Gateway) *device.V5 {
 	g.Helper()
-	c, err := g.device("dashboard").ConnectV5(g.limit(), func(c *paho.Connect) {
+	c, err := g.Device("dashboard").ConnectV5(g.Limit(), func(c *paho.Connect) {
 		c.ClientID, c.CleanStart = "dashboard", false
-		c.Properties = &paho.ConnectProperties{SessionExpiryInterval: ptr[uint32](3600), ReceiveMaximum: ptr[uint16](65535)}
+		c.Properties = &paho.ConnectProperties{SessionExpiryInterval: new(uint32(3600)), ReceiveMaximum: new(uint16(65535))}
 	})
-	g.no(err)
+	g.Must(err)
 	g.Cleanup(func() { _ = c.Close() })
 	return c
 }
 
 // sendUntilTheEnd publishes QoS 2 messages with properties, without a pause, until the connection ends, and returns what was
 // acknowledged.
-func sendUntilTheEnd(g *gate, c *exchange, retain bool) (accepted []device.Message) {
+func sendUntilTheEnd(g *harness.Gateway, c *harness.Exchange, retain bool) (accepted []device.Message) {
 	for i := 0; ; i++ {
-		m := c.device.Sign(fmt.Sprint(i))
-		ack, err := c.v5.Publish(g.limit(), &packets5.Publish{
-			Topic: c.device.DataTopic(), QoS: 2, PacketID: uint16(1 + i%60000), Retain: retain, Payload: m.Bytes,
+		m := c.Device.Sign(fmt.Sprint(i))
+		ack, err := c.V5.Publish(g.Limit(), &packets5.Publish{
+			Topic: c.Device.DataTopic(), QoS: 2, PacketID: uint16(1 + i%60000), Retain: retain, Payload: m.Bytes,
 			Properties: &packets5.Properties{ContentType: "application/json", User: []packets5.User{{Key: "a", Value: "1"}, {Key: "a", Value: ""}}},
 		})
 		if err != nil || !ack.Accepted() {
@@ -46,12 +47,12 @@ func sendUntilTheEnd(g *gate, c *exchange, retain bool) (accepted []device.Messa
 // everything that was acknowledged, once, with its properties, and what is retained is the last of it, or came after it.
 func TestStopLosesNoQoS2(t *testing.T) {
 	devices := []string{"sensor_001", "sensor_002", "sensor_003", "sensor_004"}
-	g := newGate(t, broker.Options{
+	g := harness.New(t, broker.Options{
 		Devices: append(devices, "witness"), Persistence: true, Quiet: true,
 		Conf: "check_retain_source true\nmax_queued_messages 100000\nmax_inflight_messages 0",
 	})
-	subscriber := g.lasting()
-	g.no(subscriber.Subscribe(g.limit(), "device/+/data", 1))
+	subscriber := lasting(g)
+	g.Must(subscriber.Subscribe(g.Limit(), "device/+/data", 1))
 	first := make(map[string]int) // deliveries that are no repetitions
 	count := func() {
 		for _, r := range subscriber.Inbox().All() {
@@ -72,39 +73,39 @@ func TestStopLosesNoQoS2(t *testing.T) {
 		last := make(map[string]int) // the number of the last message that was acknowledged, by topic
 		var sending sync.WaitGroup
 		for _, id := range devices {
-			c := g.open(g.device(id), mqtt5, id, true)
+			c := g.Open(g.Device(id), harness.MQTT5, id, true)
 			sending.Go(func() {
 				sent := sendUntilTheEnd(g, c, true)
 				mu.Lock()
 				defer mu.Unlock()
 				accepted = append(accepted, sent...)
 				if len(sent) > 0 {
-					last[c.device.DataTopic()] = len(sent) - 1
+					last[c.Device.DataTopic()] = len(sent) - 1
 				}
 			})
 		}
-		_, err := subscriber.Inbox().WaitCount(g.limit(), g.device(devices[0]).DataTopic(), 200)
-		g.no(err)
-		g.no(g.broker.Stop())
+		_, err := subscriber.Inbox().WaitCount(g.Limit(), g.Device(devices[0]).DataTopic(), 200)
+		g.Must(err)
+		g.Must(g.Broker.Stop())
 		sending.Wait()
 		count()
-		g.no(g.broker.Start())
-		subscriber = g.lasting()
-		w := g.device("witness")
+		g.Must(g.Broker.Start())
+		subscriber = lasting(g)
+		w := g.Device("witness")
 		mark := w.Sign(`"mark"`)
-		g.publish(g.connect(w, mqtt5), w.DataTopic(), 1, mark.Bytes)
-		_, err = subscriber.Inbox().Wait(g.limit(), func(r device.Received) bool { return bytes.Equal(r.Payload, mark.Bytes) })
-		g.no(err)
-		late := g.listen()
-		late.got()
+		g.Publish(g.Connect(w, harness.MQTT5), w.DataTopic(), 1, mark.Bytes)
+		_, err = subscriber.Inbox().Wait(g.Limit(), func(r device.Received) bool { return bytes.Equal(r.Payload, mark.Bytes) })
+		g.Must(err)
+		late := g.Listen()
+		late.Got()
 		for topic, n := range last {
 			retained := -1
-			for _, r := range late.c.Inbox().All() {
+			for _, r := range late.C.Inbox().All() {
 				if r.Retain && r.Topic == topic {
 					_, payload, _ := bytes.Cut(r.Payload, []byte(`"payload":`))
 					payload, _, _ = bytes.Cut(payload, []byte(`,`))
 					retained, err = strconv.Atoi(string(payload))
-					g.no(err)
+					g.Must(err)
 				}
 			}
 			if retained < n {
@@ -132,27 +133,27 @@ func TestStopLosesNoQoS2(t *testing.T) {
 // TestQoS2RetainedOverARestart: with check_retain_source what was published at QoS 2 is served after a restart as what was
 // published at QoS 0 and 1 is, and no longer when its device is removed.
 func TestQoS2RetainedOverARestart(t *testing.T) {
-	g := newGate(t, broker.Options{Devices: []string{"sensor_001", "witness"}, Persistence: true, Conf: "check_retain_source true"})
-	d := g.device("sensor_001")
+	g := harness.New(t, broker.Options{Devices: []string{"sensor_001", "witness"}, Persistence: true, Conf: "check_retain_source true"})
+	d := g.Device("sensor_001")
 	for qos := byte(0); qos <= 2; qos++ {
-		m := packet{qos: qos, id: 1, Message: d.Sign(fmt.Sprint(qos))}
-		c := g.open(d, mqtt5, "client", true)
+		m := harness.Packet{QoS: qos, ID: 1, Message: d.Sign(fmt.Sprint(qos))}
+		c := g.Open(d, harness.MQTT5, "client", true)
 		if qos == 0 {
-			g.no(c.v5.Send(g.limit(), &packets5.Publish{Topic: d.DataTopic(), Retain: true, Payload: m.Bytes, Properties: &packets5.Properties{}}))
-			g.posted(m.Message)
+			g.Must(c.V5.Send(g.Limit(), &packets5.Publish{Topic: d.DataTopic(), Retain: true, Payload: m.Bytes, Properties: &packets5.Properties{}}))
+			g.Posted(m.Message)
 		} else {
-			c.put(d.DataTopic(), true, m)
+			c.Put(d.DataTopic(), true, m)
 		}
 		for restarts := range int(qos) + 1 {
-			g.expectGot(fmt.Sprintf("QoS %d, %d restarts", qos, restarts), g.listen().got(), "r"+string(m.Payload))
-			g.no(g.broker.Restart())
+			g.ExpectGot(fmt.Sprintf("QoS %d, %d restarts", qos, restarts), g.Listen().Got(), "r"+string(m.Payload))
+			g.Must(g.Broker.Restart())
 		}
-		g.expectGot(fmt.Sprintf("QoS %d, restarted", qos), g.listen().got(), "r"+string(m.Payload))
+		g.ExpectGot(fmt.Sprintf("QoS %d, restarted", qos), g.Listen().Got(), "r"+string(m.Payload))
 	}
-	program := buildCtl(t)
-	mark := g.broker.Log().Mark()
-	g.ctl(program, "device", "remove", "sensor_001")
-	_, err := g.broker.WaitLog(g.limit(), mark, broker.Contains("bouncer: devices changed", "removed=1"))
-	g.no(err)
-	g.expectGot("removed", g.listen().got())
+	program := harness.BuildBouncerctl(t)
+	mark := g.Broker.Log().Mark()
+	g.Bouncerctl(program, "device", "remove", "sensor_001")
+	_, err := g.Broker.WaitLog(g.Limit(), mark, broker.Contains("bouncer: devices changed", "removed=1"))
+	g.Must(err)
+	g.ExpectGot("removed", g.Listen().Got())
 }

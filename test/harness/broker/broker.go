@@ -61,6 +61,8 @@ type Options struct {
 	// HTTP has the plugin listen for HTTP, at HTTPAddr, with the token HTTPToken.
 	HTTP bool
 
+	// Files are further files in the broker's directory, by name; {dir} in a text stands for that directory.
+	Files map[string]string
 	// Conf is added to mosquitto.conf before the listener: global settings, other plugins. {dir} and {plugin} stand
 	// for the broker's directory and the plugin.
 	Conf string
@@ -157,6 +159,11 @@ func (b *Broker) fill(plugin string) error {
 	}
 	if err := b.makeCertificates(); err != nil {
 		return err
+	}
+	for name, text := range b.options.Files {
+		if err := b.WriteFile(name, []byte(strings.ReplaceAll(text, "{dir}", b.Dir))); err != nil {
+			return err
+		}
 	}
 	return b.makeRegistry()
 }
