@@ -6,12 +6,12 @@ import (
 	"iter"
 	"log/slog"
 	"maps"
-	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"mosquitto-bouncer/plugin/linefile"
+	"mosquitto-bouncer/plugin/loop"
 )
 
 const (
@@ -47,10 +47,7 @@ type Set struct {
 	waiting []chan error     // to be told when pending is on the disk
 	reset   iter.Seq[string] // all that the file is to hold, see ReleaseAll; nil: nothing to do
 
-	wake chan struct{}
-	stop chan struct{}
-	done chan struct{}
-	once sync.Once
+	loop *loop.Loop
 
 	serials uint32 // of the registry, when it was read
 
@@ -66,11 +63,12 @@ type line struct {
 // Open reads the file at path, makes it if there is none, and notes every device that is registered and not in it yet.
 // The error names the file; it is linefile.ErrHeader where the content is none that is known.
 func Open(path string, registry Registry, log *slog.Logger) (*Set, error) {
-	s := &Set{path: path, log: log, wake: make(chan struct{}, 1), stop: make(chan struct{}), done: make(chan struct{})}
+	s := &Set{path: path, log: log}
 	if err := s.read(registry); err != nil {
 		return nil, err
 	}
-	go s.run()
+	s.loop = loop.New(log, "device ids", s.write)
+	s.loop.Start()
 	return s, nil
 }
 
@@ -116,9 +114,6 @@ func (s *Set) read(registry Registry) (err error) {
 		s.lose(fmt.Sprintf("there are more than %d", MaxIDs))
 	case s.file.Size() >= MaxFileBytes:
 		s.lose(fmt.Sprintf("its file has reached %d bytes", MaxFileBytes))
-	}
-	if len(s.pending) > 0 {
-		s.wake <- struct{}{}
 	}
 	return nil
 }
@@ -195,7 +190,7 @@ func (s *Set) Registered(ids []string) {
 	if copied {
 		s.released.Store(&released)
 	}
-	s.wakeUp()
+	s.loop.Wake()
 }
 
 // Release forgets that devices were removed, which must not be registered now. It returns when that is on the disk.
@@ -244,62 +239,32 @@ func (s *Set) ask(leave func()) error {
 	s.mu.Lock()
 	leave()
 	s.waiting = append(s.waiting, told)
-	s.wakeUp()
+	s.loop.Wake()
 	s.mu.Unlock()
 	select {
 	case err := <-told:
 		return err
-	case <-s.stop:
+	case <-s.loop.Stopping():
 		return errors.New("the broker stops")
-	}
-}
-
-func (s *Set) wakeUp() {
-	select {
-	case s.wake <- struct{}{}:
-	default:
 	}
 }
 
 // Close ends the goroutine, which first writes what it has been given.
 func (s *Set) Close() error {
-	s.once.Do(func() { close(s.stop) })
-	select {
-	case <-s.done:
-		return nil
-	case <-time.After(closeWithin):
+	if !s.loop.Close(closeWithin) {
 		return fmt.Errorf("%s: the disk does not answer", s.path)
 	}
+	return nil
 }
 
-func (s *Set) run() {
-	defer close(s.done)
-	retry := time.NewTicker(retryInterval)
-	defer retry.Stop()
-	for {
-		select {
-		case <-s.stop:
-			s.write()
-			_ = s.file.Close()
-			return
-		case <-s.wake:
-			s.write()
-		case <-retry.C:
-			if s.failed.Load() != nil {
-				s.write()
-			}
-		}
+// write appends what waits and tells those who wait for it; stopping, it also closes the file. It is the loop's round.
+func (s *Set) write(stopping bool) time.Duration {
+	if stopping {
+		defer func() { _ = s.file.Close() }()
 	}
-}
-
-// write appends what waits and tells those who wait for it. It does not panic.
-func (s *Set) write() {
 	var waiting []chan error
-	err := errors.New("internal error")
+	err := errors.New("internal error") // of a panic
 	defer func() {
-		if v := recover(); v != nil {
-			s.log.Error("internal error, caught; please report it", "where", "device ids", "panic", fmt.Sprint(v), "stack", string(debug.Stack()))
-		}
 		for _, told := range waiting {
 			told <- err
 		}
@@ -329,11 +294,12 @@ func (s *Set) write() {
 			s.log.Error("device ids cannot be noted; trying again every second. Who is removed before that is not confined after a restart",
 				"file", s.path, "error", err)
 		}
-		return
+		return retryInterval
 	}
 	if s.failed.Swap(nil) != nil {
 		s.log.Info("device ids are noted again", "file", s.path)
 	}
+	return 0
 }
 
 func (s *Set) append(lines []line) error {

@@ -1,15 +1,14 @@
 package registry
 
 import (
-	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
-	"fmt"
-	"log/slog"
 	"slices"
 	"strings"
 	"time"
+
+	"mosquitto-bouncer/plugin/secret"
 )
 
 // A Device is one registered device. It is immutable: a device that changes is a new Device with the same Serial, one
@@ -94,7 +93,7 @@ func (d *Device) same(o *Device) bool {
 }
 
 func sameSecrets(d, o *Device) bool {
-	if !slices.EqualFunc(d.Secrets, o.Secrets, func(a, b Secret) bool { return bytes.Equal(a, b) }) {
+	if !slices.EqualFunc(d.Secrets, o.Secrets, Secret.Equal) {
 		return false
 	}
 	return len(d.Secrets) == 1 || slices.Equal(d.rare.ends, o.rare.ends)
@@ -128,23 +127,5 @@ func validID[T ~string | ~[]byte](id T) bool {
 	return true
 }
 
-// A Secret is a device's HMAC key: the bytes of the text in the database, as they are. It prints as "[redacted]"
-// however it is printed.
-type Secret []byte
-
-const redacted = "[redacted]"
-
-// String returns "[redacted]".
-func (Secret) String() string { return redacted }
-
-// GoString returns "[redacted]".
-func (Secret) GoString() string { return redacted }
-
-// Format prints "[redacted]" for every verb.
-func (Secret) Format(f fmt.State, _ rune) { _, _ = f.Write([]byte(redacted)) }
-
-// LogValue returns "[redacted]".
-func (Secret) LogValue() slog.Value { return slog.StringValue(redacted) }
-
-// MarshalText returns "[redacted]".
-func (Secret) MarshalText() ([]byte, error) { return []byte(redacted), nil }
+// A Secret is a device's HMAC key: the bytes of the text in the database, as they are.
+type Secret = secret.Secret

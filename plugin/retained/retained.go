@@ -14,11 +14,11 @@ import (
 	"iter"
 	"log/slog"
 	"maps"
-	"runtime/debug"
 	"sync"
 	"time"
 
 	"mosquitto-bouncer/plugin/linefile"
+	"mosquitto-bouncer/plugin/loop"
 )
 
 // FileName is the name of the file in the state directory.
@@ -48,9 +48,7 @@ type Memory struct {
 	topics  map[string]*message
 	changed []string // topics to be written, each once
 
-	stop chan struct{}
-	done chan struct{}
-	once sync.Once
+	loop *loop.Loop
 
 	// The goroutine's.
 	file    *linefile.File
@@ -68,7 +66,7 @@ type message struct {
 // Open reads the file at path, which need not exist. wanted reports whether a topic is still to be remembered: it is of a
 // registered device. A file that is damaged, or another's, costs no more than the hashes in it.
 func Open(path string, wanted func(topic []byte) bool, log *slog.Logger) (*Memory, error) {
-	m := &Memory{path: path, log: log, topics: make(map[string]*message), stop: make(chan struct{}), done: make(chan struct{})}
+	m := &Memory{path: path, log: log, topics: make(map[string]*message)}
 	damaged := 0
 	var err error
 	m.file, err = linefile.Open(path, header, func(text []byte) {
@@ -76,6 +74,8 @@ func Open(path string, wanted func(topic []byte) bool, log *slog.Logger) (*Memor
 			damaged++
 		} else if sum == nil {
 			delete(m.topics, string(topic))
+		} else if known := m.topics[string(topic)]; known != nil {
+			known.sum = [sha256.Size]byte(sum)
 		} else if wanted(topic) && len(m.topics) < MaxTopics {
 			m.topics[string(topic)] = &message{sum: [sha256.Size]byte(sum), written: true}
 		}
@@ -86,7 +86,8 @@ func Open(path string, wanted func(topic []byte) bool, log *slog.Logger) (*Memor
 	if damaged > 0 {
 		log.Warn("the memory of verified retained messages is damaged; those messages are verified by their signatures", "file", path, "lines", damaged)
 	}
-	go m.run()
+	m.loop = loop.New(log, "retained messages", m.write)
+	m.loop.Start()
 	return m, nil
 }
 
@@ -166,41 +167,20 @@ func (m *Memory) Len() int {
 
 // Close writes what has changed and ends the goroutine.
 func (m *Memory) Close() error {
-	m.once.Do(func() { close(m.stop) })
-	select {
-	case <-m.done:
-		return nil
-	case <-time.After(closeWithin):
+	if !m.loop.Close(closeWithin) {
 		return fmt.Errorf("%s: the disk does not answer", m.path)
 	}
+	return nil
 }
 
-func (m *Memory) run() {
-	defer close(m.done)
-	ticker := time.NewTicker(writeInterval)
-	defer ticker.Stop()
-	for {
-		select {
-		case <-m.stop:
-			m.write(true)
-			_ = m.file.Close()
-			return
-		case <-ticker.C:
-			m.write(false)
-		}
+// write writes what has changed; stopping, it also closes the file. It is the loop's round.
+func (m *Memory) write(stopping bool) time.Duration {
+	if stopping {
+		defer func() { _ = m.file.Close() }()
 	}
-}
-
-// write writes what has changed. It does not panic.
-func (m *Memory) write(stopping bool) {
-	defer func() {
-		if v := recover(); v != nil {
-			m.log.Error("internal error, caught; please report it", "where", "retained messages", "panic", fmt.Sprint(v), "stack", string(debug.Stack()))
-		}
-	}()
 	m.waiting = append(m.waiting, m.takeChanges()...)
 	if len(m.waiting) == 0 {
-		return
+		return writeInterval
 	}
 	err := m.file.Append(m.waiting)
 	if err == nil || len(m.waiting) > maxWaiting {
@@ -218,6 +198,7 @@ func (m *Memory) write(stopping bool) {
 			m.log.Info("verified retained messages are noted again", "file", m.path)
 		}
 	}
+	return writeInterval
 }
 
 func (m *Memory) takeChanges() (lines []byte) {

@@ -8,6 +8,7 @@ import (
 	"os"
 	"time"
 
+	"mosquitto-bouncer/plugin/loop"
 	"mosquitto-bouncer/plugin/sqlite"
 )
 
@@ -59,11 +60,12 @@ func Open(path string, o Options) (*Memory, error) {
 	}
 	m := &Memory{
 		path: path, options: o, log: o.Log, db: db, used: used,
-		kick: make(chan struct{}, 1), stop: make(chan struct{}),
 		noted: make(map[string]note), dirty: make(map[string]*id),
 	}
 	m.prune()
-	m.done.Go(m.run)
+	m.pruned = time.Now()
+	m.loop = loop.New(o.Log, "secrets in use", m.round)
+	m.loop.Start()
 	return m, nil
 }
 

@@ -17,6 +17,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"mosquitto-bouncer/plugin/loop"
 )
 
 // FileName is the database's name in the state directory.
@@ -58,17 +60,16 @@ type Memory struct {
 	options Options
 	log     *slog.Logger
 	db      *database
-	kick    chan struct{}
-	stop    chan struct{}
-	done    sync.WaitGroup
-	closing sync.Once
+	loop    *loop.Loop
 	err     atomic.Pointer[string] // why it cannot be stored just now; nil: it can
 
 	mu    sync.Mutex // guards what follows; held for a few assignments, also by the broker's thread
 	noted map[string]note
 	used  map[string]id // by device
 
-	dirty map[string]*id // the goroutine's: not stored yet; nil: to be deleted
+	// The goroutine's.
+	dirty  map[string]*id // not stored yet; nil: to be deleted
+	pruned time.Time      // when devices were forgotten last
 }
 
 // A note is that a device has used one of its secrets.
@@ -87,10 +88,7 @@ func (m *Memory) Note(device string, secrets [][]byte, used int) bool {
 		return false
 	}
 	m.noted[device] = note{secrets, used}
-	select {
-	case m.kick <- struct{}{}:
-	default:
-	}
+	m.loop.Wake()
 	return true
 }
 
@@ -125,40 +123,12 @@ func (m *Memory) Err() string {
 
 // Close stores what was noted, if it can be, and ends the goroutine. It may be called more than once.
 func (m *Memory) Close() error {
-	m.closing.Do(func() { close(m.stop) })
-	m.done.Wait()
+	m.loop.Close(0)
 	return m.db.close()
 }
 
-func (m *Memory) run() {
-	prune := time.NewTicker(pruneEvery)
-	defer prune.Stop()
-	retry := time.NewTicker(retryAfter)
-	defer retry.Stop()
-	for {
-		select {
-		case <-m.stop:
-			m.round(false)
-			return
-		case <-m.kick:
-			m.round(false)
-		case <-retry.C:
-			if len(m.dirty) > 0 {
-				m.round(false)
-			}
-		case <-prune.C:
-			m.round(true)
-		}
-	}
-}
-
-// round takes up what was noted, and stores it. It does not panic.
-func (m *Memory) round(prune bool) {
-	defer func() {
-		if v := recover(); v != nil {
-			m.log.Error("internal error, caught; please report it", "where", "rotation", "panic", v)
-		}
-	}()
+// round takes up what was noted, and stores it. It is the loop's.
+func (m *Memory) round(bool) time.Duration {
 	m.mu.Lock()
 	noted := m.noted
 	m.noted = make(map[string]note)
@@ -166,10 +136,15 @@ func (m *Memory) round(prune bool) {
 	for device, n := range noted {
 		m.take(device, n)
 	}
-	if prune {
+	if now := time.Now(); now.Sub(m.pruned) >= pruneEvery {
+		m.pruned = now
 		m.prune()
 	}
 	m.store()
+	if len(m.dirty) > 0 {
+		return retryAfter
+	}
+	return pruneEvery - time.Since(m.pruned)
 }
 
 // take makes a secret the one in use, unless a newer one is.

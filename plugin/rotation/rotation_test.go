@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+
+	"mosquitto-bouncer/plugin/loop"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -130,7 +132,8 @@ func TestChooseWithoutMemory(t *testing.T) {
 }
 
 func TestNotesAreBounded(t *testing.T) {
-	m := &Memory{noted: make(map[string]note), kick: make(chan struct{}, 1)}
+	m := &Memory{noted: make(map[string]note)}
+	m.loop = loop.New(slog.Default(), "", m.round) // it does not run
 	for i := range maxNoted {
 		if !m.Note(fmt.Sprint(i), nil, 0) {
 			t.Fatal(i)
