@@ -57,7 +57,7 @@ func asked[T any](t *testing.T, round func(), question func() (T, error)) T {
 // askDevice asks for one device.
 func (g *aGateway) askDevice(id string, round func()) httpd.Device {
 	g.t.Helper()
-	return asked(g.t, round, func() (httpd.Device, error) { return service{g.Gateway}.Device(g.t.Context(), id) })
+	return asked(g.t, round, func() (httpd.Device, error) { return service{g: g.Gateway}.Device(g.t.Context(), id) })
 }
 
 func TestWhatIsKnownOfADevice(t *testing.T) {
@@ -110,17 +110,17 @@ func TestWhatIsKnownOfADevice(t *testing.T) {
 		t.Errorf("%+v", d)
 	}
 
-	list := asked(t, tick, func() ([]httpd.Device, error) { return service{g.Gateway}.Slowest(t.Context(), 10) })
+	list := asked(t, tick, func() ([]httpd.Device, error) { return service{g: g.Gateway}.Slowest(t.Context(), 10) })
 	if len(list) != 1 || list[0].ID != "sensor_001" || list[0].Pending != 2 || list[0].Accepted != 2 || !list[0].Suspended {
 		t.Errorf("%+v", list)
 	}
 	g.change(func(ctx context.Context, s *registry.Store) error { return s.Remove(ctx, "sensor_001") })
 	g.until("removed", func() bool { return g.registry.Lookup([]byte("sensor_001")) == nil })
-	_, err := service{g.Gateway}.Device(t.Context(), "sensor_001")
+	_, err := service{g: g.Gateway}.Device(t.Context(), "sensor_001")
 	if e, ok := errors.AsType[*httpd.Error](err); !ok || e.Status != 404 {
 		t.Errorf("%v", err)
 	}
-	list = asked(t, tick, func() ([]httpd.Device, error) { return service{g.Gateway}.Slowest(t.Context(), 10) })
+	list = asked(t, tick, func() ([]httpd.Device, error) { return service{g: g.Gateway}.Slowest(t.Context(), 10) })
 	if len(list) != 1 || list[0].Registered {
 		t.Errorf("a removed device's messages still wait: %+v", list)
 	}
@@ -131,7 +131,7 @@ func TestWhatIsKnownOfADevice(t *testing.T) {
 func TestQuestionsAreBounded(t *testing.T) {
 	g := startGateway(t, "")
 	begin := time.Now()
-	_, err := service{g.Gateway}.Device(t.Context(), "sensor_001")
+	_, err := service{g: g.Gateway}.Device(t.Context(), "sensor_001")
 	if e, ok := errors.AsType[*httpd.Error](err); !ok || e.Status != 503 || e.Reason != "unavailable" {
 		t.Errorf("%v", err)
 	}

@@ -30,7 +30,7 @@ func (g *Gateway) serve(c *config.Config) error {
 		Version: Version,
 		Log:     g.log,
 		Refused: auditRefusals(g.audit),
-	}, service{g})
+	}, service{g, g.collectors()})
 	if err != nil {
 		return fmt.Errorf("%s: %w", c.Where("http.listen"), err)
 	}
@@ -43,7 +43,10 @@ func (g *Gateway) serve(c *config.Config) error {
 var errNoSuchDevice = &httpd.Error{Status: 404, Reason: "no_such_device", Detail: "no device with this id is registered"}
 
 // service is httpd.Service. Its methods are called by many goroutines.
-type service struct{ g *Gateway }
+type service struct {
+	g       *Gateway
+	metrics *metrics.Set // what /metrics shows
+}
 
 func (s service) Send(ctx context.Context, n httpd.NewCommand) (httpd.Command, error) {
 	c, err := s.send(ctx, n)
@@ -140,5 +143,5 @@ func (s service) Health() (wrong []string) {
 }
 
 func (s service) Metrics(w io.Writer) (contentType string, err error) {
-	return metrics.Write(w, s.g.readFigures)
+	return s.metrics.Write(w)
 }

@@ -32,9 +32,10 @@ func TestUnauthorizedIsAudited(t *testing.T) {
 			t.Fatalf("request %d: %s", i, a.Status)
 		}
 	}
-	f := g.readFigures()
-	if f.HTTPRefused < 20 || f.HTTPLimited == 0 || f.HTTPRefused+f.HTTPLimited != 100 {
-		t.Errorf("counted %d and %d", f.HTTPRefused, f.HTTPLimited)
+	counts := g.server.Load().Collector()
+	refused, limited := figure(t, counts, `http_unauthorized_total{status="401"}`), figure(t, counts, `http_unauthorized_total{status="429"}`)
+	if refused < 20 || limited == 0 || refused+limited != 100 {
+		t.Errorf("counted %v and %v", refused, limited)
 	}
 	g.Tick()
 	if n := g.host.count("HTTP requests without the valid token refused"); n != 1 {

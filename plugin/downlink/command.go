@@ -93,7 +93,7 @@ func StartCommands(o CommandOptions, down *Dispatcher) (*Commands, error) {
 	if err != nil {
 		return nil, errors.Join(err, store.Close())
 	}
-	cs.queue = down.queue(maxCommandsDown, maxCommandBytesDown, down.give)
+	cs.queue = down.messages(maxCommandsDown, maxCommandBytesDown)
 	cs.done.Go(cs.run)
 	return cs, nil
 }
@@ -147,12 +147,6 @@ func (cs *Commands) Wait(ctx context.Context, id string) (command.Command, error
 
 // Writable returns why the store cannot be written, nil where it can. It waits for the disk.
 func (cs *Commands) Writable(ctx context.Context) error { return cs.store.Writable(ctx) }
-
-// Counts of the store's commands.
-func (cs *Commands) Counts() command.Counts { return cs.store.Counts() }
-
-// Waiting returns how many commands wait for the broker's thread.
-func (cs *Commands) Waiting() int { return cs.queue.Len() }
 
 // Send sends a command that was created just now. Where that cannot be done yet it is done later. Any goroutine.
 func (cs *Commands) Send(c command.Command) { cs.send(c) }

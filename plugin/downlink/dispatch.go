@@ -15,7 +15,9 @@ type Dispatcher struct {
 	broker Broker
 	wake   func()
 	log    *slog.Logger
-	queues []drained // set before the first Drain
+	// Both are set before the first Drain.
+	queues  []drained
+	counted []*Queue // those of responses and commands
 
 	published atomic.Uint64 // responses and commands
 	refused   atomic.Uint64
@@ -37,6 +39,13 @@ func NewDispatcher(broker Broker, wake func(), log *slog.Logger) *Dispatcher {
 func (d *Dispatcher) queue(maxCount, maxBytes int, send func(Publish)) *Queue {
 	q := NewQueue(maxCount, maxBytes)
 	d.queues = append(d.queues, drained{q, send})
+	return q
+}
+
+// messages adds a queue of responses or commands.
+func (d *Dispatcher) messages(maxCount, maxBytes int) *Queue {
+	q := d.queue(maxCount, maxBytes, d.give)
+	d.counted = append(d.counted, q)
 	return q
 }
 
@@ -91,8 +100,3 @@ func remaining(expires, now time.Time) int64 { return expires.Unix() - now.Unix(
 
 // Refused counts one more publish that the broker did not take, which was not given by way of d. Any goroutine.
 func (d *Dispatcher) Refused() { d.refused.Add(1) }
-
-// Counts returns how many responses and commands the broker was given, and how many it did not take. Any goroutine.
-func (d *Dispatcher) Counts() (published, refused uint64) {
-	return d.published.Load(), d.refused.Load()
-}

@@ -61,7 +61,7 @@ func NewResponses(o ResponseOptions, down *Dispatcher) *Responses {
 	return &Responses{
 		options: o,
 		down:    down,
-		queue:   down.queue(maxResponses, maxResponseBytes, down.give),
+		queue:   down.messages(maxResponses, maxResponseBytes),
 		stale:   rate.Sometimes{Interval: time.Minute},
 	}
 }
@@ -124,20 +124,4 @@ func (rs *Responses) tooOld(accepted, now time.Time) bool {
 
 func (rs *Responses) topicOf(device string) string {
 	return strings.Replace(rs.options.Topic, config.DeviceID, device, 1)
-}
-
-// ResponseStats count responses.
-type ResponseStats struct {
-	Waiting       int    // for the broker's thread
-	Dropped       uint64 // responses that are too long, or for which there was no room
-	Expired       uint64 // responses to messages that were too old
-	ForeignTopics uint64 // response topics outside the device's own
-	ContextsLost  uint64 // contexts for which there was no room
-}
-
-// Stats may be called by any goroutine.
-func (rs *Responses) Stats() ResponseStats {
-	s := ResponseStats{Waiting: rs.queue.Len(), Dropped: rs.dropped.Load(), Expired: rs.expired.Load()}
-	s.ContextsLost, s.ForeignTopics = rs.contexts.counts()
-	return s
 }

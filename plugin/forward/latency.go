@@ -11,9 +11,6 @@ var latencyBounds = [...]time.Duration{
 	time.Minute, 10 * time.Minute, time.Hour, 24 * time.Hour,
 }
 
-// LatencyBounds returns the upper bounds, themselves included, of the buckets of a Histogram but for the last.
-func LatencyBounds() []time.Duration { return append([]time.Duration(nil), latencyBounds[:]...) }
-
 // Histogram counts durations by their size.
 type Histogram struct {
 	Counts [len(latencyBounds) + 1]uint64 // each of its own bucket alone; the last is of those above every bound

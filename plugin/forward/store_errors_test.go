@@ -249,8 +249,8 @@ func TestLatency(t *testing.T) {
 		got := map[string]uint64{}
 		for i, n := range h.Counts {
 			name := "more"
-			if i < len(LatencyBounds()) {
-				name = LatencyBounds()[i].String()
+			if i < len(latencyBounds) {
+				name = latencyBounds[i].String()
 			}
 			if n > 0 {
 				got[name] = n

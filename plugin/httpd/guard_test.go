@@ -157,7 +157,7 @@ func TestGuessing(t *testing.T) {
 	if a := get("/metrics", ""); a.StatusCode != 429 {
 		t.Errorf("/metrics without a token: %s", a.Status)
 	}
-	refused, limited := s.Unauthorized()
+	refused, limited := s.guard.refused.Load(), s.guard.limited.Load()
 	if refused+limited != 10*guessesBurst+1 || limited != uint64(codes[429]+1) {
 		t.Errorf("counted %d and %d", refused, limited)
 	}

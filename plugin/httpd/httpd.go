@@ -195,23 +195,6 @@ func (s *Server) listen() (net.Listener, *limitListener, error) {
 // Addr is where the server listens.
 func (s *Server) Addr() net.Addr { return s.ln.Addr() }
 
-// Answers returns how many requests were answered with a status of 1xx, 2xx, 3xx, 4xx and 5xx.
-func (s *Server) Answers() (n [5]uint64) {
-	for i := range n {
-		n[i] = s.answers[i+1].Load()
-	}
-	return n
-}
-
-// Unauthorized returns how many requests without the valid token were answered with 401, and with 429 because their address
-// had sent too many.
-func (s *Server) Unauthorized() (refused, limited uint64) {
-	return s.guard.refused.Load(), s.guard.limited.Load()
-}
-
-// ConnectionsClosed returns how many connections were closed because there were too many.
-func (s *Server) ConnectionsClosed() uint64 { return s.conns.evicted.Load() }
-
 // Stop takes no more connections, ends what waits, and gives what is being answered a second. It may be called more than
 // once.
 func (s *Server) Stop() error {

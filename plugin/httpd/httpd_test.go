@@ -156,8 +156,10 @@ func TestErrorsOfTheInside(t *testing.T) {
 			t.Errorf("%s: %d %s", path, a.StatusCode, body)
 		}
 	}
-	if n := s.Answers(); n != [5]uint64{0, 0, 0, 0, 2} {
-		t.Errorf("counted %v", n)
+	for class := range s.answers {
+		if n, want := s.answers[class].Load(), uint64(2); n != want && class == 5 || n != 0 && class != 5 {
+			t.Errorf("%dxx: counted %d", class, n)
+		}
 	}
 }
 

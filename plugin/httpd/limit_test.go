@@ -196,7 +196,7 @@ func TestFloodOverTheWire(t *testing.T) {
 	if _, err := flood[0].Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Errorf("the oldest connection without the token: %v", err)
 	}
-	if s.ConnectionsClosed() == 0 {
+	if s.conns.evicted.Load() == 0 {
 		t.Error("not counted")
 	}
 }

@@ -2,33 +2,34 @@ package metrics
 
 import (
 	"bytes"
+	"io"
+	"log/slog"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
 	"github.com/prometheus/common/expfmt"
 	"github.com/prometheus/common/model"
 )
 
-func everything() Figures {
-	return Figures{
-		Version:  `0.1 "x"`,
-		Verdicts: []Count{{"accepted", 7}, {"stale", 1}},
-		Delivery: Delivery{Accepted: 7, Delivered: 4, Dead: 1, Pending: 2, Lanes: 2, Down: true,
-			Latency: &Histogram{Bounds: []float64{0.001, 1}, Counts: []uint64{3, 1, 1}, Sum: 3.5}},
-		Journal:     Journal{Bytes: 10, SyncTime: 1500 * time.Millisecond},
-		Registry:    Registry{Devices: 3, Age: time.Second},
-		Callbacks:   []Callback{{"write", new(Timer).Histogram()}, {"message", new(Timer).Histogram()}},
-		Commands:    &Commands{ByState: []Count{{"queued", 1}, {"sent", 2}}, Answers: 5},
-		HTTPAnswers: [5]uint64{0, 1, 2, 3, 4},
-	}
-}
-
 // TestWrite: what is written is the text format, by Prometheus' own parser and linter, and says what it was given.
 func TestWrite(t *testing.T) {
+	s := NewSet(slog.New(slog.DiscardHandler))
+	s.Add(Collector(func(to Sender) {
+		to.Gauge("build_info", "The version.", 1, "version", `0.1 "x"`)
+		for verdict, n := range map[string]uint64{"accepted": 7, "stale": 1} {
+			to.Counter("publishes_total", "Publishes.", n, "verdict", verdict)
+		}
+		to.Counter("messages_delivered_total", "Messages.", 4)
+		to.Flag("backend_down", "Whether it is down.", true)
+		to.Flag("backend_refusing", "Whether it refuses.", false)
+	}), Collector(func(to Sender) {
+		to.Histogram("delivery_seconds", "Time.", Histogram{Bounds: []float64{0.001, 1}, Counts: []uint64{3, 1, 1}, Sum: 3.5})
+		to.Seconds("journal_fsync_seconds_total", "Time.", 1.5)
+		to.Histogram("callback_seconds", "Time.", new(Timer).Histogram(), "callback", "message")
+	}))
 	var out bytes.Buffer
-	kind, err := Write(&out, everything)
+	kind, err := s.Write(&out)
 	if err != nil || !strings.HasPrefix(kind, "text/plain; version=0.0.4") {
 		t.Fatalf("%q %v", kind, err)
 	}
@@ -49,19 +50,34 @@ func TestWrite(t *testing.T) {
 		`bouncer_publishes_total{verdict="stale"} 1`,
 		"bouncer_messages_delivered_total 4",
 		"bouncer_backend_down 1",
+		"bouncer_backend_refusing 0",
 		`bouncer_delivery_seconds_bucket{le="0.001"} 3`,
 		`bouncer_delivery_seconds_bucket{le="1"} 4`,
 		`bouncer_delivery_seconds_bucket{le="+Inf"} 5`,
 		"bouncer_delivery_seconds_sum 3.5",
 		"bouncer_journal_fsync_seconds_total 1.5",
 		`bouncer_callback_seconds_count{callback="message"} 0`,
-		`bouncer_commands{state="sent"} 2`,
-		`bouncer_command_answers_total{outcome="counted"} 5`,
-		`bouncer_http_answers_total{status="5xx"} 4`,
 	} {
 		if !strings.Contains(out.String(), want+"\n") {
 			t.Errorf("%s is missing in\n%s", want, out.String())
 		}
+	}
+}
+
+// TestFaultyCollector: a collector that panics leaves the others' figures, and the process, as they are.
+func TestFaultyCollector(t *testing.T) {
+	var logged bytes.Buffer
+	s := NewSet(slog.New(slog.NewTextHandler(&logged, nil)))
+	s.Add(Collector(func(Sender) { panic("oops") }), Collector(func(to Sender) { to.Gauge("lanes", "Lanes.", 2) }))
+	var out bytes.Buffer
+	if _, err := s.Write(&out); err != nil || !strings.Contains(out.String(), "bouncer_lanes 2\n") {
+		t.Errorf("%v\n%s", err, out.String())
+	}
+	if !strings.Contains(logged.String(), "panic=oops") {
+		t.Error(logged.String())
+	}
+	if _, err := s.Write(io.Discard); err != nil {
+		t.Error(err)
 	}
 }
 
