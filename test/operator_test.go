@@ -320,12 +320,21 @@ func TestAdministrator(t *testing.T) {
 					}
 				}
 			},
-			// snippet FILE OUT copies the commands that a bundle's README says to paste.
+			// snippet FILE OUT [LAST] copies the commands that a bundle's README says to paste; with LAST, such as mosquitto_rr,
+			// the last one is that which the README has in place of mosquitto_pub.
 			"snippet": func(ts *testscript.TestScript, _ bool, args []string) {
 				_, after, _ := strings.Cut(ts.ReadFile(args[0]), "paste all lines at once:\n\n")
 				commands, _, found := strings.Cut(after, "\n\n")
 				if !found {
 					ts.Fatalf("no commands in %s", args[0])
+				}
+				if len(args) > 2 {
+					before, _, _ := strings.Cut(commands, "mosquitto_pub")
+					_, last, found := strings.Cut(after, "\n\n    "+args[2]+" ")
+					if !found {
+						ts.Fatalf("no %s in %s", args[2], args[0])
+					}
+					commands = before + args[2] + " " + strings.TrimSpace(last)
 				}
 				ts.Check(os.WriteFile(ts.MkAbs(args[1]), []byte(commands+"\n"), 0o644))
 			},

@@ -184,11 +184,12 @@ func (d *demo) introduce(process *broker.Process, b *backend.Backend, logPath st
 	s.field("commands", "", fmt.Sprintf("http://127.0.0.1:%d, /metrics and /healthz too", d.httpPort))
 }
 
-// explain shows how to publish by hand.
+// explain shows how to publish by hand: as sensor_002, whose connection live has closed. A publish as sensor_001 would end
+// the connection of the tour itself, since a device has one.
 func (d *demo) explain() {
 	d.screen.line("A signed message from another shell; paste all lines at once:\n")
 	d.screen.line(`  cd %s
-  id=sensor_001 payload='{"temperature":21.5}'
+  id=sensor_002 payload='{"temperature":21.5}'
   timestamp=$(date +%%s) message_id=$(cat /proc/sys/kernel/random/uuid)
   signature=$(printf %%s "$id$timestamp$message_id$payload" | python3 -c \
     'import hashlib, hmac, sys; print(hmac.new(open("secret", "rb").read(),
@@ -198,7 +199,7 @@ func (d *demo) explain() {
     "$id" "$timestamp" "$message_id" "$payload" "$signature" |
   mosquitto_pub -h localhost -p %d -V 5 -q 1 -t "device/$id/data" -s \
     --cafile ca.crt --cert device.crt --key device.key
-`, shellQuote(absolute(d.bundle("sensor_001"))), d.port)
+`, shellQuote(absolute(d.bundle("sensor_002"))), d.port)
 	d.screen.line("The last command alone, once more, is a replay. Change $payload before it and\nit is a replay still: take a new $message_id as well, and the signature is wrong.\nWhat becomes of it shows here.")
 	d.screen.line("\nA command, from that shell:\n")
 	d.screen.line(`  printf 'header = "Authorization: Bearer %%s"\n' "$(cat ../../http-token)" |

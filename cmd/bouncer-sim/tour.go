@@ -393,6 +393,9 @@ func (t *tour) failure() error {
 // live lets the sensor go on and shows what else happens, until ctx is done.
 func (t *tour) live(ctx context.Context) error {
 	s := t.screen
+	// From here on sensor_002 is the user's: a device has one connection.
+	_ = t.otherClient.Close()
+	t.otherClient = nil
 	s.line("The sensor goes on every %v. Ctrl-C ends it all.\n", liveInterval)
 	events := make(chan string)
 	watching, cancel := context.WithCancel(ctx)
