@@ -36,7 +36,7 @@ const envelopeSize = 270
 // the same white space, signed over the canonical payload.
 func benchEnvelope(b *testing.B, secret, device string, timestamp int64, id string) []byte {
 	b.Helper()
-	signed, err := envelope.Sign([]byte(secret), device, timestamp, id, []byte(`{"battery":3.71,"humidity":60,"temperature":22.5,"unit":"degC"}`))
+	signed, err := envelope.Sign(envelope.NewSigner([]byte(secret)), device, timestamp, id, []byte(`{"battery":3.71,"humidity":60,"temperature":22.5,"unit":"degC"}`))
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -45,7 +45,7 @@ func benchEnvelope(b *testing.B, secret, device string, timestamp int64, id stri
 		b.Fatal(err)
 	}
 	message := fmt.Appendf(nil, `{"device_id": "%s", "timestamp": %d, "message_id": "%s", "payload": {"temperature": 22.5, "humidity": 60, "battery": 3.71, "unit": "degC"}, "signature": "%x"}`,
-		device, timestamp, id, e.MAC)
+		device, timestamp, id, e.Signature)
 	if len(message) != envelopeSize {
 		b.Fatalf("a message of %d bytes, want %d", len(message), envelopeSize)
 	}

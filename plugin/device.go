@@ -12,9 +12,9 @@ import (
 // A device is what the broker's thread keeps of a registered device between its publishes: made at the first, so that
 // a million registered devices cost nothing until they speak.
 type device struct {
-	registered *registry.Device // what keys were made from
-	keys       []*envelope.Key
-	signedWith int // which of keys the message that was verified last is signed with
+	registered *registry.Device // what verifiers were made from
+	verifiers  []envelope.Verifier
+	signedWith int // which of verifiers the message that was verified last is signed with
 
 	noted       *registry.Device // when its use of a new secret was noted last; nil: it was not
 	notedSecret int              // which of noted's secrets that was
@@ -31,8 +31,8 @@ type device struct {
 
 // signed reports whether the envelope is signed with any of the device's current secrets.
 func (d *device) signed(e *envelope.Envelope) bool {
-	for i, key := range d.keys {
-		if e.SignedBy(key) {
+	for i, verifier := range d.verifiers {
+		if verifier.Verify(e) {
 			d.signedWith = i
 			return true
 		}
@@ -91,9 +91,9 @@ func (ds *devices) of(registered *registry.Device) *device {
 	}
 	if d.registered != registered {
 		d.registered = registered
-		d.keys = make([]*envelope.Key, len(registered.Secrets))
+		d.verifiers = make([]envelope.Verifier, len(registered.Secrets))
 		for i, secret := range registered.Secrets {
-			d.keys[i] = envelope.NewKey(secret)
+			d.verifiers[i] = envelope.NewVerifier(secret)
 		}
 	}
 	return d

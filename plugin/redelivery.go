@@ -33,7 +33,8 @@ const (
 // whoever changes one of them changes the tag, and would need a second topic whose hash makes up for it.
 type messageTag [16]byte
 
-func newMessageTag(mac *[32]byte, topicHash *[16]byte, qos byte, retain bool) (t messageTag) {
+func newMessageTag(mac []byte, topicHash *[16]byte, qos byte, retain bool) (t messageTag) {
+	_ = mac[15]
 	le := binary.LittleEndian
 	le.PutUint64(t[:8], le.Uint64(mac[:8])^le.Uint64(topicHash[:8]))
 	le.PutUint64(t[8:], le.Uint64(mac[8:16])^le.Uint64(topicHash[8:]))
@@ -81,7 +82,7 @@ func (l *lastTopic) hashOf(topic []byte) *[16]byte {
 
 // tag returns the tag of the message that p brings now.
 func (d *device) tag(p *Publish, e *envelope.Envelope) messageTag {
-	return newMessageTag(&e.MAC, d.topic.hashOf(p.Topic), p.QoS, p.Retain)
+	return newMessageTag(e.Signature, d.topic.hashOf(p.Topic), p.QoS, p.Retain)
 }
 
 // remember returns what the replay memory keeps of the message that p brings now.
@@ -109,7 +110,7 @@ func legacyEntry(a *journal.Accepted) replay.Entry {
 	copy(mac[:8], a.Tag[:8])
 	topicHash := hashTopic(a.Topic)
 	e := replay.Entry{Session: sessionLegacy}
-	e.Tag = legacyTag(newMessageTag(&mac, &topicHash, legacyQoS(a.QoS), false), a.Client)
+	e.Tag = legacyTag(newMessageTag(mac[:], &topicHash, legacyQoS(a.QoS), false), a.Client)
 	return e
 }
 
@@ -144,7 +145,7 @@ func (d *device) redelivers(p *Publish, e *envelope.Envelope, known replay.Entry
 	if known.Session&sessionLegacy == 0 {
 		tag = d.tag(p, e).from(client)
 	} else {
-		tag = legacyTag(newMessageTag(&e.MAC, d.topic.hashOf(p.Topic), p.QoS, false), client)
+		tag = legacyTag(newMessageTag(e.Signature, d.topic.hashOf(p.Topic), p.QoS, false), client)
 	}
 	came := known.Session & sessionCount
 	if came == 0 && userNameIsClientID && bytes.Equal(p.ClientID, p.Identity) {

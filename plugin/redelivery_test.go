@@ -178,7 +178,7 @@ func TestRedeliveryOfAnEarlierVersion(t *testing.T) {
 		t.Fatal(reason)
 	}
 	old := journal.Accepted{Legacy: true, Topic: p.Topic, QoS: 2, Client: hashClient(p.ClientID)}
-	copy(old.Tag[:8], e.MAC[:])
+	copy(old.Tag[:8], e.Signature)
 	b.seen.Insert(d.registered.Serial, e.MessageID, now, recoveredEntry(&old))
 	expect := func(what string, want Reason, change func(p *Publish)) {
 		t.Helper()
@@ -214,7 +214,7 @@ func TestMessageTags(t *testing.T) {
 			for qos := range byte(3) {
 				for _, retain := range []bool{false, true} {
 					hash := hashTopic([]byte(topic))
-					tag := newMessageTag(&mac, &hash, qos, retain)
+					tag := newMessageTag(mac[:], &hash, qos, retain)
 					what := fmt.Sprintf("%x %s QoS %d, retain %v", mac, topic, qos, retain)
 					// Not so of MACs that differ like flags do, which nobody can choose.
 					if mac[7] == 0 {

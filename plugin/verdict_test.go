@@ -51,7 +51,7 @@ func (b *aBench) judge(p *Publish) (*envelope.Envelope, Reason, error) {
 
 func sign(t *testing.T, secret, device string, timestamp int64, id, payload string) []byte {
 	t.Helper()
-	text, err := envelope.Sign([]byte(secret), device, timestamp, id, []byte(payload))
+	text, err := envelope.Sign(envelope.NewSigner([]byte(secret)), device, timestamp, id, []byte(payload))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -43,7 +43,7 @@ func TestCommandsDuringRotation(t *testing.T) {
 		by := false
 		for _, r := range c.Inbox().On(c.CommandTopic()) {
 			if e, err := new(envelope.Decoder).Decode(r.Payload); err == nil && string(e.MessageIDText) == id {
-				by = e.SignedBy(envelope.NewKey(d.Secret))
+				by = envelope.NewVerifier(d.Secret).Verify(e)
 			}
 		}
 		return by
@@ -88,7 +88,7 @@ func TestCommandsDuringRotation(t *testing.T) {
 			MessageID string `json:"message_id"`
 		}
 		g.Must(json.Unmarshal(r.Payload, &m))
-		if e, err := new(envelope.Decoder).Decode(r.Payload); err == nil && m.MessageID == last && !e.SignedBy(envelope.NewKey(fourth.Secret)) {
+		if e, err := new(envelope.Decoder).Decode(r.Payload); err == nil && m.MessageID == last && !envelope.NewVerifier(fourth.Secret).Verify(e) {
 			t.Error("signed with a secret that was ended at once")
 		}
 	}

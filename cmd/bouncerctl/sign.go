@@ -50,7 +50,7 @@ registry, or the one in --secret-file, for which no registry is needed.`,
 			if id == "" {
 				id = uuid.NewString()
 			}
-			message, err := envelope.Sign(secrets[0], o.device, timestamp, id, payload)
+			message, err := envelope.Sign(envelope.NewSigner(secrets[0]), o.device, timestamp, id, payload)
 			if err != nil {
 				return err
 			}

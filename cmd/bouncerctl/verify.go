@@ -90,7 +90,7 @@ func (v *verification) run() error {
 	now := time.Now()
 	timestamp := diagnose.Timestamp(v.e.Timestamp, now)
 	for i, secret := range v.secrets {
-		if !v.e.SignedBy(envelope.NewKey(secret)) {
+		if !envelope.NewVerifier(secret).Verify(v.e) {
 			continue
 		}
 		which := ""

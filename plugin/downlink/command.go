@@ -218,5 +218,5 @@ func sign(secret registry.Secret, c *command.Command) ([]byte, error) {
 	payload := make([]byte, 0, len(c.Body)+40)
 	payload = append(append(payload, `{"command":`...), c.Body...)
 	payload = append(strconv.AppendInt(append(payload, `,"expires":`...), c.Expires.Unix(), 10), '}')
-	return envelope.Sign(secret, c.Device, c.Created.Unix(), c.ID, payload)
+	return envelope.Sign(envelope.NewSigner(secret), c.Device, c.Created.Unix(), c.ID, payload)
 }

@@ -15,8 +15,8 @@ const (
 	MaxDepth = 64
 	// MessageIDLen is the length of a message id: a UUID in its text form of RFC 9562, section 4.
 	MessageIDLen = 36
-	// MACLen is the length of a signature before its hexadecimal encoding, in bytes.
-	MACLen = 32
+	// MaxSignature is the greatest length of a signature before its hexadecimal encoding, in bytes.
+	MaxSignature = 32
 )
 
 // The errors of Decode. They are fixed values, so that refusing a message costs no allocation, and none quotes the
@@ -46,9 +46,10 @@ type Envelope struct {
 	MessageIDText []byte
 	// Payload is the payload's JSON value exactly as sent, without white space around it.
 	Payload []byte
-	// MAC is the signature, decoded.
-	MAC [MACLen]byte
+	// Signature is the signature, decoded: as long as one of some algorithm. It is part of the decoder's memory.
+	Signature []byte
 
+	signature     [MaxSignature]byte
 	timestampText []byte // as sent, as it was signed
 	canonical     []byte // of Payload, in the decoder's memory; not sorted if unsorted
 	unsorted      bool
@@ -156,10 +157,15 @@ func (e *Envelope) readMember(name []byte, s *scanner) (bit int, err error) {
 		return 1 << 3, nil
 	case "signature":
 		digits, err := s.plainString(ErrSignature)
-		if err == nil && !decodeHex(e.MAC[:], digits) {
-			err = ErrSignature
+		if err != nil {
+			return 0, err
 		}
-		return 1 << 4, err
+		n := len(digits) / 2
+		if !isSignatureLen(n) || !decodeHex(e.signature[:n], digits) {
+			return 0, ErrSignature
+		}
+		e.Signature = e.signature[:n]
+		return 1 << 4, nil
 	}
 	return 0, ErrMember
 }

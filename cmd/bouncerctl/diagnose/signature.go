@@ -38,14 +38,14 @@ func Signature(e *envelope.Envelope, message []byte, secrets []registry.Secret) 
 	joins := joinsOf(q.e)
 	for _, secret := range secrets {
 		for i, key := range secretGuesses(secret) {
-			k := envelope.NewKey([]byte(key.text))
+			k := envelope.NewHMAC([]byte(key.text))
 			for _, j := range joins {
 				forms := common
 				if i == 0 && j.what == "" {
 					forms = append(slices.Clone(common), rare...)
 				}
 				for _, p := range forms {
-					if said := sentence(j.guess, p, key); said != "" && q.e.IsMAC(k, []byte(j.join(p.text))) {
+					if said := sentence(j.guess, p, key); said != "" && k.IsOver(q.e, []byte(j.join(p.text))) {
 						return said
 					}
 				}
@@ -55,7 +55,7 @@ func Signature(e *envelope.Envelope, message []byte, secrets []registry.Secret) 
 			return said
 		}
 		for _, whole := range wholeGuesses(q.message) {
-			if q.e.IsMAC(envelope.NewKey(secret), []byte(whole.text)) {
+			if envelope.NewHMAC(secret).IsOver(q.e, []byte(whole.text)) {
 				return sentence(whole)
 			}
 		}
@@ -85,7 +85,7 @@ func sentence(guesses ...guess) string {
 
 // otherOrders tries every order of the members of one object of the payload, while the others are as sent.
 func (q *search) otherOrders(secret registry.Secret, payload node, right joined) (said string) {
-	key := envelope.NewKey(secret)
+	key := envelope.NewHMAC(secret)
 	var visit func(n *node) bool
 	visit = func(n *node) bool {
 		sent := *n
@@ -96,7 +96,7 @@ func (q *search) otherOrders(secret registry.Secret, payload node, right joined)
 					n.names, n.kids = append(n.names, sent.names[i]), append(n.kids, sent.kids[i])
 				}
 				for _, s := range []spelling{{}, {comma: ", ", colon: ": "}} {
-					if q.e.IsMAC(key, []byte(right.join(s.write(payload)))) {
+					if key.IsOver(q.e, []byte(right.join(s.write(payload)))) {
 						said = sentence(guess{what: "the payload with its members in another order than they were sent in",
 							cure: "sign the members in the order in which they are sent, or sorted by name as docs/envelope.md says"})
 						return false
@@ -124,11 +124,11 @@ const longestCut = 4096
 // cutOrInMilliseconds finds a signature of the beginning of the right text, and one over the milliseconds of which the
 // message has the seconds.
 func (q *search) cutOrInMilliseconds(secret registry.Secret) string {
-	key := envelope.NewKey(secret)
+	key := envelope.NewHMAC(secret)
 	for _, canonical := range []bool{false, true} {
 		text := q.e.AppendSigned(nil, canonical)
 		for n := min(len(text), longestCut); n > 0; n-- {
-			if q.e.IsMAC(key, text[:n]) {
+			if key.IsOver(q.e, text[:n]) {
 				return sentence(guess{what: fmt.Sprintf("the first %d of %d bytes", n, len(text)),
 					cure: "make the buffer larger, and check what snprintf returns"})
 			}
@@ -140,7 +140,7 @@ func (q *search) cutOrInMilliseconds(secret registry.Secret) string {
 		head := text[:len(text)-len(payload)]
 		at := len(head) - len(q.e.MessageIDText)
 		for ms := range 1000 {
-			if q.e.IsMAC(key, fmt.Appendf(nil, "%s%03d%s", head[:at], ms, text[at:])) {
+			if key.IsOver(q.e, fmt.Appendf(nil, "%s%03d%s", head[:at], ms, text[at:])) {
 				return sentence(guess{what: "a timestamp in milliseconds", cure: "sign and send seconds, the same digits"})
 			}
 		}
@@ -188,7 +188,7 @@ func wholeGuesses(message []byte) (all []guess) {
 
 // otherHash finds a signature that is of the right text, and no HMAC-SHA256 of it.
 func (q *search) otherHash(secret, text []byte) string {
-	is := func(sum []byte) bool { return hmac.Equal(sum, q.e.MAC[:]) }
+	is := func(sum []byte) bool { return hmac.Equal(sum, q.e.Signature) }
 	plain := func(parts ...[]byte) []byte {
 		sum := sha256.Sum256(bytes.Join(parts, nil))
 		return sum[:]

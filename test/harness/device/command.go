@@ -61,7 +61,7 @@ func (v *CommandVerifier) Verify(message []byte, now time.Time) (Command, error)
 	if string(e.DeviceID) != v.device.ID {
 		return Command{}, ErrCommandForeign
 	}
-	if !e.SignedBy(envelope.NewKey(v.device.Secret)) {
+	if !envelope.NewVerifier(v.device.Secret).Verify(e) {
 		return Command{}, ErrCommandForged
 	}
 	// What the device itself has signed has an id of another version, and is no command.

@@ -147,7 +147,7 @@ func (d *Device) Sign(payload string, changes ...Change) Message {
 	for _, change := range changes {
 		change(&m)
 	}
-	signed, err := envelope.Sign(d.Secret, m.DeviceID, m.Timestamp, m.MessageID, m.Payload)
+	signed, err := envelope.Sign(envelope.NewSigner(d.Secret), m.DeviceID, m.Timestamp, m.MessageID, m.Payload)
 	if err != nil {
 		panic(fmt.Sprintf("device: signing as %q: %v", m.DeviceID, err))
 	}

@@ -211,7 +211,7 @@ func (s *stream) write(ctx context.Context, failed chan error) error {
 		for n := 0; n < len(batch); n++ {
 			counter++
 			binary.BigEndian.PutUint64(id[8:], counter)
-			signed, err := envelope.Sign(s.device.Secret, s.device.ID, time.Now().Unix(), id.String(), s.load.Payload)
+			signed, err := envelope.Sign(envelope.NewSigner(s.device.Secret), s.device.ID, time.Now().Unix(), id.String(), s.load.Payload)
 			if err != nil {
 				return err
 			}

@@ -2,12 +2,10 @@ package envelope
 
 import (
 	"bytes"
-	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"hash"
 	"strconv"
 )
 
@@ -22,43 +20,49 @@ import (
 // identity), timestamp is an integer, and message_id is a UUID of exactly 36 characters, whose first hyphen stands at
 // its ninth: so every reading of the joined bytes cuts them at the same places. Relax none of the three.
 
-// A Key is one shared secret ready for use: HMAC-SHA256 (RFC 2104, FIPS 180-4) with the secret's bytes as the key. It
-// keeps the state after the key has been hashed, so that a verification costs no set-up and no allocation. Not safe for
-// concurrent use.
-type Key struct {
-	mac hash.Hash
-	sum [MACLen]byte
+// A Verifier checks signatures by one of a device's credentials. Not safe for concurrent use.
+type Verifier interface {
+	// Verify reports whether the envelope's signature was made with the credential, over the payload in canonical form or as
+	// sent. The time it takes does not depend on where a signature differs.
+	Verify(e *Envelope) bool
 }
 
-// NewKey returns the Key for a secret. The secret is not kept.
-func NewKey(secret []byte) *Key {
-	return &Key{mac: hmac.New(sha256.New, secret)}
+// A Signer makes signatures with one credential. Safe for concurrent use.
+type Signer interface {
+	// Signature returns the signature over text. The error says why the credential makes none.
+	Signature(text []byte) ([]byte, error)
 }
 
-// SignedBy reports whether the envelope's signature was made with key, over the payload in canonical form or as sent.
-// The comparison takes the same time whatever differs.
-func (e *Envelope) SignedBy(key *Key) bool {
+// NewVerifier returns the verifier of a device's credential as the registry has it: the secret of HMAC-SHA256, the one
+// algorithm that there is. The credential is not kept.
+func NewVerifier(credential []byte) Verifier { return NewHMAC(credential) }
+
+// NewSigner returns the signer of a credential.
+func NewSigner(credential []byte) Signer { return hmacSigner(credential) }
+
+// isSignatureLen reports whether the signatures of any algorithm have n bytes. None has more than MaxSignature.
+func isSignatureLen(n int) bool { return n == sha256.Size }
+
+// likelier returns the form of the payload that the signature is the likelier to cover, and other the other one, nil where
+// they are the same. The order is a matter of speed alone.
+func (e *Envelope) likelier() []byte {
+	// A payload sent with white space was most likely signed without.
+	if !e.unsorted && len(e.canonical) < len(e.Payload) {
+		return e.canonical
+	}
+	return e.Payload
+}
+
+func (e *Envelope) other() []byte {
 	switch {
 	case e.unsorted:
-		return e.signedOver(key, e.Payload) || e.signedOver(key, e.Canonical())
-	case bytes.Equal(e.Payload, e.canonical):
-		return e.signedOver(key, e.Payload)
+		return e.Canonical()
 	case len(e.canonical) < len(e.Payload):
-		// A payload sent with white space was most likely signed without. The order is a matter of speed alone.
-		return e.signedOver(key, e.canonical) || e.signedOver(key, e.Payload)
-	default:
-		return e.signedOver(key, e.Payload) || e.signedOver(key, e.canonical)
+		return e.Payload
+	case bytes.Equal(e.canonical, e.Payload):
+		return nil
 	}
-}
-
-// signedOver reports whether the signature is key's over the envelope with payload in the place of P.
-func (e *Envelope) signedOver(key *Key, payload []byte) bool {
-	key.mac.Reset()
-	key.mac.Write(e.DeviceID)
-	key.mac.Write(e.timestampText)
-	key.mac.Write(e.MessageIDText)
-	key.mac.Write(payload)
-	return hmac.Equal(key.mac.Sum(key.sum[:0]), e.MAC[:])
+	return e.canonical
 }
 
 // AppendCanonical appends the canonical form of a JSON value, white space around it allowed, to dst: see
@@ -79,12 +83,8 @@ func AppendCanonical(dst, value []byte) ([]byte, error) {
 
 // Sign returns the complete envelope of a message, ready to be published, signed over payload's bytes as given.
 // timestamp is in seconds since 1970-01-01 UTC, messageID a UUID of 36 characters, payload one JSON value. An error
-// says which of them is not what an envelope may hold.
-func Sign(secret []byte, deviceID string, timestamp int64, messageID string, payload []byte) ([]byte, error) {
-	// HMAC fills a key up with NUL bytes, so one of them alone is the empty key.
-	if len(bytes.Trim(secret, "\x00")) == 0 {
-		return nil, errors.New("sign: the secret is empty, or of NUL bytes alone")
-	}
+// says which of them is not what an envelope may hold, or is the signer's.
+func Sign(signer Signer, deviceID string, timestamp int64, messageID string, payload []byte) ([]byte, error) {
 	if !validDeviceID([]byte(deviceID)) {
 		return nil, fmt.Errorf("sign: %w", ErrDeviceID)
 	}
@@ -96,10 +96,10 @@ func Sign(secret []byte, deviceID string, timestamp int64, messageID string, pay
 	}
 	payload = bytes.Trim(payload, " \t\r\n")
 	seconds := strconv.FormatInt(timestamp, 10)
-	mac := hmac.New(sha256.New, secret)
-	for _, part := range []string{deviceID, seconds, messageID, string(payload)} {
-		mac.Write([]byte(part))
+	signature, err := signer.Signature(fmt.Appendf(nil, "%s%s%s%s", deviceID, seconds, messageID, payload))
+	if err != nil {
+		return nil, fmt.Errorf("sign: %w", err)
 	}
 	return fmt.Appendf(nil, `{"device_id":"%s","timestamp":%s,"message_id":"%s","payload":%s,"signature":"%s"}`,
-		deviceID, seconds, messageID, payload, hex.EncodeToString(mac.Sum(nil))), nil
+		deviceID, seconds, messageID, payload, hex.EncodeToString(signature)), nil
 }
