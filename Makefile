@@ -33,9 +33,19 @@ run: deps-run build ## the tour: broker, plugin, backend, a sensor and an attack
 .PHONY: test
 test: deps-test check build build/test/mosquitto_bouncer.so ## vet, unit tests, and integration tests on a real broker
 	$(GO) test -timeout 20m ./plugin/... ./cmd/...
-	$(GO) test -timeout 20m -count=1 ./test/...
+	$(GO) test -timeout 20m -count=1 $$($(GO) list ./test/... | grep -v /outage)
 	@scripts/test-docker --if-available trixie sid
-	@scripts/test-outage --if-available
+	$(GO) test -timeout 10m -count=1 -v ./test/outage
+
+.PHONY: quick
+quick: build/test/mosquitto_bouncer.so ## vet, unit tests without their long parts, and one test of the gate on a real broker
+	$(GO) vet ./...
+	$(GO) test -short -timeout 5m ./plugin/... ./cmd/... ./test/house
+	$(GO) test -timeout 5m -run 'TestEveryReason$$' ./test
+
+.PHONY: house
+house: ## fields and methods of the Gateway, files and lines of each package, the largest files
+	@$(GO) run ./test/house
 
 .PHONY: test-docker
 test-docker: deps-test build build/test/mosquitto_bouncer.so ## the integration tests on the brokers of Debian 12, 13 and sid, in containers
@@ -50,8 +60,8 @@ test-deb: ## the package in fresh containers of each release: gate, upgrade, pur
 	@scripts/test-deb
 
 .PHONY: test-outage
-test-outage: build ## broker and backend in containers: the network cut, the broker stopped, restarted with its volume
-	@scripts/test-outage
+test-outage: build ## broker and backend in containers: the network cut, the broker stopped, restarted with its volume (RELEASE=bookworm)
+	DOCKER=required $(GO) test -timeout 10m -count=1 -v ./test/outage
 
 .PHONY: base-images
 base-images: ## the Docker images debian:*-slim: pulled, or built where no registry answers

@@ -299,6 +299,9 @@ func TestCrashWhileCollecting(t *testing.T) {
 				}
 			}
 			t.Logf("%d messages, crashes after %v", len(c.accepted), c.taken)
+			if testing.Short() {
+				return // too few rounds to be sure of every kind
+			}
 			if c.taken["dropped"] == 0 || c.taken["copies written"] == 0 || fails != nil && c.taken["undone"] == 0 && name != "fsync of the directory fails" {
 				t.Error("too little was collected")
 			}

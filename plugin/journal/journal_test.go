@@ -434,7 +434,11 @@ func (j *Journal) segmentsNow() []uint32 {
 
 // Random operations against a plain list, with restarts and crashes in between.
 func TestModel(t *testing.T) {
-	for seed := range uint64(3) {
+	seeds := uint64(3)
+	if testing.Short() {
+		seeds = 1
+	}
+	for seed := range seeds {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			random := rand.New(rand.NewPCG(7, seed))
 			f := newFixture(t)
