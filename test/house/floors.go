@@ -24,6 +24,7 @@ var floors = map[string]floor{
 	"plugin/linefile": ground,
 	"plugin/loop":     ground,
 	"plugin/mailbox":  ground,
+	"plugin/metrics":  ground,
 	"plugin/secret":   ground,
 	"plugin/sqlite":   ground,
 	"plugin/textfile": ground,
@@ -37,7 +38,6 @@ var floors = map[string]floor{
 	"plugin/envelope":     leaf,
 	"plugin/former":       leaf,
 	"plugin/journal":      leaf,
-	"plugin/metrics":      leaf,
 	"plugin/order":        leaf,
 	"plugin/pki":          leaf,
 	"plugin/registry":     leaf,
@@ -73,4 +73,27 @@ const (
 )
 
 // overSize are the files that are over their limit, and why.
-var overSize = map[string]string{}
+var overSize = map[string]string{
+	"cmd/bouncerctl/device_test.go":        "not split yet",
+	"plugin/brokerconf/brokerconf.go":      "not split yet",
+	"plugin/brokerconf/brokerconf_test.go": "not split yet",
+	"plugin/command/store.go":              "not split yet",
+	"plugin/deadletter/deadletter_test.go": "not split yet",
+	"plugin/forward/answer.go":             "not split yet",
+	"plugin/forward/forward.go":            "not split yet",
+	"plugin/forward/http_test.go":          "not split yet",
+	"plugin/forward/schedule_test.go":      "not split yet",
+	"plugin/forward/worker.go":             "not split yet",
+	"plugin/gateway.go":                    "not split into rooms yet",
+	"plugin/journal/background.go":         "not split yet",
+	"plugin/journal/collect.go":            "not split yet",
+	"plugin/journal/damage_test.go":        "not split yet",
+	"plugin/journal/journal.go":            "not split yet",
+	"plugin/journal/journal_test.go":       "not split yet",
+	"plugin/registry/registry.go":          "not split yet",
+	"plugin/registry/registry_test.go":     "not split yet",
+	"plugin/registry/rotate_test.go":       "not split yet",
+	"plugin/registry/source.go":            "not split yet",
+	"plugin/replay/replay_test.go":         "not split yet",
+	"plugin.Gateway":                       "what the gate and the outbox need is still in it",
+}
