@@ -131,7 +131,7 @@ bench-callback: deps-test ## how long the callbacks take inside the broker, from
 bench-forward: deps-test build ## the journal, recovery of a million messages, and delivery from devices to a backend
 	$(GO) test -run '^$$' -bench 'Append|Recovery' -benchmem -count 3 ./plugin/journal
 	$(GO) test -run '^$$' -bench 'BenchmarkRecovery$$' -benchtime 3x ./plugin
-	$(GO) test -run '^$$' -bench 'BenchmarkOneDevice' -benchmem -count 3 ./plugin/forward
+	$(GO) test -run '^$$' -bench 'BenchmarkOneDevice' -benchmem -count 3 ./plugin/forward/webhook
 	BOUNCER_SO=$(CURDIR)/build/mosquitto_bouncer.so $(GO) test -run '^$$' -bench BenchmarkDelivery -benchtime 5x -timeout 20m ./test/bench
 
 KILLS ?= 1000

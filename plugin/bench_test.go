@@ -18,6 +18,7 @@ import (
 	"mosquitto-bouncer/plugin/downlink"
 	"mosquitto-bouncer/plugin/envelope"
 	"mosquitto-bouncer/plugin/forward"
+	"mosquitto-bouncer/plugin/forward/webhook"
 	"mosquitto-bouncer/plugin/registry"
 	"mosquitto-bouncer/plugin/replay"
 	"mosquitto-bouncer/plugin/sampler"
@@ -236,8 +237,11 @@ func (g *benchGateway) dropQueue() {
 func (g *benchGateway) renew(b *testing.B) {
 	b.Helper()
 	g.dropQueue()
-	var err error
-	if g.forwarder, err = forward.New(forward.Config{URL: g.backend, Concurrency: 1, Timeout: time.Hour}, g.store, nil, g.log); err != nil {
+	sink, err := webhook.New(webhook.Config{URL: g.backend, Concurrency: 1, Timeout: time.Hour})
+	if err != nil {
+		b.Fatal(err)
+	}
+	if g.forwarder, err = forward.New(forward.Config{Sink: sink, Concurrency: 1}, g.store, nil, g.log); err != nil {
 		b.Fatal(err)
 	}
 	g.forwarder.Start(forward.Counts{})

@@ -13,6 +13,7 @@ import (
 	"mosquitto-bouncer/plugin/config"
 	"mosquitto-bouncer/plugin/deadletter"
 	"mosquitto-bouncer/plugin/forward"
+	"mosquitto-bouncer/plugin/forward/webhook"
 	"mosquitto-bouncer/plugin/journal"
 	"mosquitto-bouncer/plugin/standing"
 	"mosquitto-bouncer/plugin/suspension"
@@ -29,24 +30,32 @@ func (g *Gateway) startDelivery(c *config.Config) (err error) {
 	}
 	kept := standingOf(c, g.log)
 	g.store = newStore()
-	g.forwarder, err = forward.New(forward.Config{
+	g.sink, err = webhook.New(webhook.Config{
 		URL:           c.Backend.URL,
 		Timeout:       c.Backend.Timeout,
 		Concurrency:   c.Backend.Concurrency,
-		MaxAge:        c.Backend.MaxAge,
 		Batch:         c.Backend.Batch,
-		Linger:        c.Backend.Linger,
+		FatalStatuses: c.Backend.FatalStatuses,
 		BearerToken:   c.Backend.BearerToken,
 		SigningSecret: c.Backend.SigningSecret,
 		TLS:           c.Backend.TLS,
-		MaxBytes:      forward.ShareOf(deviceBytes(c)),
 		Version:       Version,
-		Gone:          g.suspensions.Gone,
-		Suspended:     suspended,
-		Unordered:     c.Backend.Order == config.OrderNone,
-		FatalStatuses: c.Backend.FatalStatuses,
-		Standing:      forward.Standing(kept),
-		Registered:    g.registry.Len,
+	})
+	if err != nil {
+		return err
+	}
+	g.forwarder, err = forward.New(forward.Config{
+		Sink:        g.sink,
+		Concurrency: c.Backend.Concurrency,
+		MaxAge:      c.Backend.MaxAge,
+		Batch:       c.Backend.Batch,
+		Linger:      c.Backend.Linger,
+		MaxBytes:    forward.ShareOf(deviceBytes(c)),
+		Gone:        g.suspensions.Gone,
+		Suspended:   suspended,
+		Unordered:   c.Backend.Order == config.OrderNone,
+		Standing:    forward.Standing(kept),
+		Registered:  g.registry.Len,
 	}, g.store, g.answered, g.log)
 	if err != nil {
 		return err
@@ -85,7 +94,9 @@ func standingOf(c *config.Config, log *slog.Logger) standing.State {
 		log.Warn("what was known of the backend cannot be read; it is asked anew", "error", err)
 		return standing.State{}
 	}
-	if kept.Refusing && !slices.Contains(c.Backend.FatalStatuses, kept.Status) {
+	// A status that is fatal now is not the backend's state any more.
+	kept.Refusing = kept.Refusing && !slices.Contains(c.Backend.FatalStatuses, kept.Status)
+	if kept.Refusing {
 		log.Warn("the backend was refusing every message before the start; one message asks whether it still does",
 			"status", kept.Status, "since", kept.Since.UTC().Format(time.RFC3339))
 	}

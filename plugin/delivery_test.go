@@ -13,10 +13,12 @@ import (
 
 	"github.com/google/uuid"
 
+	"mosquitto-bouncer/plugin/config"
 	"mosquitto-bouncer/plugin/forward"
 	"mosquitto-bouncer/plugin/journal"
 	"mosquitto-bouncer/plugin/registry"
 	"mosquitto-bouncer/plugin/replay"
+	"mosquitto-bouncer/plugin/standing"
 	"mosquitto-bouncer/plugin/subscription"
 )
 
@@ -116,7 +118,7 @@ func aRecovery(t *testing.T, seen *replay.Set, now int64) *recovery {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f, err := forward.New(forward.Config{URL: "http://127.0.0.1:1"}, newStore(), nil, log)
+	f, err := forward.New(forward.Config{}, newStore(), nil, log)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -233,5 +235,19 @@ func TestHashClient(t *testing.T) {
 	}
 	if hashClient(nil) == 0 {
 		t.Error("0 for no client id")
+	}
+}
+
+// A status that is made fatal is not the backend's state any more, whatever was known before the restart.
+func TestFatalAfterRefusing(t *testing.T) {
+	for _, fatal := range [][]int{nil, {401}} {
+		c := &config.Config{StateDir: t.TempDir()}
+		c.Backend.URL, c.Backend.FatalStatuses = "http://backend/", fatal
+		if err := standing.Save(c.StateDir, c.Backend.URL, standing.State{Refusing: true, Status: 401, Since: time.Now()}); err != nil {
+			t.Fatal(err)
+		}
+		if got := standingOf(c, slog.New(slog.DiscardHandler)); got.Refusing != (fatal == nil) {
+			t.Errorf("fatal %v: %+v", fatal, got)
+		}
 	}
 }

@@ -22,6 +22,7 @@ import (
 	"mosquitto-bouncer/plugin/envelope"
 	"mosquitto-bouncer/plugin/former"
 	"mosquitto-bouncer/plugin/forward"
+	"mosquitto-bouncer/plugin/forward/webhook"
 	"mosquitto-bouncer/plugin/httpd"
 	"mosquitto-bouncer/plugin/journal"
 	"mosquitto-bouncer/plugin/registry"
@@ -124,7 +125,8 @@ type Gateway struct {
 	served         served
 	departed       uintptr // the connection that ended last since the last tick; 0: none
 	offenders      offenders
-	maxBad         int // bad signatures a minute; 0: any number
+	maxBad         int           // bad signatures a minute; 0: any number
+	sink           *webhook.Sink // of forwarder
 	forwarder      *forward.Forwarder
 	journal        *journal.Journal
 	store          *store
@@ -286,7 +288,7 @@ func Start(configFile string, host Host) (_ *Gateway, err error) {
 	}
 	g.publishUnsent(filepath.Join(c.StateDir, journal.DirName))
 	g.log.Info("ready", "version", Version, "config", configFile, "devices", g.registry.Len(),
-		"topics", c.Publish.Topics, "backend", forward.WithoutQuery(c.Backend.URL))
+		"topics", c.Publish.Topics, "backend", webhook.WithoutQuery(c.Backend.URL))
 	g.audit.Add(audit.Record{Event: audit.Start, Version: Version})
 	g.flushLog()
 	return g, nil

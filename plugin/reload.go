@@ -14,7 +14,7 @@ import (
 	"mosquitto-bouncer/plugin/audit"
 	"mosquitto-bouncer/plugin/brokerconf"
 	"mosquitto-bouncer/plugin/config"
-	"mosquitto-bouncer/plugin/forward"
+	"mosquitto-bouncer/plugin/forward/webhook"
 	"mosquitto-bouncer/plugin/registry"
 )
 
@@ -33,7 +33,7 @@ type reloaded struct {
 	config *config.Config
 	key    *registry.Key // of config
 	// backend are the credentials of config.
-	backend *forward.Credentials
+	backend *webhook.Credentials
 	err     error
 }
 
@@ -61,7 +61,7 @@ func (r *reloader) read(file string, log *slog.Logger) {
 	if err == nil {
 		key, err = registryKey(c)
 	}
-	var backend *forward.Credentials
+	var backend *webhook.Credentials
 	if err == nil {
 		backend, err = backendCredentials(c)
 	}

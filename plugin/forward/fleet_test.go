@@ -174,23 +174,6 @@ func TestStoppedDevicesAreNotAsked(t *testing.T) {
 	}
 }
 
-// A status that is made fatal is not the backend's state any more, whatever was known before the restart.
-func TestFatalAfterRefusing(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		cfg := with(func(*Message) reply { return reply{status: 401} })
-		cfg.FatalStatuses = []int{401}
-		cfg.Standing = Standing{Refusing: true, Status: 401, Since: time.Now()}
-		x := start(t, cfg)
-		for n := range 10 {
-			x.enqueue(message("a", n))
-		}
-		synctest.Wait()
-		if s := x.Stats(); s.Dead != 10 || s.Refusing || s.Down {
-			t.Errorf("%+v", s)
-		}
-	})
-}
-
 // Retry-After does not stretch the five minutes.
 func TestDoubtsDespiteRetryAfter(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

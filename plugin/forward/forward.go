@@ -1,11 +1,10 @@
-// Package forward delivers accepted messages to the HTTP backend: each device's messages in order, at least once,
-// retried until the backend has taken or refused them.
+// Package forward delivers accepted messages to a Sink: each device's messages in order, at least once, retried until the
+// backend behind the sink has taken or refused them. It knows no protocol: package webhook is the sink for HTTP.
 package forward
 
 import (
 	"cmp"
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -36,7 +35,6 @@ var (
 
 // What a zero field of Config stands for.
 const (
-	DefaultTimeout     = 5 * time.Second
 	DefaultConcurrency = 64
 	DefaultMaxPending  = 1 << 26
 	DefaultLinger      = 20 * time.Millisecond
@@ -58,58 +56,40 @@ const closeGrace = 2 * time.Second
 
 // Config says where messages go and what delivering them may cost.
 type Config struct {
-	// URL is an absolute http or https URL. Every {device_id} in its path or query stands for the device's id,
-	// escaped; there must be none in batch mode. It may not carry user information or a fragment.
-	URL string
-	// Timeout bounds one request, from dialling to the last byte of the response.
-	Timeout time.Duration
+	// Sink is what the messages are handed to.
+	Sink Sink
 	// Concurrency is the largest number of requests in flight.
 	Concurrency int
 	// MaxAge is the time since its acceptance after which a message is not sent again and becomes a dead letter.
 	// 0: no limit.
 	MaxAge time.Duration
-	// Batch above 1 is batch mode: up to so many messages, at most MaxBatch, go in one request, as a JSON array of
-	// CloudEvents. They are answered together, by the status alone: the callback of New is never called. A lane that
-	// could be sent waits up to Linger for others to fill the batch.
+	// Batch above 1 is batch mode: up to so many messages, at most MaxBatch, go in one request. They
+	// are answered together, without an answer for any of them. A lane that could be sent waits up to Linger for others to fill the batch.
 	Batch  int
 	Linger time.Duration
 	// Unordered lets a device's messages overtake each other: they use as many connections as are free. Else each waits
 	// for the one before.
 	Unordered bool
-	// FatalStatuses are statuses, MinFatalStatus to MaxFatalStatus, that refuse the message for good, whatever they would
-	// mean else.
-	FatalStatuses []int
-	// Standing is what Forwarder.Standing returned in the process before, for the same URL.
+	// Standing is what Forwarder.Standing returned in the process before, for the same backend.
 	Standing Standing
 	// Registered, if not nil, returns how many devices there may be at most. It is called with a lock held and must not
 	// wait.
 	Registered func() int
-	// BearerToken, if not empty, is sent as "Authorization: Bearer TOKEN".
-	BearerToken []byte
-	// SigningSecret, if not empty, makes every request carry a signature by Standard Webhooks 1.0: "whsec_" and the
-	// key in base64, or the key itself.
-	SigningSecret []byte
-	// TLS is used for https; nil stands for the system's roots and no client certificate. It is cloned.
-	TLS *tls.Config
 	// MaxPending bounds the messages not yet delivered, which cost some 10 bytes of memory each, and 110 a device. One
 	// device's may be a quarter.
 	MaxPending int
 	// MaxBytes is how much the Store has room for: one device's messages may take about a quarter. 0: any number.
 	MaxBytes int64
-	// Version goes into the User-Agent, mosquitto-bouncer/VERSION.
-	Version string
-
-	// Gone, if not nil, is called when the backend answers 410 Gone: from then on nothing is sent to that URL before
-	// Resume. The unit is the device when its id is part of Config.URL, for each device then has a URL of its own;
-	// else device is "" and everything is suspended. A worker calls Gone, once each time delivery is suspended, so
-	// that the caller can write it down and name it in Suspended at the next start.
-	Gone func(device, url string)
+	// Gone, if not nil, is called when an attempt means Gone: from then on nothing is sent to that address before Resume.
+	// The unit is the device where it has an address of its own; else device is "" and everything is suspended. A worker
+	// calls Gone, once each time delivery is suspended, so that the caller can write it down and name it in Suspended at
+	// the next start.
+	Gone func(device, address string)
 	// Suspended lists the devices that Gone was called for and Resume was not; "" stands for everything.
 	Suspended []string
 
-	// idle overrides maxIdleConn and courier replaces HTTP, both for tests.
-	idle    time.Duration
-	courier func() courier
+	// batchBytes overrides maxBatchBytes, for tests.
+	batchBytes int
 }
 
 // Counts are what became of messages in earlier processes. Those still pending are not among them: they are counted when
@@ -148,7 +128,7 @@ type Store interface {
 // DeadLetter says why a message is given up.
 type DeadLetter struct {
 	Reason   string // one of the constants below
-	Status   int    // of the response, 0 if there was none
+	Status   int    // Result.Status: 0 if there was no response
 	Excerpt  string // what its body begins with: valid UTF-8, at most 1 KiB; may hold control characters
 	Attempts int    // requests with this message, since the start of the process
 	// DiedAt is the same however often the Store is told of this death.
@@ -157,7 +137,7 @@ type DeadLetter struct {
 
 // Why a message became a dead letter. The strings are stable.
 const (
-	ReasonRefused    = "refused"    // the backend answered 3xx or a final 4xx
+	ReasonRefused    = "refused"    // the backend refused it for good
 	ReasonExpired    = "expired"    // older than Config.MaxAge
 	ReasonPanic      = "panic"      // delivering it panicked, maxPanics times
 	ReasonUnreadable = "unreadable" // Store.Load returned ErrUnreadable
@@ -168,7 +148,7 @@ const (
 // Answer is the body with which the backend took a message.
 type Answer struct {
 	Message     *Message // the Forwarder's again when the callback returns; its strings may be kept
-	Status      int      // 2xx
+	Status      int      // Result.Status
 	Body        []byte   // not empty, at most 64 KiB; belongs to the callee
 	ContentType string   // as the backend sent it, "" if it sent none
 	// Latency is the backend's: of the one request that succeeded, from sending to the last byte of the response.
@@ -178,7 +158,7 @@ type Answer struct {
 // Stats is a consistent view of a Forwarder: Accepted = Delivered + Dead + Pending, always.
 type Stats struct {
 	Accepted  uint64 // what Start was told of and what Enqueue and Restore took
-	Delivered uint64 // answered 2xx
+	Delivered uint64 // taken
 	Dead      uint64 // given up
 	Pending   int    // neither yet; those in flight included
 	Lanes     int    // devices with a pending message
@@ -186,7 +166,7 @@ type Stats struct {
 	Retries   uint64 // requests that failed and are, or were, to be repeated
 	// StoreErrors counts the times that the Store failed to load a message or to keep a dead letter.
 	StoreErrors uint64
-	// AnswersDropped counts 2xx bodies that were not handed on: too large, compressed, or the callback panicked.
+	// AnswersDropped counts bodies of responses that were not handed on: too large, compressed, or the callback panicked.
 	AnswersDropped uint64
 	// Down says that the backend as a whole seems down: one request at a time asks whether it is back.
 	Down bool
@@ -212,13 +192,12 @@ type Stats struct {
 // longest, and only then reads its messages from the Store.
 type Forwarder struct {
 	cfg     Config
-	target  target
 	store   Store
 	answer  func(Answer)
 	log     *slog.Logger
 	sampler sampler
-	hangUp  func() // makes every request in flight, and every later one, fail at once
-	renew   func(*Credentials)
+	ctx     context.Context // of every Send
+	hangUp  func()          // ends ctx
 
 	intake intake
 	wake   chan struct{} // holds one; see Dispatch
@@ -249,9 +228,6 @@ type Forwarder struct {
 // New returns a Forwarder that sends nothing before Start. answer, which may be nil, is called once for every message taken with a body, in the order
 // of the device's messages, by several workers at a time, and before the Store is told; it must return quickly.
 func New(cfg Config, store Store, answer func(Answer), log *slog.Logger) (*Forwarder, error) {
-	if cfg.Timeout == 0 {
-		cfg.Timeout = DefaultTimeout
-	}
 	if cfg.Concurrency == 0 {
 		cfg.Concurrency = DefaultConcurrency
 	}
@@ -261,11 +237,14 @@ func New(cfg Config, store Store, answer func(Answer), log *slog.Logger) (*Forwa
 	if cfg.Linger == 0 {
 		cfg.Linger = DefaultLinger
 	}
-	if cfg.Timeout < 0 || cfg.Concurrency < 0 || cfg.MaxAge < 0 || cfg.MaxPending < 0 || cfg.MaxBytes < 0 || cfg.Batch < 0 || cfg.Linger < 0 {
-		return nil, errors.New("backend: timeout, concurrency, maximum age, batch, linger and queue bound must not be negative")
+	if cfg.Concurrency < 0 || cfg.MaxAge < 0 || cfg.MaxPending < 0 || cfg.MaxBytes < 0 || cfg.Batch < 0 || cfg.Linger < 0 {
+		return nil, errors.New("backend: concurrency, maximum age, batch, linger and queue bound must not be negative")
 	}
 	if cfg.Batch > MaxBatch {
 		return nil, fmt.Errorf("backend: batch is %d; at most %d messages fit", cfg.Batch, MaxBatch)
+	}
+	if cfg.batchBytes == 0 {
+		cfg.batchBytes = maxBatchBytes
 	}
 	f := &Forwarder{
 		cfg:     cfg,
@@ -273,36 +252,12 @@ func New(cfg Config, store Store, answer func(Answer), log *slog.Logger) (*Forwa
 		answer:  answer,
 		log:     log,
 		sampler: sampler{limiter: rate.NewLimiter(10, 100)},
-		hangUp:  func() {},
 		wake:    make(chan struct{}, 1),
 		quit:    make(chan struct{}),
 		drained: make(chan struct{}),
 		exited:  make(chan struct{}),
 	}
-	var err error
-	if f.target, err = parseTarget(cfg.URL); err != nil {
-		return nil, fmt.Errorf("backend: %w", err)
-	}
-	if cfg.Batch > 1 && f.target.perDevice() {
-		return nil, fmt.Errorf("backend: url %q: with batch, messages of many devices go in one request: "+
-			"remove %s, or batch", cfg.URL, placeholder)
-	}
-	if f.cfg.courier == nil {
-		c, err := newClient(cfg, f.target)
-		if err != nil {
-			return nil, fmt.Errorf("backend: %w", err)
-		}
-		f.cfg.courier = func() courier { return c.courier() }
-		if cfg.Batch > 1 {
-			f.cfg.courier = func() courier { return c.batchCourier() }
-		}
-		f.hangUp, f.renew = c.hangUp, c.credentials.Store
-	}
-	for _, status := range cfg.FatalStatuses {
-		if status < MinFatalStatus || status > MaxFatalStatus {
-			return nil, fmt.Errorf("backend: fatal status %d is not %d to %d", status, MinFatalStatus, MaxFatalStatus)
-		}
-	}
+	f.ctx, f.hangUp = context.WithCancel(context.Background())
 	f.schedule.init(&f.mu, &cfg, f.arrive, func() bool { return f.intake.n.Load() > 0 })
 	return f, nil
 }

@@ -82,18 +82,16 @@ func TestGoneEverything(t *testing.T) {
 			sent := 0
 			up := false
 			var mu sync.Mutex
-			cfg := Config{URL: "http://backend/in", Batch: batch, Concurrency: 4, Gone: g.call, courier: func() courier {
-				return &fake{reply: func(ms []Message) reply {
-					time.Sleep(time.Millisecond)
-					mu.Lock()
-					defer mu.Unlock()
-					sent++
-					if !up {
-						return reply{status: 410}
-					}
-					return reply{status: 200}
-				}}
-			}}
+			cfg := Config{Batch: batch, Concurrency: 4, Gone: g.call, Sink: &fake{reply: func(ms []Message) reply {
+				time.Sleep(time.Millisecond)
+				mu.Lock()
+				defer mu.Unlock()
+				sent++
+				if !up {
+					return reply{status: 410}
+				}
+				return reply{status: 200}
+			}}}
 			x := start(t, cfg)
 			for n := range 100 {
 				x.enqueue(message(fmt.Sprint("d", n%50), n+1))

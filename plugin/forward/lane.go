@@ -163,10 +163,10 @@ type part struct {
 
 // span is the next n messages of a parcel, all for one request.
 type span struct {
-	n        int
-	attempts int // requests that each of the messages was in
-	panics   int // attempts that panicked
-	misread  int // requests whose answer could not be read
+	n          int
+	attempts   int // requests that each of the messages was in
+	panics     int // attempts that panicked
+	unreadable int // requests whose answer could not be read
 }
 
 func (p *parcel) device() string { return p.parts[0].lane.device }

@@ -29,7 +29,7 @@ type schedule struct {
 	draining bool
 
 	// halted says that nothing may be sent at all. Else suspended holds the devices whose messages may not, with the
-	// parcel that met the 410, if it was in this process.
+	// parcel that met Gone, if it was in this process.
 	halted    bool
 	suspended map[string]*parcel
 	blocked   map[string]*parcel // by device, the parcels whose dead letter the Store has no room for
@@ -85,7 +85,7 @@ func (s *schedule) init(mu *sync.Mutex, cfg *Config, arrive func(), more func() 
 	if s.unordered = cfg.Unordered; s.unordered {
 		s.flights = make(map[*lane]*flight)
 	}
-	s.standing.init(cfg.Standing, cfg.FatalStatuses)
+	s.standing.init(cfg.Standing)
 	s.breaker.open = s.standing.refusing
 	for _, device := range cfg.Suspended {
 		if device == "" {

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -14,43 +13,6 @@ import (
 	"testing/synctest"
 	"time"
 )
-
-// fake is a courier on synthetic time.
-type fake struct {
-	packed []Message
-	limit  int // messages a request; 0: any number
-	reply  func(ms []Message) reply
-}
-
-func (f *fake) pack(m *Message) bool {
-	if f.limit > 0 && len(f.packed) == f.limit {
-		return false
-	}
-	f.packed = append(f.packed, *m)
-	f.packed[len(f.packed)-1].Payload = slices.Clone(m.Payload)
-	return true
-}
-
-func (f *fake) send() reply {
-	defer func() { f.packed = nil }()
-	return f.reply(f.packed)
-}
-
-const perDevice = "http://backend/{device_id}"
-
-// one makes a courier of what one message is answered with.
-func one(f func(m *Message) reply) *fake {
-	return &fake{reply: func(ms []Message) reply {
-		if len(ms) != 1 {
-			panic(fmt.Sprint(len(ms), " messages in a request"))
-		}
-		return f(&ms[0])
-	}}
-}
-
-func with(f func(m *Message) reply) Config {
-	return Config{URL: perDevice, courier: func() courier { return one(f) }}
-}
 
 var errDown = errors.New("connection refused")
 
@@ -272,17 +234,13 @@ func TestMaxAge(t *testing.T) {
 func TestPanicInDelivery(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var r trace
-		couriers := 0
-		x := start(t, Config{URL: perDevice, Concurrency: 1, courier: func() courier {
-			couriers++
-			return one(func(m *Message) reply {
-				n := r.add(m)
-				if strings.HasSuffix(m.MessageID, "1") || n == 4 {
-					panic("delivery went wrong")
-				}
-				return reply{status: 200}
-			})
-		}})
+		x := start(t, Config{Concurrency: 1, Sink: one(func(m *Message) reply {
+			n := r.add(m)
+			if strings.HasSuffix(m.MessageID, "1") || n == 4 {
+				panic("delivery went wrong")
+			}
+			return reply{status: 200}
+		})})
 		for n := range 3 {
 			x.enqueue(message("a", n+1))
 		}
@@ -292,9 +250,6 @@ func TestPanicInDelivery(t *testing.T) {
 		}
 		if s.Dead != 1 || s.Delivered != 2 || s.Retries != 3 {
 			t.Errorf("%+v", s)
-		}
-		if couriers != 5 {
-			t.Errorf("%d couriers, want a new one after each of 4 panics", couriers)
 		}
 		if n := x.log.count("message is dead", "reason=panic", "message_id=550e8400-e29b-41d4-a716-000000000001"); n != 1 {
 			t.Errorf("log:\n%s", x.log)
@@ -422,41 +377,39 @@ func TestProperty(t *testing.T) {
 			intn := func(n int) int { mu.Lock(); defer mu.Unlock(); return rnd.IntN(n) }
 			concurrency := 1 + rnd.IntN(20)
 			inFlight := 0
-			x := start(t, Config{URL: perDevice, Concurrency: concurrency, courier: func() courier {
-				return one(func(m *Message) reply {
-					n, _ := strconv.Atoi(m.MessageID[24:])
-					mu.Lock()
-					inFlight++
-					if busy[m.DeviceID] || inFlight > concurrency {
-						t.Errorf("%s: two in flight, or %d", m.DeviceID, inFlight)
-					}
-					busy[m.DeviceID] = true
-					mu.Unlock()
-					time.Sleep(time.Duration(intn(1000)) * time.Millisecond)
-					what := intn(10)
-					mu.Lock()
-					defer mu.Unlock()
-					inFlight--
-					busy[m.DeviceID] = false
-					switch {
-					case down, what == 0:
-						return reply{err: errDown}
-					case what == 1:
-						return reply{status: 503, retryAfter: 3 * time.Second}
-					case what == 2 && n%7 == 0:
-						panic("now and then")
-					}
-					// One that panics may be given up, unseen.
-					if last := done[m.DeviceID]; n != last+1 && (n != last+2 || (n-1)%7 != 0) {
-						t.Errorf("%s: %d after %d", m.DeviceID, n, done[m.DeviceID])
-					}
-					done[m.DeviceID] = n
-					if what == 3 {
-						return reply{status: 400}
-					}
-					return reply{status: 200, body: []byte("x")}
-				})
-			}})
+			x := start(t, Config{Concurrency: concurrency, Sink: one(func(m *Message) reply {
+				n, _ := strconv.Atoi(m.MessageID[24:])
+				mu.Lock()
+				inFlight++
+				if busy[m.DeviceID] || inFlight > concurrency {
+					t.Errorf("%s: two in flight, or %d", m.DeviceID, inFlight)
+				}
+				busy[m.DeviceID] = true
+				mu.Unlock()
+				time.Sleep(time.Duration(intn(1000)) * time.Millisecond)
+				what := intn(10)
+				mu.Lock()
+				defer mu.Unlock()
+				inFlight--
+				busy[m.DeviceID] = false
+				switch {
+				case down, what == 0:
+					return reply{err: errDown}
+				case what == 1:
+					return reply{status: 503, retryAfter: 3 * time.Second}
+				case what == 2 && n%7 == 0:
+					panic("now and then")
+				}
+				// One that panics may be given up, unseen.
+				if last := done[m.DeviceID]; n != last+1 && (n != last+2 || (n-1)%7 != 0) {
+					t.Errorf("%s: %d after %d", m.DeviceID, n, done[m.DeviceID])
+				}
+				done[m.DeviceID] = n
+				if what == 3 {
+					return reply{status: 400}
+				}
+				return reply{status: 200, body: []byte("x")}
+			})})
 			sent := map[string]int{}
 			for range 2000 {
 				device := fmt.Sprint("d", intn(30))

@@ -32,7 +32,7 @@ type Standing struct {
 	Refused []string
 }
 
-// standing judges refusals over all devices of one URL template. Forwarder.mu protects it.
+// standing judges refusals over all devices of one backend. Forwarder.mu protects it.
 type standing struct {
 	refusing bool
 	status   int
@@ -46,11 +46,8 @@ type standing struct {
 	taken    uint64    // requests that the backend took, 1 and more
 }
 
-// init takes what was kept. A status that is fatal now is not the backend's state any more.
-func (s *standing) init(kept Standing, fatal []int) {
-	if slices.Contains(fatal, kept.Status) {
-		kept.Refusing = false
-	}
+// init takes what was kept.
+func (s *standing) init(kept Standing) {
 	s.taken = 1
 	s.refusing, s.status, s.since = kept.Refusing, kept.Status, kept.Since
 	s.heard, s.refused = make(map[string]time.Time), make(map[string]struct{})
@@ -153,7 +150,7 @@ func (s *standing) conclude(status int, now time.Time) {
 
 // evidence is everything that decides what becomes of a request once it is answered.
 type evidence struct {
-	means    meaning
+	means    Meaning
 	together bool // more than one message was in the request
 	refusing bool // the backend is known to refuse everything
 	refused  int  // devices refused since the backend last took a message, those of this request included
@@ -164,15 +161,15 @@ type evidence struct {
 }
 
 // judge decides. It is a pure function.
-func (e evidence) judge() outcome {
+func (e evidence) judge() fate {
 	switch e.means {
-	case meansTaken:
+	case Taken:
 		return delivered
-	case meansGone:
+	case Gone:
 		return gone
-	case meansShut:
+	case RefusesAll:
 		return kept
-	case meansDoubtful:
+	case Doubtful:
 		switch {
 		case e.refusing || e.refused >= standingDevices:
 			return kept
@@ -184,7 +181,7 @@ func (e evidence) judge() outcome {
 			return dead
 		}
 		return doubted
-	case meansRefused:
+	case Refused:
 		if e.together {
 			return split
 		}
@@ -201,11 +198,11 @@ type doubts struct {
 	taken uint64        // what standing.taken was at the last refusal of any kind; 0: there was none
 }
 
-// judge decides on a response to the first request of a parcel, and notes what it says about the backend.
-func (f *Forwarder) judge(p *parcel, r *reply) (o outcome, between bool) {
+// judge decides on the result of the first request of a parcel, and notes what it says about the backend.
+func (f *Forwarder) judge(p *parcel, means Meaning) (o fate, between bool) {
 	first := &p.spans[0]
-	e := evidence{means: meaningOf(r.status, r.err == nil, f.cfg.FatalStatuses), together: first.n > 1}
-	if e.means != meansDoubtful && e.means != meansShut {
+	e := evidence{means: means, together: first.n > 1}
+	if e.means != Doubtful && e.means != RefusesAll {
 		return e.judge(), false
 	}
 	f.mu.Lock()

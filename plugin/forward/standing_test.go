@@ -10,58 +10,30 @@ import (
 	"time"
 )
 
-func TestMeaningOf(t *testing.T) {
-	for status := range 700 {
-		want := meansFailed
-		switch {
-		case status >= 200 && status < 300:
-			want = meansTaken
-		case status >= 300 && status < 400, status == 403, status == 404:
-			want = meansDoubtful
-		case status == 401, status == 405, status == 407:
-			want = meansShut
-		case status == 410:
-			want = meansGone
-		case status == 408, status == 425, status == 429:
-		case status >= 400 && status < 500:
-			want = meansRefused
-		}
-		if got := meaningOf(status, true, nil); got != want {
-			t.Errorf("%d means %d, want %d", status, got, want)
-		}
-		if got := meaningOf(status, true, []int{499, status}); got != meansRefused {
-			t.Errorf("%d means %d though it is fatal", status, got)
-		}
-		if got := meaningOf(status, false, nil); got != want && (want != meansTaken || got != meansFailed) {
-			t.Errorf("%d, cut off, means %d", status, got)
-		}
-	}
-}
-
 func TestJudge(t *testing.T) {
 	for _, test := range []struct {
 		what string
 		e    evidence
-		want outcome
+		want fate
 	}{
 		{"zero", evidence{}, retry},
-		{"2xx", evidence{means: meansTaken, refusing: true}, delivered},
-		{"410", evidence{means: meansGone, together: true}, gone},
-		{"422", evidence{means: meansRefused, refusing: true}, dead},
-		{"422 to a batch", evidence{means: meansRefused, together: true}, split},
-		{"401 to one of many", evidence{means: meansShut, refused: 1, devices: 100}, kept},
-		{"401 to a batch", evidence{means: meansShut, together: true, refused: 1, devices: 100}, kept},
-		{"404 to one of many", evidence{means: meansDoubtful, refused: 1, devices: 100, tries: 1}, doubted},
-		{"404 to seven of many", evidence{means: meansDoubtful, refused: 7, devices: 8, tries: 1}, doubted},
-		{"404 to eight of many", evidence{means: meansDoubtful, refused: 8, devices: 100, tries: 1}, kept},
-		{"404 to all of three", evidence{means: meansDoubtful, refused: 3, devices: 3, tries: 1}, kept},
-		{"404 to two of three", evidence{means: meansDoubtful, refused: 2, devices: 3, tries: 1}, doubted},
-		{"404 to the only one", evidence{means: meansDoubtful, refused: 1, devices: 1, tries: 10}, kept},
-		{"404 to one, while all are refused", evidence{means: meansDoubtful, refusing: true, refused: 1, devices: 100, tries: 10}, kept},
-		{"404 for the ninth time", evidence{means: meansDoubtful, refused: 1, devices: 2, tries: 9, since: maxDoubtTime - 1}, doubted},
-		{"404 for the tenth time", evidence{means: meansDoubtful, refused: 1, devices: 2, tries: 10}, dead},
-		{"404 for five minutes", evidence{means: meansDoubtful, refused: 1, devices: 2, tries: 2, since: maxDoubtTime}, dead},
-		{"404 to a batch", evidence{means: meansDoubtful, together: true, refused: 2, devices: 3, tries: 10}, split},
+		{"2xx", evidence{means: Taken, refusing: true}, delivered},
+		{"410", evidence{means: Gone, together: true}, gone},
+		{"422", evidence{means: Refused, refusing: true}, dead},
+		{"422 to a batch", evidence{means: Refused, together: true}, split},
+		{"401 to one of many", evidence{means: RefusesAll, refused: 1, devices: 100}, kept},
+		{"401 to a batch", evidence{means: RefusesAll, together: true, refused: 1, devices: 100}, kept},
+		{"404 to one of many", evidence{means: Doubtful, refused: 1, devices: 100, tries: 1}, doubted},
+		{"404 to seven of many", evidence{means: Doubtful, refused: 7, devices: 8, tries: 1}, doubted},
+		{"404 to eight of many", evidence{means: Doubtful, refused: 8, devices: 100, tries: 1}, kept},
+		{"404 to all of three", evidence{means: Doubtful, refused: 3, devices: 3, tries: 1}, kept},
+		{"404 to two of three", evidence{means: Doubtful, refused: 2, devices: 3, tries: 1}, doubted},
+		{"404 to the only one", evidence{means: Doubtful, refused: 1, devices: 1, tries: 10}, kept},
+		{"404 to one, while all are refused", evidence{means: Doubtful, refusing: true, refused: 1, devices: 100, tries: 10}, kept},
+		{"404 for the ninth time", evidence{means: Doubtful, refused: 1, devices: 2, tries: 9, since: maxDoubtTime - 1}, doubted},
+		{"404 for the tenth time", evidence{means: Doubtful, refused: 1, devices: 2, tries: 10}, dead},
+		{"404 for five minutes", evidence{means: Doubtful, refused: 1, devices: 2, tries: 2, since: maxDoubtTime}, dead},
+		{"404 to a batch", evidence{means: Doubtful, together: true, refused: 2, devices: 3, tries: 10}, split},
 	} {
 		if got := test.e.judge(); got != test.want {
 			t.Errorf("%s: %d, want %d", test.what, got, test.want)
@@ -75,7 +47,7 @@ func TestStandingModel(t *testing.T) {
 		rnd := rand.New(rand.NewPCG(seed, 1))
 		now := time.Unix(1e9, 0)
 		var s standing
-		s.init(Standing{}, nil)
+		s.init(Standing{})
 		heard, since := map[string]bool{}, map[string]bool{} // ever answered; refused since the last 2xx
 		devices := 1 + rnd.IntN(12)
 		for step := range 500 {
@@ -92,7 +64,7 @@ func TestStandingModel(t *testing.T) {
 				s.refuse(device, now)
 			}
 			model := len(since) >= min(standingDevices, len(heard))
-			e := evidence{means: meansDoubtful, refused: len(s.refused), devices: len(s.heard)}
+			e := evidence{means: Doubtful, refused: len(s.refused), devices: len(s.heard)}
 			if got := e.judge() == kept; len(since) > 0 && got != model {
 				t.Fatalf("seed %d step %d: %v, want %v; refused %v of %v", seed, step, got, model, since, heard)
 			}
@@ -102,7 +74,7 @@ func TestStandingModel(t *testing.T) {
 			if rnd.IntN(20) == 0 { // a restart
 				kept := s.snapshot()
 				s = standing{}
-				s.init(kept, nil)
+				s.init(kept)
 			}
 		}
 	}
@@ -111,12 +83,12 @@ func TestStandingModel(t *testing.T) {
 // A device that is silent for a day is none of "all".
 func TestStandingForgets(t *testing.T) {
 	var s standing
-	s.init(Standing{}, nil)
+	s.init(Standing{})
 	now := time.Unix(1e9, 0)
 	s.took("silent", now)
 	now = now.Add(heardWithin + time.Second)
 	s.refuse("a", now)
-	if (evidence{means: meansDoubtful, refused: len(s.refused), devices: len(s.heard)}).judge() != kept {
+	if (evidence{means: Doubtful, refused: len(s.refused), devices: len(s.heard)}).judge() != kept {
 		t.Errorf("%+v", s.snapshot())
 	}
 }

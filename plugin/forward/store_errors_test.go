@@ -65,14 +65,12 @@ func TestLoadFails(t *testing.T) {
 	for _, batch := range []int{0, 10} {
 		synctest.Test(t, func(t *testing.T) {
 			var r trace
-			cfg := Config{URL: "http://backend/", Batch: batch, courier: func() courier {
-				return &fake{reply: func(ms []Message) reply {
-					for i := range ms {
-						r.add(&ms[i])
-					}
-					return reply{status: 200}
-				}}
-			}}
+			cfg := Config{Batch: batch, Sink: &fake{reply: func(ms []Message) reply {
+				for i := range ms {
+					r.add(&ms[i])
+				}
+				return reply{status: 200}
+			}}}
 			x := start(t, cfg)
 			failures := 0
 			x.store.failWith(func(operation string, m *Message) error {

@@ -19,22 +19,15 @@ const (
 	warnEvery = time.Minute
 )
 
-// courier sends one request at a time. Each worker has its own.
-type courier interface {
-	// pack adds m to the next request; false: that is full without it, which it is never without any. m stays as it is
-	// until send if it is the only one, else it is not kept.
-	pack(m *Message) bool
-	// send makes one attempt with what was packed, bounded by Config.Timeout.
-	send() reply
-}
-
 // worker is what one worker uses again and again.
 type worker struct {
-	courier  courier
-	m        Message     // as loaded last
+	batch    Batch
 	first    string      // id of the first message of the request
 	accepted []time.Time // when each of them was
 }
+
+// message is the one that the log names where a request goes wrong.
+func (w *worker) message() *Message { return &w.batch.Messages[:1][0] }
 
 // work sends parcels until the Forwarder stops. A panic costs the attempt, not the worker.
 func (f *Forwarder) work() {
@@ -58,7 +51,7 @@ func (f *Forwarder) serve() (ended bool) {
 			f.panicked("forwarding panicked", nil, p)
 		}
 	}()
-	w := &worker{courier: f.cfg.courier()}
+	w := &worker{batch: Batch{Messages: make([]Message, 0, 1)}}
 	for {
 		p := f.nextParcel()
 		if p == nil {
@@ -87,8 +80,8 @@ func (f *Forwarder) nextParcel() *parcel {
 
 // attempt is the end of one try to deliver the first request of a parcel.
 type attempt struct {
-	reply
-	outcome  outcome
+	Result
+	fate     fate
 	sent     bool       // a request was made
 	between  bool       // the backend has taken other messages since it last refused this one
 	letter   DeadLetter // of a dead one
@@ -101,37 +94,36 @@ type attempt struct {
 func (f *Forwarder) try(w *worker, p *parcel) (a attempt) {
 	a.device = p.device()
 	if p.letter != nil { // only the Store is still to be told
-		a.outcome, a.letter, a.messageID = dead, *p.letter, p.letterOf
+		a.fate, a.letter, a.messageID = dead, *p.letter, p.letterOf
 		return a
 	}
 	defer func() {
 		if v := recover(); v != nil {
-			f.panicked("delivering a message panicked", &w.m, v)
-			w.courier = f.cfg.courier() // the old one is in an unknown state
-			a = attempt{reply: reply{err: fmt.Errorf("panic: %v", v)}, panicked: true, device: a.device, messageID: w.first}
+			f.panicked("delivering a message panicked", w.message(), v)
+			a = attempt{Result: Result{Err: fmt.Errorf("panic: %v", v)}, panicked: true, device: a.device, messageID: w.first}
 			s := &p.spans[0]
 			if s.panics++; s.panics < maxPanics {
 				return
 			}
-			if a.outcome = split; s.n == 1 {
-				a.outcome, a.letter = dead, DeadLetter{Reason: ReasonPanic, Attempts: s.attempts}
+			if a.fate = split; s.n == 1 {
+				a.fate, a.letter = dead, DeadLetter{Reason: ReasonPanic, Attempts: s.attempts}
 			}
 		}
 	}()
-	if a.outcome, a.letter.Reason, a.err = f.load(w, p); a.outcome == retry {
+	if a.fate, a.letter.Reason, a.Err = f.load(w, p); a.fate == retry {
 		p.spans[0].attempts++
-		a.reply = w.courier.send()
+		a.Result = f.cfg.Sink.Send(f.ctx, &w.batch)
 		a.sent = true
-		a.outcome, a.between = f.judge(p, &a.reply)
+		a.fate, a.between = f.judge(p, a.Meaning)
 		a.accepted = w.accepted
-		if a.outcome == retry && a.givenUp(p) {
-			a.outcome, a.letter = dead, DeadLetter{Reason: ReasonUnreadableAnswer, Status: a.status}
-			a.status = 0 // it says nothing about the backend
+		if a.fate == retry && givenUp(p, a.Meaning) {
+			a.fate, a.letter = dead, DeadLetter{Reason: ReasonUnreadableAnswer, Status: a.Status}
+			a.Status = 0 // it says nothing about the backend
 			if p.spans[0].n > 1 {
-				a.outcome = split
+				a.fate = split
 			}
-		} else if a.outcome == dead {
-			a.letter = DeadLetter{Reason: ReasonRefused, Status: a.status, Excerpt: a.excerpt}
+		} else if a.fate == dead {
+			a.letter = DeadLetter{Reason: ReasonRefused, Status: a.Status, Excerpt: a.Excerpt}
 		}
 	}
 	a.letter.Attempts = p.spans[0].attempts
@@ -139,31 +131,34 @@ func (f *Forwarder) try(w *worker, p *parcel) (a attempt) {
 	return a
 }
 
-// load packs the first request of a parcel, and cuts off what does not fit or cannot be sent as it is. The outcome says
+// load loads the first request of a parcel, and cuts off what does not fit or cannot be sent as it is. The fate says
 // what to do: send it if that is retry, else it is the end of the attempt.
-func (f *Forwarder) load(w *worker, p *parcel) (o outcome, reason string, err error) {
+func (f *Forwarder) load(w *worker, p *parcel) (o fate, reason string, err error) {
 	w.first, w.accepted = "", w.accepted[:0]
+	w.batch.reset()
 	now := time.Now()
-	parts, left := p.parts, 0
+	parts, left, weight := p.parts, 0, 0
+	device := ""
 	for i, pos := range p.positions[:p.spans[0].n] {
 		if left == 0 {
-			w.m.DeviceID, left = parts[0].lane.device, parts[0].n
+			device, left = parts[0].lane.device, parts[0].n
 			parts = parts[1:]
 		}
 		left--
-		w.m = Message{DeviceID: w.m.DeviceID, Topic: w.m.Topic, Payload: w.m.Payload[:0]}
-		switch err = f.store.Load(pos, &w.m); {
+		m := w.batch.next(device)
+		switch err = f.store.Load(pos, m); {
 		case errors.Is(err, ErrUnreadable):
 			o, reason = dead, ReasonUnreadable
 		case err != nil:
 			o = hold
-		case f.cfg.MaxAge > 0 && now.Sub(w.m.AcceptedAt) > f.cfg.MaxAge:
+		case f.cfg.MaxAge > 0 && now.Sub(m.AcceptedAt) > f.cfg.MaxAge:
 			o, reason = dead, ReasonExpired
 		}
 		if i == 0 {
-			w.first = w.m.MessageID
+			w.first = m.MessageID
 		}
-		if o != retry || !w.courier.pack(&w.m) {
+		weight += m.weight()
+		if o != retry || i > 0 && weight > f.cfg.batchBytes {
 			if i > 0 {
 				p.cut(i)
 				return retry, "", nil // it is the next request's trouble
@@ -173,7 +168,8 @@ func (f *Forwarder) load(w *worker, p *parcel) (o outcome, reason string, err er
 			}
 			return o, reason, err
 		}
-		w.accepted = append(w.accepted, w.m.AcceptedAt)
+		w.batch.add()
+		w.accepted = append(w.accepted, m.AcceptedAt)
 	}
 	return retry, "", nil
 }
@@ -182,9 +178,9 @@ func (f *Forwarder) load(w *worker, p *parcel) (o outcome, reason string, err er
 // then the accounts. It reports whether the worker is to go on with p.
 func (f *Forwarder) settle(w *worker, p *parcel, a attempt) (more bool) {
 	dropped := false
-	switch a.outcome {
+	switch a.fate {
 	case delivered:
-		dropped = !f.handOver(&w.m, &a.reply) // a batch has no answer
+		dropped = len(w.batch.Messages) == 1 && !f.handOver(w.message(), &a.Result)
 		for _, pos := range p.positions[:p.spans[0].n] {
 			f.tellDelivered(pos)
 		}
@@ -194,8 +190,8 @@ func (f *Forwarder) settle(w *worker, p *parcel, a attempt) (more bool) {
 		}
 		if err := f.bury(p.positions[0], &a); err != nil {
 			p.letter, p.letterOf = &a.letter, a.messageID
-			if a.outcome, a.err = hold, err; errors.Is(err, ErrNoRoom) {
-				a.outcome = noRoom
+			if a.fate, a.Err = hold, err; errors.Is(err, ErrNoRoom) {
+				a.fate = noRoom
 			}
 		}
 	case split:
@@ -203,26 +199,26 @@ func (f *Forwarder) settle(w *worker, p *parcel, a attempt) (more bool) {
 	}
 	e := f.account(p, &a, dropped)
 	if e.gone {
-		f.tellGone(a.device)
+		f.tellGone(&a)
 	}
 	f.tell(&e, &a)
 	return e.more
 }
 
 // handOver gives the callback what the backend answered; false: there was a body, and the callback did not get it.
-func (f *Forwarder) handOver(m *Message, r *reply) (ok bool) {
+func (f *Forwarder) handOver(m *Message, r *Result) (ok bool) {
 	defer func() {
 		if p := recover(); p != nil {
 			f.panicked("handing over an answer panicked", m, p)
 		}
 	}()
 	switch {
-	case r.unusable != "":
+	case r.Unusable != "":
 		f.sampler.warn(f.log, "backend's answer dropped", "device", m.DeviceID, "message_id", m.MessageID,
-			"status", r.status, "reason", r.unusable)
+			"status", r.Status, "reason", r.Unusable)
 		return false
-	case f.answer != nil && len(r.body) > 0:
-		f.answer(Answer{Message: m, Status: r.status, Body: r.body, ContentType: r.contentType, Latency: r.latency})
+	case f.answer != nil && len(r.Body) > 0:
+		f.answer(Answer{Message: m, Status: r.Status, Body: r.Body, ContentType: r.ContentType, Latency: r.Latency})
 	}
 	return true
 }
@@ -248,8 +244,8 @@ func (f *Forwarder) bury(pos uint64, a *attempt) (err error) {
 		}
 	}()
 	args := []any{"device", a.device, "message_id", a.messageID, "reason", a.letter.Reason, "status", a.letter.Status}
-	if a.letter.Reason == ReasonUnreadableAnswer && a.err != nil {
-		args = append(args, "error", a.err)
+	if a.letter.Reason == ReasonUnreadableAnswer && a.Err != nil {
+		args = append(args, "error", a.Err)
 	}
 	if err = f.store.Dead(a.device, pos, a.letter); err != nil {
 		return fmt.Errorf("storing the dead letter of a message that is %s: %w", a.letter.Reason, err)
@@ -259,29 +255,26 @@ func (f *Forwarder) bury(pos uint64, a *attempt) (err error) {
 	return nil
 }
 
-// tellGone tells the caller and the log of a 410.
-func (f *Forwarder) tellGone(device string) {
+// tellGone tells the caller and the log that an address is gone.
+func (f *Forwarder) tellGone(a *attempt) {
 	defer func() {
 		if p := recover(); p != nil {
 			f.panicked("telling that the backend is gone panicked", nil, p)
 		}
 	}()
-	url := f.cfg.URL
-	if f.target.perDevice() {
-		url = string(f.target.append(nil, device))
-	} else {
+	device := a.device
+	if !a.OwnAddress {
 		device = ""
 	}
-	url = WithoutQuery(url)
 	if f.cfg.Gone != nil {
-		f.cfg.Gone(device, url)
+		f.cfg.Gone(device, a.Address)
 	}
 	if device == "" {
-		f.log.Error("backend answered 410 Gone, all messages are kept until delivery is resumed", "url", url)
+		f.log.Error("backend answered 410 Gone, all messages are kept until delivery is resumed", "url", a.Address)
 		return
 	}
 	f.sampler.warn(f.log, "backend answered 410 Gone, the device's messages are kept until delivery is resumed",
-		"device", device, "url", url)
+		"device", device, "url", a.Address)
 }
 
 // account books an attempt and says what is to follow.
@@ -297,12 +290,12 @@ func (f *Forwarder) account(p *parcel, a *attempt, answerDropped bool) (e events
 	probe := p.probe
 
 	if a.sent {
-		f.responses.count(a.status)
+		f.responses.count(a.Status)
 	}
-	if a.status != 0 && a.outcome != retry && a.outcome != kept && a.outcome != doubted {
-		f.noteAnswer(p, a, now, &e) // what is dead without a status says nothing about the backend
+	if a.sent && a.Meaning.heard() && a.fate != kept && a.fate != doubted {
+		f.noteAnswer(p, a, now, &e)
 	}
-	switch n := p.spans[0].n; a.outcome {
+	switch n := p.spans[0].n; a.fate {
 	case retry, kept, doubted:
 		f.landed(p)
 		if f.ended {
@@ -319,7 +312,7 @@ func (f *Forwarder) account(p *parcel, a *attempt, answerDropped bool) (e events
 			return e
 		}
 		f.isolate(p, now)
-		if a.outcome == noRoom {
+		if a.fate == noRoom {
 			e.blocked = f.block(p)
 			return e
 		}
@@ -331,7 +324,7 @@ func (f *Forwarder) account(p *parcel, a *attempt, answerDropped bool) (e events
 	case gone:
 		f.landed(p)
 		device := ""
-		if f.target.perDevice() {
+		if a.OwnAddress {
 			device = a.device
 		}
 		e.gone = f.suspend(p, device, now)
@@ -363,7 +356,7 @@ func (f *Forwarder) account(p *parcel, a *attempt, answerDropped bool) (e events
 // noteAnswer books that the backend has spoken to p: taken its messages, or refused them for good.
 func (f *Forwarder) noteAnswer(p *parcel, a *attempt, now time.Time, e *events) {
 	e.since = f.outage.since
-	if a.outcome == delivered {
+	if a.fate == delivered {
 		f.noteTaken(p, now, e)
 	} else if f.standing.refusing {
 		f.breaker.tryNext(now) // it speaks, and yet may refuse whatever comes next
@@ -373,7 +366,7 @@ func (f *Forwarder) noteAnswer(p *parcel, a *attempt, now time.Time, e *events) 
 	}
 	e.resumed = f.breaker.answered()
 	f.schedule.answered(p)
-	f.forgive(p, e, a.outcome == delivered)
+	f.forgive(p, e, a.fate == delivered)
 }
 
 // forgive notes that the lanes of a request do not fail any more.
@@ -414,34 +407,34 @@ func (f *Forwarder) noteFailure(p *parcel, now time.Time) {
 func (f *Forwarder) noteTrouble(p *parcel, a *attempt, probe bool, now time.Time, e *events) time.Duration {
 	failures := int(p.parts[0].lane.failures)
 	switch {
-	case a.outcome == doubted, a.outcome == kept && a.between && !f.standing.refusing:
+	case a.fate == doubted, a.fate == kept && a.between && !f.standing.refusing:
 		if e.doubted = true; f.standing.refusing {
 			f.breaker.refused(probe, now)
 		}
-		if a.outcome == kept { // others are taken: it is a matter of this device alone
-			return max(backoff(failures, maxBackoff), a.retryAfter)
+		if a.fate == kept { // others are taken: it is a matter of this device alone
+			return max(backoff(failures, maxBackoff), a.RetryAfter)
 		}
-		return max(doubtBackoff(p.doubts.n), min(a.retryAfter, maxDoubtTime-p.doubts.time))
-	case a.outcome == kept:
-		f.standing.conclude(a.status, now)
+		return max(doubtBackoff(p.doubts.n), min(a.RetryAfter, maxDoubtTime-p.doubts.time))
+	case a.fate == kept:
+		f.standing.conclude(a.Status, now)
 		e.refusing = f.standing.tell(now)
 		f.breaker.refused(probe, now)
-		wait := max(backoff(failures, maxProbeInterval), a.retryAfter)
-		if meaningOf(a.status, true, nil) == meansDoubtful {
+		wait := max(backoff(failures, maxProbeInterval), a.RetryAfter)
+		if a.Meaning == Doubtful {
 			f.halve(p, now, wait) // one message may be at fault after all
 		}
 		return wait
 	case a.panicked:
 		return backoff(failures, maxBackoff)
 	}
-	if !a.misread || !a.succeeded() { // else the backend is up, and says so
+	if a.Meaning != Unreadable { // else the backend is up, and says so
 		e.down = f.breaker.failure(p, probe, now)
 	}
 	e.failing = f.outage.warn(now)
-	if p.spans[0].attempts >= splitAfter && mayBeTheMessage(&a.reply) && f.halve(p, now, max(backoff(1, maxBackoff), a.retryAfter)) {
+	if p.spans[0].attempts >= splitAfter && a.Meaning != Busy && f.halve(p, now, max(backoff(1, maxBackoff), a.RetryAfter)) {
 		failures = 1
 	}
-	return max(backoff(failures, maxBackoff), a.retryAfter)
+	return max(backoff(failures, maxBackoff), a.RetryAfter)
 }
 
 // consume takes the first request, of n messages, off a parcel, and gives back the lanes that have no more in it.
@@ -526,33 +519,33 @@ func (f *Forwarder) tell(e *events, a *attempt) {
 	defer func() { _ = recover() }()
 	if e.failing {
 		args := []any{"device", a.device, "message_id", a.messageID}
-		if a.status != 0 {
-			args = append(args, "status", a.status)
+		if a.Status != 0 {
+			args = append(args, "status", a.Status)
 		}
-		if a.err != nil {
-			args = append(args, "error", a.err)
+		if a.Err != nil {
+			args = append(args, "error", a.Err)
 		}
 		f.log.Warn("backend does not take messages, retrying",
 			append(args, "failing_devices", e.lanes, "pending", e.pending)...)
 	}
 	if e.held {
 		f.sampler.warn(f.log, "a message is held up, trying again", "device", a.device, "message_id", a.messageID,
-			"error", a.err)
+			"error", a.Err)
 	}
 	if e.refusing {
-		f.log.Error("backend is refusing every message; nothing is given up, and one message at a time is tried", "status", a.status,
-			"url", WithoutQuery(f.cfg.URL), "device", a.device, "pending", e.pending, "advice", advice(a.status))
+		f.log.Error("backend is refusing every message; nothing is given up, and one message at a time is tried", "status", a.Status,
+			"url", a.Address, "device", a.device, "pending", e.pending, "advice", a.Advice)
 	}
 	if e.doubted {
 		what := "backend refuses a message, and is asked some more times before it becomes a dead letter"
-		if a.outcome == kept {
+		if a.fate == kept {
 			what = "backend refuses a device and takes messages of others; the device's messages are kept"
 		}
-		f.sampler.warn(f.log, what, "device", a.device, "message_id", a.messageID, "status", a.status)
+		f.sampler.warn(f.log, what, "device", a.device, "message_id", a.messageID, "status", a.Status)
 	}
 	if e.blocked {
 		f.sampler.warn(f.log, "the device's messages wait, there is no room for its dead letter", "device", a.device,
-			"message_id", a.messageID, "error", a.err)
+			"message_id", a.messageID, "error", a.Err)
 	}
 	if e.down {
 		f.log.Warn("backend seems down, asking with one message at a time", "pending", e.pending)

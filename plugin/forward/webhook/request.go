@@ -1,4 +1,4 @@
-package forward
+package webhook
 
 import (
 	"context"
@@ -12,6 +12,8 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"mosquitto-bouncer/plugin/forward"
 
 	"github.com/valyala/fasthttp"
 )
@@ -262,7 +264,7 @@ func (c *client) courier() *httpCourier {
 // the same at every attempt, also after a restart. It is in quotes because draft-ietf-httpapi-idempotency-key-header
 // makes it a structured field of type String: a backend that parses it must refuse a bare word, and one that takes
 // the field's value as an opaque key does not mind the quotes.
-func (h *httpCourier) pack(m *Message) bool {
+func (h *httpCourier) pack(m *forward.Message) {
 	h.buf = h.target.append(h.buf[:0], m.DeviceID)
 	h.req.SetRequestURIBytes(h.buf)
 
@@ -291,13 +293,12 @@ func (h *httpCourier) pack(m *Message) bool {
 	h.req.Header.SetBytesV("Idempotency-Key", h.buf)
 
 	h.payload = m.Payload
-	return true
 }
 
 func (h *httpCourier) send() reply {
 	r := h.do(h.payload)
 	h.payload = nil
-	if meaningOf(r.status, r.err == nil, nil) == meansTaken {
+	if meaningOf(r.status, r.err == nil, nil) == forward.Taken {
 		h.answer(&r)
 	}
 	h.resp.Reset()
@@ -321,7 +322,7 @@ func (h *httpCourier) answer(r *reply) {
 
 // appendKey appends what names a message among those of all devices: a device's id, escaped, and the message's. An id
 // being a UUID, no two devices can share a key.
-func appendKey(dst []byte, m *Message) []byte {
+func appendKey(dst []byte, m *forward.Message) []byte {
 	dst = append(appendEscaped(dst, m.DeviceID), ':')
 	return appendEscaped(dst, strings.ToLower(m.MessageID))
 }

@@ -1,23 +1,28 @@
-package forward
+package webhook
 
 import (
+	"time"
+
 	"errors"
 	"net"
+
+	"mosquitto-bouncer/plugin/forward"
 
 	"github.com/valyala/fasthttp"
 )
 
-// meaning is what one response says about the message, or messages, that it answers.
-type meaning uint8
-
-const (
-	meansFailed   meaning = iota // the backend may take the message yet
-	meansTaken                   // the backend has it
-	meansRefused                 // this message will never be taken
-	meansDoubtful                // either the message or the backend is at fault: see standing
-	meansShut                    // the backend refuses whatever we send
-	meansGone                    // the URL is gone; an operator says whether it is back
-)
+// reply is what became of one request.
+type reply struct {
+	status      int           // 0: no status line was received
+	err         error         // nil: the response was received to its end
+	retryAfter  time.Duration // 0: none given
+	body        []byte        // a copy; nil unless it is to be handed on
+	contentType string
+	unusable    string // why the body of a 2xx is not handed on
+	excerpt     string // of the body of a final refusal
+	latency     time.Duration
+	misread     bool // there is an answer, perhaps even a success, but it cannot be read
+}
 
 // MinFatalStatus and MaxFatalStatus bound what Config.FatalStatuses may name.
 const (
@@ -29,27 +34,42 @@ const (
 // the backend, or of the way to it. 401, 405 and 407 are about our credentials and our URL, never about one message. So
 // may 403, 404 and 3xx be, but some backends answer so for one device or one payload. Every other 4xx is about the
 // message. fatal statuses are about the message, whatever else they would mean.
-func meaningOf(status int, complete bool, fatal []int) meaning {
+func meaningOf(status int, complete bool, fatal []int) forward.Meaning {
 	for _, f := range fatal {
 		if f == status {
-			return meansRefused
+			return forward.Refused
 		}
 	}
 	switch {
 	case status == 408, status == 425, status == 429:
-		return meansFailed
+		return forward.Failed
 	case status == 410:
-		return meansGone
+		return forward.Gone
 	case status == 401, status == 405, status == 407:
-		return meansShut
+		return forward.RefusesAll
 	case status == 403, status == 404, status >= 300 && status < 400:
-		return meansDoubtful
+		return forward.Doubtful
 	case status >= 400 && status < 500:
-		return meansRefused
+		return forward.Refused
 	case status >= 200 && status < 300 && complete:
-		return meansTaken
+		return forward.Taken
 	}
-	return meansFailed
+	return forward.Failed
+}
+
+// meaning says what the reply means, fatal statuses considered.
+func (r *reply) meaning(fatal []int) forward.Meaning {
+	means := meaningOf(r.status, r.err == nil, fatal)
+	switch {
+	case means != forward.Failed:
+	case r.misread && r.succeeded():
+		return forward.Unreadable
+	case r.misread:
+		return forward.Garbled
+	case !mayBeTheMessage(r):
+		return forward.Busy
+	}
+	return means
 }
 
 // mayBeTheMessage reports whether a failed request may owe its failure to a message in it. A connection that was never

@@ -1,8 +1,10 @@
-package forward
+package webhook
 
 import (
 	"context"
 	"testing"
+
+	"mosquitto-bouncer/plugin/forward"
 )
 
 // BenchmarkOneDevice measures what one device gets through, a message at a time, to a backend that answers in one segment
@@ -16,7 +18,7 @@ func BenchmarkOneDevice(b *testing.B) {
 		b.Run(name, func(b *testing.B) {
 			s := backendOf(b, nil, func(c *talk) bool { return c.segments(apart) })
 			store := &endless{m: message("", 1)}
-			f, err := New(Config{URL: s.url, Concurrency: 1}, store, nil, (&logBuffer{}).logger())
+			f, err := forwarder(Config{URL: s.url, Concurrency: 1}, store, nil, &logBuffer{})
 			if err != nil {
 				b.Fatal(err)
 			}
@@ -24,7 +26,7 @@ func BenchmarkOneDevice(b *testing.B) {
 				f.Restore("sensor_001", uint64(n), len(store.m.Payload))
 			}
 			b.ResetTimer()
-			f.Start(Counts{})
+			f.Start(forward.Counts{})
 			if err := f.Close(context.Background()); err != nil {
 				b.Fatal(err)
 			}

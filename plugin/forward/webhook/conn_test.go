@@ -1,4 +1,4 @@
-package forward
+package webhook
 
 import (
 	"bufio"
@@ -13,6 +13,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"mosquitto-bouncer/plugin/forward"
 )
 
 // talk is one connection of a scripted backend.
@@ -249,7 +251,7 @@ func TestConnectionsAreKept(t *testing.T) {
 }
 
 // A message of megabytes, so that the backend can speak before it has all of it.
-func bigMessage(device string) Message {
+func bigMessage(device string) forward.Message {
 	m := message(device, 1)
 	m.Payload = []byte(`"` + strings.Repeat("x", 6<<20) + `"`)
 	return m
@@ -276,20 +278,20 @@ func TestAnswerBeforeTheRequestIsWritten(t *testing.T) {
 		for name, test := range map[string]struct {
 			used bool // the connection had a request before
 			then func(c *talk)
-			want Stats
+			want forward.Stats
 			body string
 		}{
-			"left from another request": {used: true, want: Stats{Delivered: 2}, body: "all",
+			"left from another request": {used: true, want: forward.Stats{Delivered: 2}, body: "all",
 				then: func(c *talk) { c.say(stray); _, _ = io.Copy(io.Discard, c.r) }},
-			"success, and reads on": {want: Stats{Delivered: 1}, body: "early",
+			"success, and reads on": {want: forward.Stats{Delivered: 1}, body: "early",
 				then: func(c *talk) { c.answer("early"); _, _ = io.Copy(io.Discard, c.r) }},
-			"refusal, and hangs up": {want: Stats{Dead: 1},
+			"refusal, and hangs up": {want: forward.Stats{Dead: 1},
 				then: func(c *talk) {
 					c.say("HTTP/1.1 413 Too Large\r\nContent-Length: 0\r\n\r\n")
 					_ = c.tcp.CloseWrite()
 					drainSome(c)
 				}},
-			"success, and hangs up": {want: Stats{Delivered: 1, Retries: 1}, body: "all",
+			"success, and hangs up": {want: forward.Stats{Delivered: 1, Retries: 1}, body: "all",
 				then: func(c *talk) { c.answer("early"); _ = c.tcp.CloseWrite(); drainSome(c) }},
 		} {
 			t.Run(way+"/"+name, func(t *testing.T) {

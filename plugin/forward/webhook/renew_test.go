@@ -1,4 +1,4 @@
-package forward
+package webhook
 
 import (
 	"crypto/tls"
@@ -62,7 +62,7 @@ func TestRenew(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	x.Renew(renewed)
+	x.sink.Renew(renewed)
 	for _, device := range []string{"a", "b", "a2", "b2"} {
 		x.enqueue(message(device, 1))
 	}

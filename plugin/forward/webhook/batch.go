@@ -1,4 +1,4 @@
-package forward
+package webhook
 
 import (
 	"crypto/sha256"
@@ -7,12 +7,13 @@ import (
 	"strings"
 	"time"
 
+	"mosquitto-bouncer/plugin/forward"
+
 	"github.com/go-json-experiment/json/jsontext"
 )
 
-// maxBatchBytes bounds the body of a request with more than one message: a worker keeps as much memory, and servers limit
-// what they take.
-const maxBatchBytes = 256 << 10
+// maxKeptBody is how much memory a courier keeps for the next body, in bytes.
+const maxKeptBody = 512 << 10
 
 // batchCourier is the courier over HTTP of batch mode.
 type batchCourier struct {
@@ -38,9 +39,8 @@ func (c *client) batchCourier() *batchCourier {
 //	 "datacontenttype":"application/json","data":{"temperature":22.5}}
 //
 // The payload's bytes are those that were signed.
-func (b *batchCourier) pack(m *Message) bool {
-	begin := len(b.body)
-	if begin == 0 {
+func (b *batchCourier) pack(m *forward.Message) {
+	if len(b.body) == 0 {
 		b.body = append(b.body, '[')
 	} else {
 		b.body = append(b.body, ',')
@@ -64,14 +64,8 @@ func (b *batchCourier) pack(m *Message) bool {
 		b.body = append(b.body, `","datacontenttype":"application/json","data":`...)
 	}
 	b.body = append(append(b.body, m.Payload...), '}')
-
-	if begin > 0 && len(b.body)+len("]") > maxBatchBytes {
-		b.body = b.body[:begin]
-		return false
-	}
 	b.buf = append(appendKey(b.buf[:0], m), '\n')
 	b.keys.Write(b.buf)
-	return true
 }
 
 // quote appends s as a JSON string. What is not UTF-8 becomes U+FFFD, which is no error here.
@@ -95,7 +89,7 @@ func (b *batchCourier) send() reply {
 	r.unusable = "" // nobody waits for it
 	b.resp.Reset()
 	b.keys.Reset()
-	if b.body = b.body[:0]; cap(b.body) > 2*maxBatchBytes {
+	if b.body = b.body[:0]; cap(b.body) > maxKeptBody {
 		b.body = nil
 	}
 	return r

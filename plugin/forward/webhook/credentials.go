@@ -1,4 +1,4 @@
-package forward
+package webhook
 
 import (
 	"crypto/tls"
@@ -41,12 +41,4 @@ func NewCredentials(bearerToken, signingSecret []byte, config *tls.Config) (*Cre
 		c.tls.ClientSessionCache = tls.NewLRUClientSessionCache(0)
 	}
 	return c, nil
-}
-
-// Renew puts other credentials in force, all at once: for the requests from now on, on connections of their own. What is
-// under way goes on with those it began with. Any goroutine may call it; it does not wait.
-func (f *Forwarder) Renew(c *Credentials) {
-	if f.renew != nil {
-		f.renew(c)
-	}
 }

@@ -1,0 +1,220 @@
+package webhook
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"mosquitto-bouncer/plugin/forward"
+
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) {
+	goleak.VerifyTestMain(patient{m}, serverGoroutines...)
+}
+
+// serverGoroutines are of the server that the benchmark uses.
+var serverGoroutines = []goleak.Option{
+	goleak.IgnoreAnyFunction("github.com/valyala/fasthttp.(*workerPool).Start.func2"),
+	goleak.IgnoreAnyFunction("github.com/valyala/fasthttp.updateServerDate.func1"),
+}
+
+// patient waits for fasthttp's cleaner, which outlives Close by Config.idle.
+type patient struct{ *testing.M }
+
+func (m patient) Run() int {
+	code := m.M.Run()
+	for range 20 { // each tries for a while
+		if goleak.Find(serverGoroutines...) == nil {
+			break
+		}
+	}
+	return code
+}
+
+// logBuffer is a log that a test can read while it is written.
+type logBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *logBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *logBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+// count returns how many lines contain all of the parts.
+func (l *logBuffer) count(parts ...string) (n int) {
+	for line := range strings.Lines(l.String()) {
+		all := true
+		for _, part := range parts {
+			all = all && strings.Contains(line, part)
+		}
+		if all {
+			n++
+		}
+	}
+	return n
+}
+
+func (l *logBuffer) logger() *slog.Logger { return slog.New(slog.NewTextHandler(l, nil)) }
+
+// fixture is a Forwarder with what it said.
+type fixture struct {
+	*forward.Forwarder
+	t        testing.TB
+	sink     *Sink
+	store    *memory
+	log      *logBuffer
+	patience time.Duration
+	mu       sync.Mutex
+	answers  []forward.Answer
+}
+
+// forwarder makes a Forwarder of a Sink. A batch waits for an hour to be full.
+func forwarder(cfg Config, store forward.Store, answer func(forward.Answer), log *logBuffer) (*forward.Forwarder, error) {
+	sink, err := New(cfg)
+	if err != nil {
+		return nil, err
+	}
+	return forwarderOf(sink, cfg, store, answer, log)
+}
+
+func forwarderOf(sink *Sink, cfg Config, store forward.Store, answer func(forward.Answer), log *logBuffer) (*forward.Forwarder, error) {
+	to := forward.Config{Sink: sink, Concurrency: cfg.Concurrency, Batch: cfg.Batch, Linger: time.Hour}
+	return forward.New(to, store, answer, log.logger())
+}
+
+func start(t testing.TB, cfg Config) *fixture {
+	t.Helper()
+	x := &fixture{t: t, store: newMemory(t), log: &logBuffer{}, patience: 20 * time.Second}
+	if cfg.idle == 0 {
+		cfg.idle = 50 * time.Millisecond // fasthttp's cleaner outlives Close by as much
+	}
+	sink, err := New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	x.sink = sink
+	f, err := forwarderOf(sink, cfg, x.store, func(a forward.Answer) {
+		m := *a.Message
+		m.Payload = slices.Clone(m.Payload)
+		a.Message = &m
+		x.mu.Lock()
+		defer x.mu.Unlock()
+		x.answers = append(x.answers, a)
+	}, x.log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	x.Forwarder = f
+	f.Start(forward.Counts{})
+	t.Cleanup(func() {
+		ctx, cancel := context.WithCancel(context.Background())
+		cancel()
+		f.Close(ctx)
+	})
+	return x
+}
+
+// Enqueue stores m and enqueues its position.
+func (x *fixture) Enqueue(m forward.Message) error {
+	if err := x.Admit(m.DeviceID); err != nil {
+		return err
+	}
+	x.Forwarder.Enqueue(m.DeviceID, x.store.add(m), len(m.Payload))
+	x.Dispatch()
+	return nil
+}
+
+func (x *fixture) enqueue(m forward.Message) {
+	x.t.Helper()
+	if err := x.Enqueue(m); err != nil {
+		x.t.Fatalf("Enqueue: %v", err)
+	}
+}
+
+// drain closes the Forwarder and expects everything to have been delivered or given up.
+func (x *fixture) drain() forward.Stats {
+	x.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), x.patience)
+	defer cancel()
+	if err := x.Close(ctx); err != nil {
+		x.t.Fatalf("Close: %v\nlog:\n%s", err, x.log)
+	}
+	s := x.Stats()
+	if s.Pending != 0 || s.Lanes != 0 || s.InFlight != 0 || s.Accepted != s.Delivered+s.Dead ||
+		s.Delivered != uint64(x.store.count("delivered")) ||
+		s.Dead != uint64(x.store.count("dead")) || x.store.count("") != 0 {
+		x.t.Fatalf("after Close: %+v", s)
+	}
+	observed := uint64(0)
+	for _, n := range s.Latency.Counts {
+		observed += n
+	}
+	if observed != s.Delivered {
+		x.t.Fatalf("%d latencies of %d deliveries", observed, s.Delivered)
+	}
+	return s
+}
+
+// eventually waits for a condition.
+func eventually(t testing.TB, what string, cond func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); !cond(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("never: %s", what)
+		}
+	}
+}
+
+// message returns the n-th message of a device.
+func message(device string, n int) forward.Message {
+	return forward.Message{
+		DeviceID:   device,
+		MessageID:  fmt.Sprintf("550e8400-e29b-41d4-a716-%012d", n),
+		Timestamp:  1727712000,
+		AcceptedAt: time.Now(),
+		Topic:      "device/" + device + "/data",
+		Payload:    fmt.Appendf(nil, `{"n":%d}`, n),
+	}
+}
+
+// bomb is a courier that panics.
+type bomb struct{ courier }
+
+func (bomb) pack(*forward.Message) { panic("packing went wrong") }
+
+// A courier that has panicked is not used again: nobody knows its state.
+func TestPanicLosesCourier(t *testing.T) {
+	sink, err := New(Config{URL: "http://127.0.0.1:1", idle: time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	for range 100 { // the pool may forget one
+		sink.couriers.Put(bomb{})
+		func() {
+			defer func() { _ = recover() }()
+			sink.Send(ctx, &forward.Batch{Messages: []forward.Message{message("a", 1)}})
+		}()
+		if c, is := sink.couriers.Get().(bomb); is {
+			t.Fatalf("%v is used again", c)
+		}
+	}
+}
