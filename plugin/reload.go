@@ -18,8 +18,8 @@ import (
 	"mosquitto-bouncer/plugin/registry"
 )
 
-// A reloader reads bouncer.toml beside the broker's thread, once for each request; requests that come while it reads are
-// one. Its goroutine ends with stop.
+// A reloader reads bouncer.toml in a goroutine of its own, once for each request; requests that come while it reads are one.
+// The goroutine ends with stop.
 type reloader struct {
 	requests chan struct{} // of capacity 1
 	done     sync.WaitGroup
@@ -92,8 +92,8 @@ func registryKey(c *config.Config) (*registry.Key, error) {
 // Reload follows the broker's own configuration and bouncer.toml after SIGHUP, and has the whole registry read.
 //
 // An acl_file that was ever there counts as still there: the broker keeps it where anything in its new configuration is
-// wrong, which only it can tell. Bouncer.toml is read by another goroutine and takes effect, as a whole, when the
-// broker's thread comes round next; where anything in it is wrong, all stays as it is.
+// wrong, which only it can tell. A goroutine reads bouncer.toml, which takes effect as a whole at the next tick;
+// where anything in it is wrong, all stays as it is.
 func (g *Gateway) Reload() {
 	defer func() {
 		if v := recover(); v != nil {
@@ -168,8 +168,7 @@ func (g *Gateway) takeReload() {
 	g.audit.Add(said)
 }
 
-// adopt puts in force the settings of next that the table of settings says take effect at once. What cannot be put in force is as before
-// in next, too.
+// adopt puts in force the Live settings of next. It sets back in next what cannot be put in force.
 func (g *Gateway) adopt(next *config.Config, changes config.Changes, key *registry.Key) {
 	if err := g.useIssuers(next.Publish.Issuers, next.Where("publish.issuers")); err != nil {
 		g.log.Error("the issuers that were in force stay so", "error", err)

@@ -11,9 +11,9 @@ const (
 	exampleColumn = 28 // of the comment behind a setting
 )
 
-// Example returns a bouncer.toml with every setting at its default, but for values: TOML, by the key of the setting. What says of what
-// is not at its default, to be read behind "at their defaults"; "" if all is. What needs another setting to be set is there as a
-// comment.
+// Example returns a bouncer.toml with every setting at its default, but for values, which are TOML by the key of the setting.
+// what names these exceptions, to be read after "at their defaults"; "" if there are none. A setting that is refused without
+// another one is there as a comment.
 func Example(what string, values map[string]string) string {
 	var b strings.Builder
 	writeComment(&b, "The settings of mosquitto-bouncer, at their defaults"+what+". A line may be left out.")

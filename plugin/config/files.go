@@ -15,8 +15,8 @@ import (
 	"mosquitto-bouncer/plugin/textfile"
 )
 
-// secret reads the secret in the file that key names: 1 to 4096 bytes of UTF-8
-// without control characters; one line end, LF or CRLF, at the end is not part of it.
+// secret reads the secret in the file that key names: 1 to 4096 characters of printable ASCII without blanks. One line end, LF
+// or CRLF, at the end is not part of it.
 func (d *document) secret(key string) secret.Secret {
 	const most = 4096
 	path, content, ok := d.content(key, 0o007)
