@@ -4,35 +4,20 @@ import (
 	"errors"
 	"log/slog"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"strings"
-	"syscall"
 	"testing"
 	"time"
+
+	"mosquitto-bouncer/plugin/smalldisk"
 )
 
 // TestDiskFullOfMessages: a disk that the journal itself has filled does not stay full once the messages are settled,
-// again and again. It mounts a tmpfs, in a mount namespace of its own.
+// again and again.
 func TestDiskFullOfMessages(t *testing.T) {
-	const inside = "JOURNAL_TEST_MOUNTS"
-	if os.Getenv(inside) == "" {
-		child := exec.Command("unshare", "--mount", "--propagation", "private", os.Args[0], "-test.run=^TestDiskFullOfMessages$", "-test.v")
-		child.Env = append(os.Environ(), inside+"=1")
-		out, err := child.CombinedOutput()
-		if os.Geteuid() != 0 || strings.Contains(string(out), "unshare failed") || strings.Contains(string(out), "cannot mount") {
-			t.Skipf("a file system to fill can be mounted as root alone, with the right to mount: %s", out)
-		}
-		if err != nil {
-			t.Errorf("%v\n%s", err, out)
-		}
+	disk := smalldisk.Mount(t, "size=2m")
+	if disk == "" {
 		return
 	}
-	disk := t.TempDir()
-	if err := syscall.Mount("tmpfs", disk, "tmpfs", 0, "size=2m"); err != nil {
-		t.Skipf("cannot mount a tmpfs: %v", err)
-	}
-	defer func() { _ = syscall.Unmount(disk, syscall.MNT_DETACH) }()
 	j, err := Open(Options{
 		Dir: filepath.Join(disk, DirName), MaxBytes: 64 << 20, SegmentBytes: 64 << 10, Sync: 50 * time.Millisecond,
 		Log: slog.New(slog.NewTextHandler(os.Stderr, nil)),
