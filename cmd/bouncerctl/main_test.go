@@ -1,8 +1,6 @@
 package main
 
 import (
-	"bytes"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -31,50 +29,6 @@ func TestMain(m *testing.M) {
 		}
 		return m.Run()
 	}())
-}
-
-// result is what a run of the program came to.
-type result struct {
-	code           int
-	stdout, stderr string
-}
-
-func bouncerctl(t *testing.T, stdin string, args ...string) result {
-	t.Helper()
-	var stdout, stderr bytes.Buffer
-	cmd := exec.Command(program, args...)
-	cmd.Stdin = strings.NewReader(stdin)
-	cmd.Stdout, cmd.Stderr = &stdout, &stderr
-	err := cmd.Run()
-	if _, exited := errors.AsType[*exec.ExitError](err); err != nil && !exited {
-		t.Fatal(err)
-	}
-	return result{cmd.ProcessState.ExitCode(), stdout.String(), stderr.String()}
-}
-
-// succeed runs the program and returns its output.
-func succeed(t *testing.T, args ...string) string {
-	t.Helper()
-	got := bouncerctl(t, "", args...)
-	if got.code != 0 || got.stderr != "" {
-		t.Fatalf("bouncerctl %q: exit code %d, %s", args, got.code, got.stderr)
-	}
-	return got.stdout
-}
-
-// fail runs the program, which must say want on standard error and nothing
-// else.
-func fail(t *testing.T, code int, want string, args ...string) {
-	t.Helper()
-	failReading(t, "", code, want, args...)
-}
-
-func failReading(t *testing.T, stdin string, code int, want string, args ...string) {
-	t.Helper()
-	got := bouncerctl(t, stdin, args...)
-	if (got != result{code, "", "bouncerctl: " + want + "\n"}) {
-		t.Errorf("bouncerctl %q: exit code %d, output %q,\n got %swant bouncerctl: %s", args, got.code, got.stdout, got.stderr, want)
-	}
 }
 
 func TestVersion(t *testing.T) {

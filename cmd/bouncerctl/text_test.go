@@ -1,8 +1,6 @@
 package main
 
 import (
-	"database/sql"
-	"encoding/json"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -74,64 +72,6 @@ func TestTextAsWindowsWritesIt(t *testing.T) {
 	} {
 		if got := bouncerctl(t, content, deviceArgs(dir, "import", "-")...); got.code != 1 || !strings.Contains(got.stderr, want) {
 			t.Errorf("%q: %d %s", content, got.code, got.stderr)
-		}
-	}
-}
-
-// TestBlanksAroundASecret: they are part of it, and that is said.
-func TestBlanksAroundASecret(t *testing.T) {
-	dir := newDir(t)
-	file := filepath.Join(t.TempDir(), "secret")
-	writeFile(t, file, "one \n")
-	if got := device(t, dir, "add", "a", "--no-cert", "--secret-file", file); !strings.Contains(got, "begins or ends with a blank, which is part of it") || storedSecret(t, dir, "a") != "one " {
-		t.Error(got)
-	}
-	writeFile(t, file, "id,secret\nb,one\nc, two\n")
-	if got := device(t, dir, "import", file); strings.Count(got, "Note: the secret in ") != 1 || !strings.Contains(got, ":3 begins or ends with a blank") || storedSecret(t, dir, "c") != " two" {
-		t.Error(got)
-	}
-}
-
-// TestTimesThatAreNone lists every device whatever stands in created_at, and rotates it.
-func TestTimesThatAreNone(t *testing.T) {
-	dir := newDir(t)
-	device(t, dir, "add", "good", "--no-cert")
-	db, err := sql.Open("sqlite3", filepath.Join(dir, "devices.db"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer db.Close()
-	literals := []string{"1727712000123", "1727712000123456", "1727712000123456789", "1727712000.5", "'yesterday'", "'1727712000'", "-5", "-1727712000123",
-		"1e300", "-1e300", "9e999", "X'00'", "253402300800", "9223372036854775807", "0"}
-	for i, literal := range literals {
-		if _, err := db.Exec("INSERT INTO devices VALUES ('odd_' || ?, 'secret', "+literal+")", i); err != nil {
-			t.Fatalf("%s: %v", literal, err)
-		}
-	}
-	if _, err := db.Exec("UPDATE device_details SET secret_since = 1e300, certificate_expires = 'never'; INSERT INTO device_details VALUES ('odd_0', 'x', 1e300)"); err != nil {
-		t.Fatal(err)
-	}
-	var all []struct {
-		ID        string  `json:"id"`
-		CreatedAt *string `json:"created_at"`
-	}
-	if err := json.Unmarshal([]byte(device(t, dir, "list", "--json")), &all); err != nil || len(all) != len(literals)+1 {
-		t.Fatal(len(all), err)
-	}
-	for _, d := range all {
-		device(t, dir, "show", d.ID)
-		device(t, dir, "rotate", d.ID, "--out", filepath.Join(t.TempDir(), "out"))
-		var shown map[string]any
-		if err := json.Unmarshal([]byte(device(t, dir, "show", d.ID, "--json")), &shown); err != nil {
-			t.Error(d.ID, err)
-		}
-		if d.ID == "odd_0" && d.CreatedAt != nil {
-			t.Error(*d.CreatedAt)
-		}
-	}
-	for _, form := range []string{"--csv", "--json=false", "--expiring=30d"} {
-		if got := strings.Count(device(t, dir, "list", form), "odd_"); got != len(literals) && form != "--expiring=30d" {
-			t.Errorf("%s: %d", form, got)
 		}
 	}
 }
