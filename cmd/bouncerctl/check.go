@@ -31,7 +31,7 @@ func newCheck(configFile *string) *cobra.Command {
 		Short: "Look for mistakes in bouncer.toml and mosquitto.conf",
 		Long: `Check the configuration before the broker is started with it. CONFIG is a
 mosquitto.conf, which names its bouncer.toml, or a bouncer.toml alone. Without it,
-the bouncer.toml of --config is checked, with the mosquitto.conf beside it or
+the bouncer.toml of --config is checked, with the mosquitto.conf next to it or
 else ` + systemConf + `, if there is one.
 
 Each finding is a line "FILE:LINE: what is wrong; what to do". An error keeps the
@@ -61,7 +61,7 @@ only then. It exits with 1 if there is an error.`,
 			toml, conf := *configFile, ""
 			switch {
 			case len(args) == 0:
-				conf = confBeside(toml)
+				conf = nearbyConf(toml)
 			case strings.HasSuffix(args[0], ".toml"):
 				toml = args[0]
 			default:
@@ -80,8 +80,8 @@ only then. It exits with 1 if there is an error.`,
 	return c
 }
 
-// confBeside returns the mosquitto.conf beside a bouncer.toml, or Debian's; "" if there is neither.
-func confBeside(toml string) string {
+// nearbyConf returns the mosquitto.conf next to a bouncer.toml, or Debian's; "" if there is neither.
+func nearbyConf(toml string) string {
 	for _, conf := range []string{filepath.Join(filepath.Dir(toml), mosquittoConf), systemConf} {
 		if _, err := os.Stat(conf); !errors.Is(err, fs.ErrNotExist) {
 			return conf

@@ -41,7 +41,7 @@ ID is 1 to 64 of A-Z a-z 0-9 . _ : - and becomes the certificate's common name.
 The secret is 64 random hexadecimal digits unless one is given; the text itself
 is the key. Of the file of --secret-file, a byte order mark at its beginning and one
 line end, LF or CRLF, at its end are not part of the secret; UTF-16 is read too.
-The CA is the one in pki/ beside the bouncer.toml. With --csr the
+The CA is the one in pki/ next to bouncer.toml. With --csr the
 device has made its private key, which never leaves it.`,
 		Example: `  bouncerctl device add sensor_001
   bouncerctl device add sensor_002 --out /media/usb/sensor_002
@@ -51,7 +51,7 @@ device has made its private key, which never leaves it.`,
 		RunE: func(c *cobra.Command, args []string) error {
 			id := args[0]
 			if !registry.ValidID(id) {
-				return usage(c, "%q is not a device id (1 to 64 of A-Z a-z 0-9 . _ : -)", id)
+				return noDeviceID(c, id)
 			}
 			if id == "." || id == ".." {
 				return usage(c, "the device id %q would name a directory, in the backend's URL too; use another", id)
@@ -68,7 +68,7 @@ device has made its private key, which never leaves it.`,
 		},
 	}
 	c.Flags().StringVar(&o.secretFile, "secret-file", "", "read the secret from `file`, - for standard input; one line end at its end is not part of it")
-	c.Flags().StringVar(&o.out, "out", "", "the `directory` to make (default devices/ID beside the database)")
+	c.Flags().StringVar(&o.out, "out", "", "the `directory` to make (default devices/ID next to the database)")
 	c.Flags().StringVar(&o.csr, "csr", "", "certify the key of the certificate signing request in `file`, - for standard input, instead of making one")
 	c.Flags().BoolVar(&o.pin, "pin", false, "accept the device with this certificate alone")
 	c.Flags().BoolVar(&o.noCert, "no-cert", false, "make no certificate: the device has one of another CA")
@@ -124,7 +124,7 @@ func (o *addOptions) run(id, configFile string, stdin io.Reader, stdout io.Write
 	var c files.Creation
 	if err := b.Write(&c, out); err != nil {
 		if errors.Is(err, fs.ErrExist) {
-			err = fmt.Errorf("%s already exists; move it away, or name another directory with --out", out)
+			err = outExists(out)
 		}
 		return errors.Join(err, c.Undo())
 	}

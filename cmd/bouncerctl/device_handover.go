@@ -22,7 +22,7 @@ import (
 func hand(id, configFile, out string, certify bool, request, secret []byte, ends time.Time,
 	change func(context.Context, *registry.Store, bundle.Certificate) error) (string, error) {
 	if !registry.ValidID(id) { // other programs may have registered what is none; the directory would be anywhere
-		return "", fmt.Errorf("%q is not a device id (1 to 64 of A-Z a-z 0-9 . _ : -); remove it, and register the device by another", id)
+		return "", fmt.Errorf("%q is not a device id%s; remove it, and register the device by another", id, idRule)
 	}
 	cfg, err := config.Load(configFile)
 	if err != nil {
@@ -56,7 +56,7 @@ func hand(id, configFile, out string, certify bool, request, secret []byte, ends
 	var c files.Creation
 	if err := b.Write(&c, out); err != nil {
 		if errors.Is(err, fs.ErrExist) {
-			err = fmt.Errorf("%s already exists; move it away, or name another directory with --out", out)
+			err = outExists(out)
 		}
 		return "", errors.Join(err, c.Undo())
 	}

@@ -39,9 +39,8 @@ empty for a secret to be made. Semicolons or tabs may stand for the commas. A by
 order mark is left out, and so is the line that Windows PowerShell's Export-Csv
 writes before the columns; UTF-16 is read too.
 
-With --out, a bundle as of "device add" is made for each device, in a directory
-of its name. Without, each line must have a secret: one that is made and told
-nobody is of no use.`,
+With --out, it makes a bundle for each device as "device add" does, in a
+directory named after the device. Without --out, each line must have a secret.`,
 		Example: `  bouncerctl device import fleet.csv
   printf 'id\nsensor_001\nsensor_002\n' | bouncerctl device import - --out bundles`,
 		Args: func(c *cobra.Command, args []string) error {
@@ -95,7 +94,7 @@ func (o *importOptions) run(name, configFile string, stdin io.Reader, stdout, st
 		}
 		if err := os.Mkdir(o.out, 0o700); err != nil {
 			if errors.Is(err, fs.ErrExist) {
-				err = fmt.Errorf("%s already exists; move it away, or name another directory with --out", o.out)
+				err = outExists(o.out)
 			}
 			return err
 		}

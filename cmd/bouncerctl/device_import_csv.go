@@ -65,7 +65,7 @@ func readCSV(name string, stdin io.Reader, makeSecrets bool) (devices []registry
 		at := fmt.Sprintf("%s:%d", name, line)
 		switch first, twice := lines[d.ID]; {
 		case !registry.ValidID(d.ID) || d.ID == "." || d.ID == "..":
-			return nil, nil, fmt.Errorf("%s: %q is not a device id (1 to 64 of A-Z a-z 0-9 . _ : -)", at, d.ID)
+			return nil, nil, fmt.Errorf("%s: %q is not a device id%s", at, d.ID, idRule)
 		case twice:
 			return nil, nil, fmt.Errorf("%s: device %q is in line %d already; remove one", at, d.ID, first)
 		}

@@ -70,6 +70,6 @@ func inspect(name string, content []byte) (time.Time, registry.Fingerprint, erro
 
 func newDeviceUnpin(configFile *string) *cobra.Command {
 	return newDeviceChange(configFile, "unpin", "Accept a device with any certificate of its CA again",
-		`Accept a device with any certificate that bears its id and that the broker
-accepts.`, func(s *registry.Store, ctx context.Context, id string) error { return s.Pin(ctx, id) }, "Unpinned %s: it may come with any certificate that bears its id.")
+		`Accept a device with any certificate that has its id as common name and that the
+broker accepts.`, func(s *registry.Store, ctx context.Context, id string) error { return s.Pin(ctx, id) }, "Unpinned %s: any certificate with its id as common name is accepted.")
 }

@@ -19,7 +19,7 @@ func newDeviceRelease(configFile *string) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "release {ID... | --all}",
 		Short: "Let removed devices be clients like any other",
-		Long: `A device that was removed stays confined: whoever has its certificate publishes
+		Long: `A device that was removed stays confined: with its certificate, a client publishes
 and reads nothing. Release it, and its certificate is that of a client that is no
 device, for which [acl] decides. With --all every removed device is released.`,
 		Example: `  bouncerctl device release sensor_001 sensor_002

@@ -16,9 +16,9 @@ func newDeviceRenew(configFile *string) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "renew ID",
 		Short: "Make a new certificate for a device",
-		Long: `Make a new key and certificate for a device, of the CA in pki/ beside the
+		Long: `Make a new key and certificate for a device, of the CA in pki/ next to
 bouncer.toml, and a directory with them. The old certificate is valid until it
-expires. If certificates are pinned for the device, the new one is beside them.`,
+expires. If certificates are pinned for the device, the new one is added to them.`,
 		Example: `  bouncerctl device renew sensor_001
   bouncerctl device renew sensor_001 --csr sensor_001.csr --out /media/usb/sensor_001`,
 		Args: oneID,
@@ -48,6 +48,6 @@ expires. If certificates are pinned for the device, the new one is beside them.`
 		},
 	}
 	c.Flags().StringVar(&csr, "csr", "", "certify the key of the certificate signing request in `file`, - for standard input, instead of making one")
-	c.Flags().StringVar(&out, "out", "", "the `directory` to make (default devices/ID and the time, beside the database)")
+	c.Flags().StringVar(&out, "out", "", "the `directory` to make (default devices/ID and the time, next to the database)")
 	return c
 }

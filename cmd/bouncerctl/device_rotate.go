@@ -25,7 +25,7 @@ func newDeviceRotate(configFile *string) *cobra.Command {
 	var o rotateOptions
 	c := &cobra.Command{
 		Use:   "rotate ID",
-		Short: "Give a device a new secret, beside the old one for a while",
+		Short: "Give a device a new secret and accept the old one for a while",
 		Long: `Give a device a new secret and make a directory with it. The old secret stays
 valid for the time of --grace and then ends by itself, so that the device can be
 given the new one meanwhile. Commands to the device are signed with the old one
@@ -55,7 +55,7 @@ LF or CRLF, at its end are not part of the secret. UTF-16 is read too.`,
 	c.Flags().Var((*span)(&o.grace), "grace", "how long the old secret is accepted as well, such as 90m, 24h or 7d")
 	c.Flags().BoolVar(&o.now, "now", false, "end every old secret at once: for one that was stolen")
 	c.Flags().StringVar(&o.add.secretFile, "secret-file", "", "read the new secret from `file`, - for standard input; one line end at its end is not part of it")
-	c.Flags().StringVar(&o.add.out, "out", "", "the `directory` to make (default devices/ID and the time, beside the database)")
+	c.Flags().StringVar(&o.add.out, "out", "", "the `directory` to make (default devices/ID and the time, next to the database)")
 	return c
 }
 

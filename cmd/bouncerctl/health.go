@@ -24,10 +24,10 @@ func newHealth(configFile *string) *cobra.Command {
 		Use:   "health",
 		Short: "Ask a running gateway whether it is well",
 		Long: `Ask a running gateway whether it is well, by the HTTP listener ([http] listen in
-bouncer.toml): whether the broker's thread comes round, the registry can be read and
-the stores can be written. A backend that is away is no illness. It says what is wrong
-and exits with 1 if it is not well or does not answer within 5 s, and exits with 3 if
-there is no listener.`,
+bouncer.toml): whether the broker's event loop runs, the registry can be read and the
+stores can be written. An unreachable backend is not reported. It prints what is
+wrong and exits with 1 if the gateway is not well or does not answer within 5 s,
+and exits with 3 if there is no listener.`,
 		Example: `  bouncerctl health --config /srv/bouncer/bouncer.toml`,
 		Args:    noArguments,
 		RunE: func(c *cobra.Command, _ []string) error {

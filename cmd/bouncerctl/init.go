@@ -212,7 +212,7 @@ func (o *initOptions) report(w io.Writer, dir, plugin string, owner *files.Accou
   devices.db             the registry of devices
   pki/server.crt, .key   for %s
   pki/ca.crt             what the devices trust
-  pki/ca.key             signs devices; whoever has it can be any of them
+  pki/ca.key             signs devices; anyone who has it can pass for any of them
   state/, broker/        what the plugin and the broker remember
 
 Next:

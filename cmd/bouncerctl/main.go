@@ -89,7 +89,7 @@ func completeDevices(c *cobra.Command, configFile *string) {
 	if !strings.Contains(c.Use, " ID") || c.Name() == "add" || c.ValidArgsFunction != nil {
 		return
 	}
-	c.ValidArgsFunction = func(c *cobra.Command, args []string, begun string) (ids []cobra.Completion, _ cobra.ShellCompDirective) {
+	c.ValidArgsFunction = func(c *cobra.Command, args []string, typed string) (ids []cobra.Completion, _ cobra.ShellCompDirective) {
 		if len(args) > 0 {
 			return nil, cobra.ShellCompDirectiveDefault
 		}
@@ -100,7 +100,7 @@ func completeDevices(c *cobra.Command, configFile *string) {
 				if err != nil || len(ids) == maxCompletions {
 					return err
 				}
-				if strings.HasPrefix(e.ID, begun) && e.IDType == "" && registry.ValidID(e.ID) {
+				if strings.HasPrefix(e.ID, typed) && e.IDType == "" && registry.ValidID(e.ID) {
 					ids = append(ids, e.ID)
 				}
 			}
@@ -134,7 +134,7 @@ func needsCommand(c *cobra.Command) {
 	c.RunE = func(*cobra.Command, []string) error { return nil } // not reached: Args refuses every call
 }
 
-// noArguments refuses arguments beside the flags.
+// noArguments refuses arguments other than flags.
 func noArguments(c *cobra.Command, args []string) error {
 	if len(args) > 0 {
 		return usage(c, "unexpected argument %q", args[0])
@@ -153,6 +153,10 @@ func oneID(c *cobra.Command, args []string) error {
 	return usage(c, "unexpected argument %q, one device at a time", args[1])
 }
 
+// idRule says what a device id is made of.
+const idRule = " (1 to 64 of A-Z a-z 0-9 . _ : -)"
+
+// noDeviceID refuses what is not a device id.
 func noDeviceID(c *cobra.Command, id string) error {
-	return usage(c, "%q is not a device id (1 to 64 of A-Z a-z 0-9 . _ : -)", id)
+	return usage(c, "%q is not a device id%s", id, idRule)
 }

@@ -26,7 +26,7 @@ func giveOrder(ctx context.Context, cfg *config.Config, o order.Order) (done boo
 	case errors.Is(err, fs.ErrNotExist):
 		return false, fmt.Errorf("%w; the plugin makes that directory when it starts, so start the broker, or correct state_dir in bouncer.toml", err)
 	case errors.Is(err, fs.ErrPermission):
-		return false, fmt.Errorf("%w; run bouncerctl as root, or as the broker's user", err)
+		return false, notPermitted(err)
 	default:
 		return err == nil, err
 	}

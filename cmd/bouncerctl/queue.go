@@ -42,7 +42,7 @@ may run or not. What it does meanwhile may or may not be seen.`,
 				return fmt.Errorf("there is no journal in %s; the broker makes it when it starts, so correct state_dir in bouncer.toml if it has run", cfg.StateDir)
 			}
 			if errors.Is(err, fs.ErrPermission) {
-				return fmt.Errorf("%w; run bouncerctl as root, or as the broker's user", err)
+				return notPermitted(err)
 			}
 			if err != nil {
 				return err

@@ -52,7 +52,7 @@ messages have been kept. A running broker goes on within a second.`,
 				return notSuspended(what, list)
 			}
 			if errors.Is(err, fs.ErrPermission) {
-				return fmt.Errorf("%w; run bouncerctl as root, or as the broker's user", err)
+				return notPermitted(err)
 			}
 			if err != nil {
 				return err

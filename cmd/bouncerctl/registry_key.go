@@ -26,8 +26,8 @@ func newRegistryKey(configFile *string) *cobra.Command {
 		Use:   "key FILE",
 		Short: "Make a key for the secrets in the database",
 		Long: `Make a file with a new key, 64 random hexadecimal digits, for [registry]
-key_file in bouncer.toml. Without the key, no secret that is encrypted under it
-can be had again: keep a copy, and not beside the backups of the database.
+key_file in bouncer.toml. Without the key, the secrets that are encrypted under it
+are lost: keep a copy, but not together with the backups of the database.
 
 The file gets mode 0640 and, run as root, the group mosquitto.`,
 		Example: `  bouncerctl registry key /etc/mosquitto-bouncer/registry.key`,

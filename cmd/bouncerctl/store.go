@@ -74,3 +74,13 @@ func deviceError(id string, err error) error {
 	}
 	return err
 }
+
+// outExists is the error where a bundle would replace something.
+func outExists(dir string) error {
+	return fmt.Errorf("%s already exists; move it away, or name another directory with --out", dir)
+}
+
+// notPermitted says what to do where the state directory is closed to us.
+func notPermitted(err error) error {
+	return fmt.Errorf("%w; run bouncerctl as root, or as the broker's user", err)
+}

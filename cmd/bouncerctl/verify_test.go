@@ -121,7 +121,7 @@ func TestUsualMistakes(t *testing.T) {
 		"SHA-512":              {message(ts, `{"a":1}`, hex.EncodeToString(sum512.Sum(nil))), "signature is as long as one of HMAC-SHA-512; use HMAC-SHA256"},
 		"UUID without hyphens": {other(ts, `"`+strings.ReplaceAll(id, "-", "")+`"`, `"`+good+`"`), "message_id is a UUID in another form; write its 36 characters"},
 		"other names":          {strings.Replace(strings.Replace(signed(`{"a":1}`, `{"a":1}`), "device_id", "deviceId", 1), "message_id", "messageId", 1), `the member "deviceId" is to be called "device_id"`},
-		"a member beside":      {strings.Replace(signed(`{"a":1}`, `{"a":1}`), `"payload"`, `"temp":1,"payload"`, 1), `a member "temp" beside the five`},
+		"a member beside":      {strings.Replace(signed(`{"a":1}`, `{"a":1}`), `"payload"`, `"temp":1,"payload"`, 1), `a member "temp" in addition to the five`},
 		"encoded twice":        {strconv.Quote(signed(`{"a":1}`, `{"a":1}`)), "the whole message is a JSON string that holds the message"},
 		"a byte order mark":    {"\ufeff" + signed(`{"a":1}`, `{"a":1}`), "the message begins with a byte order mark"},
 		"UTF-16":               {inUTF16(signed(`{"a":1}`, `{"a":1}`)), "or is UTF-16; publish UTF-8"},

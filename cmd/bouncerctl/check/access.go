@@ -20,6 +20,6 @@ func (k *checker) checkAccess() {
 		k.warn(first, "max_packet_size is not set: a client may make the broker collect 256 MiB for one message before the plugin sees it; add: max_packet_size %d", size)
 	}
 	if k.toml != nil && k.toml.ACL.UnknownCertificates == config.UnknownOthers && len(k.conf.ACLFiles) == 0 {
-		k.warn(k.set("acl.unknown_certificates"), "acl.unknown_certificates is \"others\" and there is no acl_file: whoever has a certificate of your CA that is no registered device's reads every device's messages; write unknown_certificates = \"deny\", with the names of dashboards and backends in certificates")
+		k.warn(k.set("acl.unknown_certificates"), "acl.unknown_certificates is \"others\" and there is no acl_file: a client with a certificate of your CA that is not a registered device's reads the messages of every device; write unknown_certificates = \"deny\", with the names of dashboards and backends in certificates")
 	}
 }

@@ -69,7 +69,7 @@ const (
 	packetSize21 = 2_000_000
 	// packetSize is what is proposed for max_packet_size, if [publish] max_bytes is not larger.
 	packetSize = 1 << 20
-	// packetRoom is what a packet needs beside the message: its topic, and MQTT's own bytes.
+	// packetRoom is what a packet needs in addition to the message: its topic, and MQTT's own bytes.
 	packetRoom = 1024
 )
 

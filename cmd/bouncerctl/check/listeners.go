@@ -36,7 +36,7 @@ func (k *checker) checkListeners() {
 func (k *checker) checkListener(i int, where string) bool {
 	certfile, tls := k.last("certfile", i)
 	if anonymous, found := k.anonymous(i); found && isTrue(anonymous) {
-		k.warn(at(anonymous), "allow_anonymous true lets in whoever has no certificate; what they publish to gated topics is refused, but they read along unless an acl_file keeps them from it; write: allow_anonymous false")
+		k.warn(at(anonymous), "allow_anonymous true lets in clients without a certificate; what they publish to gated topics is refused, but they read along unless an acl_file keeps them from it; write: allow_anonymous false")
 	}
 	if !tls {
 		k.warn(where, "this listener has no TLS: publishes of its clients to gated topics are refused as no_tls_identity; for devices, add certfile, keyfile, cafile, require_certificate true and use_identity_as_username true")

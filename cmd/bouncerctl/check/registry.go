@@ -30,7 +30,7 @@ func (k *checker) checkWAL(where, path string) (found bool) {
 			path, files.BrokerUser, registry.WALCure(path))
 		return true
 	}
-	k.warn(where, "%s is in WAL mode: its -wal and -shm files belong to whoever opens it first, and the broker's user must be able to write them; %s",
+	k.warn(where, "%s is in WAL mode: its -wal and -shm files belong to the user who opens it first, and the broker's user must be able to write them; %s",
 		path, registry.WALCure(path))
 	return false
 }

@@ -81,7 +81,7 @@ func repair(whole node, values map[string]json.RawMessage) (found []string, repa
 			found = append(found, fmt.Sprintf("the member %q is to be called %q", name, right))
 			values[right] = values[name]
 		default:
-			found = append(found, fmt.Sprintf("there is a member %q beside the five; leave it out, or put it into the payload", name))
+			found = append(found, fmt.Sprintf("there is a member %q in addition to the five; leave it out, or put it into the payload", name))
 		}
 	}
 	var b bytes.Buffer
