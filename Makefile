@@ -111,7 +111,7 @@ COUNT ?= 6
 
 .PHONY: bench-verdict
 bench-verdict: deps-build ## benchmarks of the verdict, the replay memory and the registry (COUNT=6)
-	$(GO) test -run '^$$' -bench 'Verdict|Publish|Delivery' -benchmem -count $(COUNT) ./plugin
+	$(GO) test -run '^$$' -bench 'Verdict|Publish|Delivery' -benchmem -count $(COUNT) ./plugin ./plugin/gate
 	$(GO) test -run 'Memory|Bytes' -bench . -benchmem -count 1 ./plugin/replay
 	$(GO) test -run '^$$' -bench 'Million$$' -benchtime 1x -count 1 ./plugin/registry
 	$(GO) test -run '^$$' -bench MillionEncrypted -benchtime 1x -count 1 ./plugin/registry

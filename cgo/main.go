@@ -27,6 +27,7 @@ import (
 
 	"mosquitto-bouncer/plugin"
 	"mosquitto-bouncer/plugin/downlink"
+	"mosquitto-bouncer/plugin/gate"
 	"mosquitto-bouncer/plugin/subscription"
 )
 
@@ -112,7 +113,7 @@ func bouncer_stop() {
 func bouncer_access(action C.int, p *C.struct_bouncer_publish) (decision C.int) {
 	defer deny("access", &decision)
 	publish := borrowPublish(p)
-	return cDecision(gateway.Access(plugin.Action(action), &publish))
+	return cDecision(gateway.Access(gate.Action(action), &publish))
 }
 
 //export bouncer_retained
@@ -123,13 +124,13 @@ func bouncer_retained(p *C.struct_bouncer_publish) (decision C.int) {
 }
 
 // cDecision translates an answer; whatever it does not know is a denial.
-func cDecision(d plugin.Decision) C.int {
+func cDecision(d gate.Decision) C.int {
 	switch d {
-	case plugin.Allow:
+	case gate.Allow:
 		return C.BOUNCER_ALLOW
-	case plugin.NotConcerned:
+	case gate.NotConcerned:
 		return C.BOUNCER_NOT_CONCERNED
-	case plugin.AllowCertified:
+	case gate.AllowCertified:
 		return C.BOUNCER_ALLOW_CERTIFIED
 	default:
 		return C.BOUNCER_DENY
@@ -141,11 +142,11 @@ func bouncer_message(p *C.struct_bouncer_publish) (outcome C.int) {
 	defer deny("message", &outcome)
 	publish := borrowPublish(p)
 	switch gateway.Message(&publish) {
-	case plugin.Route:
+	case gate.Route:
 		return C.BOUNCER_ROUTE
-	case plugin.Swallow:
+	case gate.Swallow:
 		return C.BOUNCER_SWALLOW
-	case plugin.Relay:
+	case gate.Relay:
 		return C.BOUNCER_RELAY
 	default:
 		return C.BOUNCER_REFUSE
@@ -202,8 +203,8 @@ func deny(where string, answer *C.int) {
 	}
 }
 
-func borrowPublish(p *C.struct_bouncer_publish) plugin.Publish {
-	return plugin.Publish{
+func borrowPublish(p *C.struct_bouncer_publish) gate.Publish {
+	return gate.Publish{
 		Connection: uintptr(p.connection),
 		Identity:   borrow(unsafe.Pointer(p.identity), p.identity_len),
 		Certified:  bool(p.certified),

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"mosquitto-bouncer/plugin/gate"
 	"net"
 	"os"
 	"path/filepath"
@@ -74,7 +75,7 @@ func (silentBroker) Properties(unsafe.Pointer) []byte            { return nil }
 type benchGateway struct {
 	*Gateway
 	backend   string // URL
-	publishes []*Publish
+	publishes []*gate.Publish
 }
 
 // startBench starts one; the messages were made so long ago.
@@ -117,7 +118,7 @@ func startBench(b *testing.B, ago time.Duration) *benchGateway {
 	timestamp := time.Now().Add(-ago).Unix()
 	for i := range benchMessages {
 		n := i * 7919 % benchDevices
-		g.publishes = append(g.publishes, &Publish{
+		g.publishes = append(g.publishes, &gate.Publish{
 			Identity: []byte(id(n)), Certified: true, ClientID: []byte("client of " + id(n)),
 			Topic: []byte("device/" + id(n) + "/data"), QoS: 1, Connection: uintptr(n + 1),
 			Payload: benchEnvelope(b, secret(n), id(n), timestamp, uuid.NewString()),
@@ -146,21 +147,21 @@ func (g *benchGateway) remember(b *testing.B) {
 func (g *benchGateway) saturate() {
 	for range 2 {
 		for _, p := range g.publishes {
-			g.Access(Write, p)
+			g.Access(gate.Write, p)
 			g.pending.set = false
 		}
 	}
 	for i := range sampler.Burst {
 		p := *g.publishes[0]
 		p.Identity = fmt.Appendf(nil, "other_%d", i)
-		g.refuse(&p, nil, nil, Malformed, nil)
+		g.refuse(&p, nil, nil, gate.Malformed, nil)
 	}
 }
 
 // BenchmarkVerdict measures the whole of a decision on a publish to a gated topic, by reason: topic, registry, replay
 // memory, parsing and signature. A refusal's line in the log is not part of it, because of most refusals there is none.
 func BenchmarkVerdict(b *testing.B) {
-	edit := func(change func(p *Publish)) func(*testing.B, *benchGateway) {
+	edit := func(change func(p *gate.Publish)) func(*testing.B, *benchGateway) {
 		return func(_ *testing.B, g *benchGateway) {
 			for _, p := range g.publishes {
 				change(p)
@@ -168,38 +169,38 @@ func BenchmarkVerdict(b *testing.B) {
 		}
 	}
 	for _, c := range []struct {
-		reason  Reason
+		reason  gate.Reason
 		prepare func(b *testing.B, g *benchGateway)
 	}{
-		{Accepted, edit(func(p *Publish) {})},
+		{gate.Accepted, edit(func(p *gate.Publish) {})},
 		// The dearest there is: everything is read before the mistake is found.
-		{Malformed, edit(func(p *Publish) { p.Payload[len(p.Payload)-1] = ']' })},
-		{Stale, edit(func(p *Publish) {})},
-		{Replay, func(b *testing.B, g *benchGateway) { g.remember(b) }},
-		{BadSignature, edit(func(p *Publish) {
+		{gate.Malformed, edit(func(p *gate.Publish) { p.Payload[len(p.Payload)-1] = ']' })},
+		{gate.Stale, edit(func(p *gate.Publish) {})},
+		{gate.Replay, func(b *testing.B, g *benchGateway) { g.remember(b) }},
+		{gate.BadSignature, edit(func(p *gate.Publish) {
 			digit := &p.Payload[len(p.Payload)-len(`0"}`)]
 			*digit = "10"[min(*digit-'0', 1)]
 		})},
-		{IdentityMismatch, edit(func(p *Publish) { p.Payload[len(`{"device_id": "`)] = 'x' })},
-		{TopicMismatch, edit(func(p *Publish) { p.Topic[len("device/")] = 'x' })},
-		{NoTLSIdentity, edit(func(p *Publish) { p.Certified = false })},
+		{gate.IdentityMismatch, edit(func(p *gate.Publish) { p.Payload[len(`{"device_id": "`)] = 'x' })},
+		{gate.TopicMismatch, edit(func(p *gate.Publish) { p.Topic[len("device/")] = 'x' })},
+		{gate.NoTLSIdentity, edit(func(p *gate.Publish) { p.Certified = false })},
 	} {
 		b.Run(c.reason.String(), func(b *testing.B) {
 			ago := time.Duration(0)
-			if c.reason == Stale {
+			if c.reason == gate.Stale {
 				ago = 2 * time.Hour
 			}
 			g := startBench(b, ago)
 			c.prepare(b, g)
 			g.saturate()
-			want := Deny
-			if c.reason == Accepted {
-				want = Allow
+			want := gate.Deny
+			if c.reason == gate.Accepted {
+				want = gate.Allow
 			}
 			b.ReportAllocs()
 			for i := 0; b.Loop(); i++ {
 				p := g.publishes[i%benchMessages]
-				if g.Access(Write, p) != want || g.pending.reason != c.reason {
+				if g.Access(gate.Write, p) != want || g.pending.reason != c.reason {
 					b.Fatalf("%s, want %s", g.pending.reason, c.reason)
 				}
 				g.pending.set = false // or it would be taken for a last will, and its id used up
@@ -220,7 +221,7 @@ func BenchmarkPublish(b *testing.B) {
 			b.StartTimer()
 		}
 		p := g.publishes[i%benchMessages]
-		if g.Access(Write, p) != Allow || g.Message(p) != Route {
+		if g.Access(gate.Write, p) != gate.Allow || g.Message(p) != gate.Route {
 			b.Fatal("not accepted")
 		}
 	}
@@ -262,20 +263,20 @@ func (g *benchGateway) renew(b *testing.B) {
 func BenchmarkDelivery(b *testing.B) {
 	g := startBench(b, 0)
 	accepted := g.publishes[0]
-	if g.Access(Write, accepted) != Allow || g.Message(accepted) != Route {
+	if g.Access(gate.Write, accepted) != gate.Allow || g.Message(accepted) != gate.Route {
 		b.Fatal("not accepted")
 	}
 	for name, topic := range map[string][]byte{"gated": accepted.Topic, "other": []byte("plant/7/state")} {
 		b.Run(name, func(b *testing.B) {
-			var readers []*Publish
+			var readers []*gate.Publish
 			for n := range 100 {
-				reader := &Publish{Identity: fmt.Appendf(nil, "dashboard-%d", n), Topic: topic, Payload: accepted.Payload, QoS: 1}
+				reader := &gate.Publish{Identity: fmt.Appendf(nil, "dashboard-%d", n), Topic: topic, Payload: accepted.Payload, QoS: 1}
 				reader.ClientID = bytes.Clone(reader.Identity)
 				readers = append(readers, reader)
 			}
 			b.ReportAllocs()
 			for i := 0; b.Loop(); i++ {
-				if g.Access(Read, readers[i%len(readers)]) != NotConcerned {
+				if g.Access(gate.Read, readers[i%len(readers)]) != gate.NotConcerned {
 					b.Fatal("not delivered")
 				}
 			}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"maps"
+	"mosquitto-bouncer/plugin/gate"
 	"strings"
 	"time"
 )
@@ -24,7 +25,7 @@ type clientIDs struct {
 }
 
 // foreign reports whether the client id of p is another identity's.
-func (c *clientIDs) foreign(p *Publish) bool {
+func (c *clientIDs) foreign(p *gate.Publish) bool {
 	if len(p.ClientID) == 0 || bytes.Equal(p.ClientID, p.Identity) {
 		return false
 	}
@@ -36,7 +37,7 @@ func (c *clientIDs) foreign(p *Publish) bool {
 }
 
 // note remembers a client that is no device if its client id is its own.
-func (c *clientIDs) note(p *Publish) {
+func (c *clientIDs) note(p *gate.Publish) {
 	if !p.Certified || !bytes.Equal(p.ClientID, p.Identity) || len(c.owners) == maxOwners {
 		return
 	}
@@ -68,7 +69,7 @@ type offender struct {
 
 // add has a client disconnected. When as many wait as there is room for it stays connected, until it offends again. It
 // reports whether the connection was not among them before.
-func (o *offenders) add(p *Publish, why string) bool {
+func (o *offenders) add(p *gate.Publish, why string) bool {
 	if _, known := o.waiting[p.Connection]; known {
 		return false
 	}
@@ -119,17 +120,17 @@ func (o *offenders) kick(f func()) {
 var errForeignClient = errors.New("the client id is another identity's; a client may use its own user name or an id that is nobody's. use_username_as_clientid true on every listener rules this out")
 
 // refuseForeign refuses what a client does under the id of another identity, and has it disconnected.
-func (g *Gateway) refuseForeign(p *Publish) {
+func (g *Gateway) refuseForeign(p *gate.Publish) {
 	g.decision.now = time.Now()
 	if g.offenders.add(p, "for bearing the client id of another identity") {
 		g.figures.foreignClients.Add(1)
 	}
-	g.refuse(p, g.devices.of(g.registry.Lookup(p.Identity)), nil, ForeignClient, errForeignClient)
+	g.refuse(p, g.devices.of(g.registry.Lookup(p.Identity)), nil, gate.ForeignClient, errForeignClient)
 }
 
 // expelImpostor has a client disconnected that bears a device's user name and client id without the certificate for it: it
 // has the device's session. It reports whether it is one. Not for last wills, whose client may show no certificate any more.
-func (g *Gateway) expelImpostor(p *Publish) bool {
+func (g *Gateway) expelImpostor(p *gate.Publish) bool {
 	if p.Certified && !p.OtherIssuer || !bytes.Equal(p.ClientID, p.Identity) || g.registry.Lookup(p.Identity) == nil {
 		return false
 	}
@@ -142,7 +143,7 @@ func (g *Gateway) expelImpostor(p *Publish) bool {
 var errForeignEnded = errors.New("a connection under the client id of another identity has ended; it ended that identity's connection, and may have ended its session. use_username_as_clientid true on every listener rules this out")
 
 // Connected takes note of a new connection, which Mosquitto tells of from 2.1 on.
-func (g *Gateway) Connected(p *Publish) {
+func (g *Gateway) Connected(p *gate.Publish) {
 	defer func() {
 		if v := recover(); v != nil {
 			g.survived("connect", v)
@@ -157,8 +158,8 @@ func (g *Gateway) Connected(p *Publish) {
 
 // foreignEnded says in the log that a connection under the client id of another identity has ended of which nothing has
 // been seen before: connecting alone throws the other one out, and no plugin is asked.
-func (g *Gateway) foreignEnded(p *Publish) {
+func (g *Gateway) foreignEnded(p *gate.Publish) {
 	g.decision.now = time.Now()
 	g.figures.foreignClients.Add(1)
-	g.refuse(p, g.devices.of(g.registry.Lookup(p.Identity)), nil, ForeignClient, errForeignEnded)
+	g.refuse(p, g.devices.of(g.registry.Lookup(p.Identity)), nil, gate.ForeignClient, errForeignEnded)
 }

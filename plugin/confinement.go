@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"mosquitto-bouncer/plugin/gate"
 	"path/filepath"
 
 	"mosquitto-bouncer/plugin/brokerconf"
@@ -78,7 +79,7 @@ func (c *confinement) wasRemoved(name []byte) bool {
 }
 
 // of returns what the client that p is of is to the gateway.
-func (c *confinement) of(p *Publish) clientKind {
+func (c *confinement) of(p *gate.Publish) clientKind {
 	if c.isDevice(p.Identity) {
 		return ofDevice
 	}

@@ -2,6 +2,7 @@ package plugin
 
 import (
 	"context"
+	"mosquitto-bouncer/plugin/gate"
 	"os"
 	"path/filepath"
 	"strings"
@@ -13,15 +14,15 @@ import (
 )
 
 // elsewhere tells what a client with a certificate of its name may do with topics that are nobody's.
-func (g *aGateway) elsewhere(name string) (subscribe, read, write Decision) {
+func (g *aGateway) elsewhere(name string) (subscribe, read, write gate.Decision) {
 	p := publish(name, []byte("x"))
 	p.Topic, p.Presented, p.CommonName = []byte("site/status"), true, []byte(name)
-	subscribe, write = g.Access(Subscribe, p), g.Access(Write, p)
+	subscribe, write = g.Access(gate.Subscribe, p), g.Access(gate.Write, p)
 	p.Presented, p.CommonName = false, nil // a delivery does not look at the certificate
-	return subscribe, g.Access(Read, p), write
+	return subscribe, g.Access(gate.Read, p), write
 }
 
-func (g *aGateway) expectElsewhere(name string, want Decision) {
+func (g *aGateway) expectElsewhere(name string, want gate.Decision) {
 	g.t.Helper()
 	if s, r, w := g.elsewhere(name); s != want || r != want || w != want {
 		g.t.Errorf("%s: subscribe %d, read %d, write %d, want %d; log:\n%s", name, s, r, w, want, strings.Join(g.host.lines, "\n"))
@@ -30,7 +31,7 @@ func (g *aGateway) expectElsewhere(name string, want Decision) {
 
 // Whoever removes a device, while the gateway runs or not, and however often that is started again.
 // withClientID is a publish of a dashboard's, under a client id.
-func withClientID(id string) *Publish {
+func withClientID(id string) *gate.Publish {
 	p := publish("dashboard", nil)
 	p.ClientID = []byte(id)
 	return p
@@ -38,13 +39,13 @@ func withClientID(id string) *Publish {
 
 func TestRemovedStaysConfined(t *testing.T) {
 	g := startGateway(t, "")
-	g.expectElsewhere("sensor_001", Deny)
-	g.expectElsewhere("stranger", NotConcerned)
+	g.expectElsewhere("sensor_001", gate.Deny)
+	g.expectElsewhere("stranger", gate.NotConcerned)
 	g.change(func(ctx context.Context, s *registry.Store) error { return s.Remove(ctx, "sensor_001") })
 	g.until("removed", func() bool { return g.registry.Lookup([]byte("sensor_001")) == nil })
-	g.expectElsewhere("sensor_001", Deny)
+	g.expectElsewhere("sensor_001", gate.Deny)
 	g.restart()
-	g.expectElsewhere("sensor_001", Deny)
+	g.expectElsewhere("sensor_001", gate.Deny)
 	g.Stop()
 	g.change(func(ctx context.Context, s *registry.Store) error { return s.Remove(ctx, "sensor_002") })
 	var err error
@@ -52,18 +53,18 @@ func TestRemovedStaysConfined(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, id := range []string{"sensor_001", "sensor_002"} {
-		g.expectElsewhere(id, Deny)
+		g.expectElsewhere(id, gate.Deny)
 		// Nor does another user name help its certificate.
 		p := publish("dashboard", nil)
 		p.Topic, p.Presented, p.CommonName = []byte("#"), true, []byte(id)
-		if d := g.Access(Subscribe, p); d != Deny {
+		if d := g.Access(gate.Subscribe, p); d != gate.Deny {
 			t.Errorf("%s under another name: %d", id, d)
 		}
 		if !g.clientIDs.foreign(withClientID(id)) {
 			t.Errorf("%s: its client id is free for everyone", id)
 		}
 	}
-	g.expectElsewhere("stranger", NotConcerned)
+	g.expectElsewhere("stranger", gate.NotConcerned)
 
 	dir := filepath.Join(g.dir, order.DirName)
 	done := make(chan error, 1)
@@ -73,14 +74,14 @@ func TestRemovedStaysConfined(t *testing.T) {
 	if err := <-done; err != nil {
 		t.Fatal(err)
 	}
-	g.expectElsewhere("sensor_001", NotConcerned)
-	g.expectElsewhere("sensor_002", Deny)
+	g.expectElsewhere("sensor_001", gate.NotConcerned)
+	g.expectElsewhere("sensor_002", gate.Deny)
 	if g.clientIDs.foreign(withClientID("sensor_001")) || !g.clientIDs.foreign(withClientID("sensor_002")) {
 		t.Error("released: a client id belongs to its device until it is released")
 	}
 	g.restart()
-	g.expectElsewhere("sensor_001", NotConcerned)
-	g.expectElsewhere("sensor_002", Deny)
+	g.expectElsewhere("sensor_001", gate.NotConcerned)
+	g.expectElsewhere("sensor_002", gate.Deny)
 }
 
 func TestUnknownCertificates(t *testing.T) {
@@ -90,8 +91,8 @@ func TestUnknownCertificates(t *testing.T) {
 	if g.host.strangers != StrangersByName {
 		t.Fatalf("strangers are told apart by %d", g.host.strangers)
 	}
-	for name, want := range map[string]Decision{
-		"dashboard": NotConcerned, "stranger": Deny, "": Deny, "sensor_001": Deny, "Dashboard": Deny, "dashboard ": Deny,
+	for name, want := range map[string]gate.Decision{
+		"dashboard": gate.NotConcerned, "stranger": gate.Deny, "": gate.Deny, "sensor_001": gate.Deny, "Dashboard": gate.Deny, "dashboard ": gate.Deny,
 	} {
 		g.expectElsewhere(name, want)
 	}
@@ -105,7 +106,7 @@ func TestUnknownCertificates(t *testing.T) {
 	g.until("added", func() bool { return g.registry.Lookup([]byte("sensor_009")) != nil })
 	g.change(func(ctx context.Context, s *registry.Store) error { return s.Remove(ctx, "sensor_009") })
 	g.until("removed", func() bool { return g.registry.Lookup([]byte("sensor_009")) == nil })
-	g.expectElsewhere("sensor_009", Deny)
+	g.expectElsewhere("sensor_009", gate.Deny)
 
 	// Where other clients have no certificates, the certificate counts, and the user name says nothing.
 	g.confinement.byName = false
@@ -113,19 +114,19 @@ func TestUnknownCertificates(t *testing.T) {
 	for _, c := range []struct {
 		identity, name string
 		presented      bool
-		want           Decision
+		want           gate.Decision
 	}{
-		{"anyone", "", false, NotConcerned},
-		{"", "", false, NotConcerned},
-		{"anyone", "dashboard", true, NotConcerned},
-		{"dashboard", "stranger", true, Deny},
-		{"anyone", "stranger", true, Deny},
-		{"anyone", "sensor_002", true, NotConcerned}, // a registered device's, which [acl] others is for
-		{"", "", true, Deny},
+		{"anyone", "", false, gate.NotConcerned},
+		{"", "", false, gate.NotConcerned},
+		{"anyone", "dashboard", true, gate.NotConcerned},
+		{"dashboard", "stranger", true, gate.Deny},
+		{"anyone", "stranger", true, gate.Deny},
+		{"anyone", "sensor_002", true, gate.NotConcerned}, // a registered device's, which [acl] others is for
+		{"", "", true, gate.Deny},
 	} {
 		p := publish(c.identity, []byte("x"))
 		p.Topic, p.Presented, p.CommonName = []byte("site/status"), c.presented, []byte(c.name)
-		for _, action := range []Action{Subscribe, Read, Write} {
+		for _, action := range []gate.Action{gate.Subscribe, gate.Read, gate.Write} {
 			if d := g.Access(action, p); d != c.want {
 				t.Errorf("action %d of user %q with the certificate %q (%v): %d, want %d", action, c.identity, c.name, c.presented, d, c.want)
 			}
@@ -147,7 +148,7 @@ func TestUnknownCertificates(t *testing.T) {
 	if g.host.strangers != StrangersAny || changes == 0 {
 		t.Errorf("strangers are told apart by %d; %d changes", g.host.strangers, changes)
 	}
-	g.expectElsewhere("stranger", NotConcerned)
+	g.expectElsewhere("stranger", gate.NotConcerned)
 }
 
 // Where removed ids may be missing, a certificate of nobody's may be one of theirs.
@@ -166,8 +167,8 @@ func TestRemovedIDsMayBeMissing(t *testing.T) {
 	if g.Gateway, err = Start(g.file, g.host); err != nil {
 		t.Fatal(err)
 	}
-	g.expectElsewhere("stranger", Deny)
-	g.expectElsewhere("dashboard", NotConcerned)
+	g.expectElsewhere("stranger", gate.Deny)
+	g.expectElsewhere("dashboard", gate.NotConcerned)
 	if g.host.count("not every removed device id is remembered") != 1 {
 		t.Error(strings.Join(g.host.lines, "\n"))
 	}
@@ -175,5 +176,5 @@ func TestRemovedIDsMayBeMissing(t *testing.T) {
 		t.Fatal(err)
 	}
 	g.Tick()
-	g.expectElsewhere("stranger", NotConcerned)
+	g.expectElsewhere("stranger", gate.NotConcerned)
 }

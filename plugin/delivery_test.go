@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math"
+	"mosquitto-bouncer/plugin/gate"
 	"os"
 	"path/filepath"
 	"strings"
@@ -36,7 +37,7 @@ func (g *aGateway) tickUntil(what string, met func() bool) {
 // TestRestartRemembers: after a restart an accepted message is a replay, but for the client that may not have been told.
 func TestRestartRemembers(t *testing.T) {
 	g := startGateway(t, "")
-	const again = Swallow
+	const again = gate.Swallow
 	for qos := byte(1); qos <= 2; qos++ {
 		p := g.fresh("sensor_001")
 		p.QoS = qos
@@ -46,13 +47,13 @@ func TestRestartRemembers(t *testing.T) {
 		g.restart()
 		other := *p
 		other.ClientID = []byte("another client")
-		if o := g.send(&other); o != Refuse || !strings.Contains(g.host.last(), "reason=replay") {
+		if o := g.send(&other); o != gate.Refuse || !strings.Contains(g.host.last(), "reason=replay") {
 			t.Errorf("another client: outcome %d: %s", o, g.host.last())
 		}
 		if o := g.send(p); o != again {
 			t.Errorf("QoS %d: outcome %d: %s", qos, o, g.host.last())
 		}
-		if o := g.send(p); o != Refuse || !strings.Contains(g.host.last(), "reason=replay") {
+		if o := g.send(p); o != gate.Refuse || !strings.Contains(g.host.last(), "reason=replay") {
 			t.Errorf("QoS %d, on the same connection: outcome %d: %s", qos, o, g.host.last())
 		}
 		g.Disconnected(p, subscription.MayStay)
@@ -63,7 +64,7 @@ func TestRestartRemembers(t *testing.T) {
 		g.restart()
 		at0 := *p
 		at0.QoS = 0
-		if o := g.send(&at0); o != Refuse {
+		if o := g.send(&at0); o != gate.Refuse {
 			t.Errorf("at QoS 0: outcome %d", o)
 		}
 	}
@@ -76,17 +77,17 @@ func TestRestartRemembers(t *testing.T) {
 // TestJournalFull: what cannot be stored is refused and not remembered.
 func TestJournalFull(t *testing.T) {
 	g := startGateway(t, "timeout = \"1m\"\n[publish]\nmax_bytes = 700000\n[journal]\nmax_bytes = \"1MiB\"\n")
-	large := func(device, id string) *Publish {
+	large := func(device, id string) *gate.Publish {
 		p := publish(device, sign(t, "s", device, time.Now().Unix(), id, `"`+strings.Repeat("x", 600000)+`"`))
 		p.QoS, p.Connection = 1, 1
 		return p
 	}
-	if o := g.send(large("sensor_001", uuid.NewString())); o != Route {
+	if o := g.send(large("sensor_001", uuid.NewString())); o != gate.Route {
 		t.Fatalf("outcome %d: %s", o, g.host.last())
 	}
 	id := uuid.New()
 	second := large("sensor_002", id.String())
-	if o := g.send(second); o != Refuse || !strings.Contains(g.host.last(), "reason=overloaded") || !strings.Contains(g.host.last(), "journal: full") {
+	if o := g.send(second); o != gate.Refuse || !strings.Contains(g.host.last(), "reason=overloaded") || !strings.Contains(g.host.last(), "journal: full") {
 		t.Fatalf("outcome %d: %s", o, g.host.last())
 	}
 	if _, seen := g.seen.Lookup(g.registry.Lookup([]byte("sensor_002")).Serial, id); seen {
@@ -96,7 +97,7 @@ func TestJournalFull(t *testing.T) {
 		t.Errorf("%+v", s)
 	}
 	for _, device := range []string{"sensor_001", "sensor_002"} {
-		if o := g.send(g.fresh(device)); o != Route {
+		if o := g.send(g.fresh(device)); o != gate.Route {
 			t.Errorf("a small message of %s: outcome %d: %s", device, o, g.host.last())
 		}
 	}
@@ -125,7 +126,7 @@ func aRecovery(t *testing.T, seen *replay.Set, now int64) *recovery {
 	t.Cleanup(func() { _ = r.Close(); _ = f.Close(t.Context()) })
 	return &recovery{
 		registry: r, seen: seen, forwarder: f, now: now, tolerance: 300,
-		results: newGatedTopic("device/+/command/result"), unknown: make(map[string]string),
+		results: gate.NewTopic("device/+/command/result"), unknown: make(map[string]string),
 	}
 }
 

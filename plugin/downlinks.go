@@ -2,6 +2,7 @@ package plugin
 
 import (
 	"fmt"
+	"mosquitto-bouncer/plugin/gate"
 	"slices"
 	"strings"
 
@@ -18,12 +19,12 @@ func (g *Gateway) startResponses(c *config.Config) {
 	g.responses = downlink.NewResponses(downlink.ResponseOptions{
 		Topic: c.Response.Topic, MaxAge: c.Response.MaxAge, Wrap: c.Response.Wrap, Log: g.log,
 		Reserved: func(topic []byte) bool {
-			if _, gated := deviceLevel(g.gated, topic); gated {
+			if _, gated := gate.DeviceLevel(g.gated, topic); gated {
 				return true
 			}
-			return slices.ContainsFunc(g.own, func(own gatedTopic) bool {
-				_, matches := own.device(topic)
-				return matches && !own.below
+			return slices.ContainsFunc(g.own, func(own gate.Topic) bool {
+				_, matches := own.Device(topic)
+				return matches && !own.Below
 			})
 		},
 	}, g.down)
@@ -57,8 +58,8 @@ func (g *Gateway) auditCommand(c command.Command) {
 }
 
 // resultTopic is where devices answer to commands.
-func resultTopic(c *config.Config) gatedTopic {
-	return newGatedTopic(strings.Replace(c.Command.ResultTopic(), config.DeviceID, "+", 1))
+func resultTopic(c *config.Config) gate.Topic {
+	return gate.NewTopic(strings.Replace(c.Command.ResultTopic(), config.DeviceID, "+", 1))
 }
 
 // restoreAnswers brings devices' answers to commands from the journal into the store of commands.

@@ -2,5 +2,7 @@
 
 package plugin
 
+import "mosquitto-bouncer/plugin/gate"
+
 // injectFault does nothing; see fault_on.go.
-func injectFault(*Publish, Host) {}
+func injectFault(*gate.Publish, Host) {}

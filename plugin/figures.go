@@ -5,12 +5,13 @@ import (
 	"time"
 
 	"mosquitto-bouncer/plugin/deadletter"
+	"mosquitto-bouncer/plugin/gate"
 	"mosquitto-bouncer/plugin/metrics"
 )
 
 // figures are what the broker's thread counts for the metrics. It alone writes them; the listener's goroutines read.
 type figures struct {
-	verdicts [reasonCount]atomic.Uint64
+	verdicts [gate.ReasonCount]atomic.Uint64
 	lastTick atomic.Int64 // Unix nanoseconds; 0: none yet
 	ticks    atomic.Uint64
 
@@ -41,7 +42,7 @@ func (g *Gateway) collectors() *metrics.Set {
 func (g *Gateway) collect(to metrics.Sender) {
 	f := &g.figures
 	to.Gauge("build_info", "The version of the plugin.", 1, "version", Version)
-	for r := range reasonCount {
+	for r := range gate.ReasonCount {
 		to.Counter("publishes_total", "Publishes to gated topics by verdict, and other refused requests of devices.", f.verdicts[r].Load(), "verdict", r.String())
 	}
 	to.Counter("rejection_notices_total", "Notices that told a device why its publish was refused.", g.notices.sent.Load())

@@ -6,6 +6,7 @@ package plugin
 import (
 	"fmt"
 	"log/slog"
+	"mosquitto-bouncer/plugin/gate"
 	"path/filepath"
 	"runtime/debug"
 	"strings"
@@ -101,8 +102,8 @@ type Gateway struct {
 	started time.Time
 	// brokerConf is the broker's configuration at the start, with every acl_file since; nil: it could not be read.
 	brokerConf *brokerconf.Config
-	gated      []gatedTopic
-	own        []gatedTopic
+	gated      []gate.Topic
+	own        []gate.Topic
 
 	// removed is confinement.removed; nil: it is not read yet.
 	removed      atomic.Pointer[former.Set]
@@ -161,7 +162,7 @@ type Gateway struct {
 
 	responses *downlink.Responses
 	notices   notices
-	results   gatedTopic                        // where devices answer to commands
+	results   gate.Topic                        // where devices answer to commands
 	commands  *downlink.Commands                // nil: without an HTTP listener there are none
 	rotated   atomic.Pointer[downlink.Commands] // the same, for the registry's goroutine
 	// recoveredAnswers are those that the journal had at the start.
@@ -216,7 +217,7 @@ func Start(configFile string, host Host) (_ *Gateway, err error) {
 		}
 	}()
 	for _, filter := range c.Publish.Topics {
-		g.gated = append(g.gated, newGatedTopic(filter))
+		g.gated = append(g.gated, gate.NewTopic(filter))
 	}
 	g.devices.limit, g.devices.burst = deviceLimit(c)
 	g.decision = circumstances{
@@ -327,7 +328,7 @@ func (g *Gateway) Tick() {
 
 // Disconnected notes that a client's connection has ended, and what has become of its session. Of p only Connection,
 // Identity and ClientID count.
-func (g *Gateway) Disconnected(p *Publish, end subscription.End) {
+func (g *Gateway) Disconnected(p *gate.Publish, end subscription.End) {
 	defer func() {
 		if v := recover(); v != nil {
 			g.survived("disconnect", v)

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"mosquitto-bouncer/plugin/gate"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -137,7 +138,7 @@ const refusedLine = "refused"
 
 // refused writes the line of one refusal. Identity, client id, topic and message id are the publisher's own words: quoted
 // where they need it, and cut where they are long.
-func (l *refusalLog) refused(now time.Time, p *Publish, messageID []byte, reason Reason, detail error, write func(slog.Level, string)) {
+func (l *refusalLog) refused(now time.Time, p *gate.Publish, messageID []byte, reason gate.Reason, detail error, write func(slog.Level, string)) {
 	who := p.Identity
 	if len(who) == 0 {
 		who = p.ClientID

@@ -3,6 +3,7 @@ package plugin
 import (
 	"fmt"
 	"log/slog"
+	"mosquitto-bouncer/plugin/gate"
 	"strings"
 	"testing"
 	"time"
@@ -23,7 +24,7 @@ func TestRefusalsAreSampledAndCounted(t *testing.T) {
 	l := refusalLog{sampler: lines}
 	start := time.Unix(now, 0)
 	for i := range sampler.Burst + 250 {
-		l.refused(start, publish(fmt.Sprintf("sensor_%04d", i), nil), nil, Stale, nil, log.write)
+		l.refused(start, publish(fmt.Sprintf("sensor_%04d", i), nil), nil, gate.Stale, nil, log.write)
 	}
 	if len(log) != sampler.Burst {
 		t.Fatalf("%d lines, want %d", len(log), sampler.Burst)
@@ -48,12 +49,12 @@ func TestRefusalsOfOneDeviceAreSampled(t *testing.T) {
 	l := refusalLog{sampler: sampler.New()}
 	start := time.Unix(now, 0)
 	for range sampler.Burst {
-		l.refused(start, publish("sensor_001", nil), nil, BadSignature, nil, log.write)
+		l.refused(start, publish("sensor_001", nil), nil, gate.BadSignature, nil, log.write)
 	}
 	if len(log) != sampler.ClientBurst {
 		t.Fatalf("%d lines of one device, want %d", len(log), sampler.ClientBurst)
 	}
-	l.refused(start, publish("sensor_002", nil), nil, Stale, nil, log.write)
+	l.refused(start, publish("sensor_002", nil), nil, gate.Stale, nil, log.write)
 	if last := log[len(log)-1]; !strings.HasPrefix(last, "refused device=sensor_002 ") {
 		t.Errorf("the other device's line is missing; last is %q", last)
 	}
@@ -62,15 +63,15 @@ func TestRefusalsOfOneDeviceAreSampled(t *testing.T) {
 // What a publisher chose must neither break a line nor pass for another value.
 func TestRefusalLineQuotesThePublishersWords(t *testing.T) {
 	l, log := refusalLog{sampler: sampler.New()}, aLog{}
-	p := &Publish{Identity: []byte("a b\nbouncer: accepted"), ClientID: []byte("c reason=accepted"), Topic: []byte("device/\x1b[31m/data")}
-	l.refused(time.Unix(now, 0), p, nil, Malformed, nil, log.write)
+	p := &gate.Publish{Identity: []byte("a b\nbouncer: accepted"), ClientID: []byte("c reason=accepted"), Topic: []byte("device/\x1b[31m/data")}
+	l.refused(time.Unix(now, 0), p, nil, gate.Malformed, nil, log.write)
 	want := `refused device="a b\nbouncer: accepted" topic="device/\x1b[31m/data" reason=malformed client="c reason=accepted"`
 	if log[0] != want {
 		t.Errorf("got  %s\nwant %s", log[0], want)
 	}
 	p = publish(strings.Repeat("x", 70000), nil)
 	p.ClientID = []byte(strings.Repeat("\xff", 70000))
-	l.refused(time.Unix(now, 0), p, nil, Malformed, nil, log.write)
+	l.refused(time.Unix(now, 0), p, nil, gate.Malformed, nil, log.write)
 	if len(log[1]) > maxLine {
 		t.Errorf("a line of %d bytes", len(log[1]))
 	}

@@ -2,6 +2,7 @@ package plugin
 
 import (
 	"errors"
+	"mosquitto-bouncer/plugin/gate"
 	"time"
 
 	"mosquitto-bouncer/plugin/command"
@@ -10,40 +11,29 @@ import (
 	"mosquitto-bouncer/plugin/replay"
 )
 
-// An Outcome is what the broker is to do with a publish. The zero value is Refuse.
-type Outcome int
-
-// The outcomes.
-const (
-	Refuse  Outcome = iota // tell the publisher no, and route it to nobody
-	Route                  // tell the publisher yes, and route it as it is
-	Relay                  // tell the publisher yes, route it to nobody, and publish a copy of it in the gateway's name
-	Swallow                // tell the publisher yes, and route it to nobody
-)
-
 // Message decides on one publish. A publish to a topic that is neither gated nor the gateway's own is none of its business
 // and always routed.
-func (g *Gateway) Message(p *Publish) (outcome Outcome) {
+func (g *Gateway) Message(p *gate.Publish) (outcome gate.Disposition) {
 	defer func() {
 		if v := recover(); v != nil {
-			outcome = Refuse
+			outcome = gate.Refuse
 			g.pending.set = false
 			g.survived("message", v)
-			g.refuse(p, nil, nil, Internal, nil)
+			g.refuse(p, nil, nil, gate.Internal, nil)
 		}
 	}()
 	timing := g.figures.message.Begin()
 	defer g.figures.message.End(timing)
 	injectFault(p, g.host)
-	level, gated := deviceLevel(g.gated, p.Topic)
+	level, gated := gate.DeviceLevel(g.gated, p.Topic)
 	if !gated {
 		// Access has refused the gateway's topics already, but is not asked of what a bridge brings.
-		if _, own := deviceLevel(g.own, p.Topic); own {
+		if _, own := gate.DeviceLevel(g.own, p.Topic); own {
 			g.decision.now = time.Now()
-			g.refuse(p, nil, nil, Forbidden, errOwnTopic)
-			return Refuse
+			g.refuse(p, nil, nil, gate.Forbidden, errOwnTopic)
+			return gate.Refuse
 		}
-		return Route
+		return gate.Route
 	}
 	g.served = served{}
 	v := &g.pending
@@ -53,59 +43,59 @@ func (g *Gateway) Message(p *Publish) (outcome Outcome) {
 		g.decide(p, level)
 	}
 	v.set = false
-	if v.reason.good() && (p.PropertyBytes < 0 || len(p.Payload)+p.PropertyBytes > g.decision.maxBytes) {
-		v.reason, v.detail = TooLarge, errProperties
+	if v.reason.Good() && (p.PropertyBytes < 0 || len(p.Payload)+p.PropertyBytes > g.decision.maxBytes) {
+		v.reason, v.detail = gate.TooLarge, errProperties
 	}
 	switch v.reason {
-	case Accepted:
+	case gate.Accepted:
 		v.reason, v.detail = g.accept(p, v.device, v.envelope)
-		if v.reason == Accepted {
-			g.figures.verdicts[Accepted].Add(1)
+		if v.reason == gate.Accepted {
+			g.figures.verdicts[gate.Accepted].Add(1)
 			v.device.verdicts.accept(g.decision.now)
 			if p.Retain {
 				g.verified.Note(p.Topic, p.Payload)
 			}
 			if g.relay.takes(p.Topic, p.QoS) {
 				g.keepUnsent(p)
-				return Relay
+				return gate.Relay
 			}
-			return Route
+			return gate.Route
 		}
-	case Redelivered:
-		g.figures.verdicts[Redelivered].Add(1)
-		v.device.verdicts.add(Redelivered)
+	case gate.Redelivered:
+		g.figures.verdicts[gate.Redelivered].Add(1)
+		v.device.verdicts.add(gate.Redelivered)
 		g.redelivered(p, v.device, v.envelope)
-		return Swallow
+		return gate.Swallow
 	}
 	g.refuse(p, v.device, v.envelope, v.reason, v.detail)
-	return Refuse
+	return gate.Refuse
 }
 
 // redelivered notes that a message that was accepted before has come again. Subscribers and backend have been given it
 // then, so no copy is routed. Once more on this connection would be a replay.
-func (g *Gateway) redelivered(p *Publish, d *device, e *envelope.Envelope) {
+func (g *Gateway) redelivered(p *gate.Publish, d *device, e *envelope.Envelope) {
 	d.published(p.ClientID) // after a restart it has not, as far as is known
 	g.seen.Update(d.registered.Serial, e.MessageID, d.remember(p, e))
 }
 
 // accept remembers the id of a message that has passed every check, stores the message in the journal and hands it over.
 // If one of them cannot be done, nothing is: the device may send the message again.
-func (g *Gateway) accept(p *Publish, d *device, e *envelope.Envelope) (Reason, error) {
+func (g *Gateway) accept(p *gate.Publish, d *device, e *envelope.Envelope) (gate.Reason, error) {
 	isAnswer := g.isAnswer(p.Topic)
 	if isAnswer {
 		if err := g.commands.Admit(d.registered.ID, len(e.Payload)); err != nil {
-			return Overloaded, err
+			return gate.Overloaded, err
 		}
 	} else if err := g.forwarder.Admit(d.registered.ID); err != nil {
-		return Overloaded, err
+		return gate.Overloaded, err
 	}
 	serial := d.registered.Serial
 	switch g.seen.Insert(serial, e.MessageID, e.Timestamp, d.remember(p, e)) {
 	case replay.Inserted:
 	case replay.Full:
-		return Overloaded, errRemembered
+		return gate.Overloaded, errRemembered
 	default: // judge has ruled out the others
-		return Internal, nil
+		return gate.Internal, nil
 	}
 	stored := false
 	defer func() { // after a panic too: what is remembered and not stored would be acknowledged when it comes again
@@ -142,19 +132,19 @@ func (g *Gateway) accept(p *Publish, d *device, e *envelope.Envelope) (Reason, e
 	}
 	if err != nil {
 		g.responses.Drop(d.registered.ID, uuidText(e.MessageID))
-		return Overloaded, err
+		return gate.Overloaded, err
 	}
 	stored = true
 	d.published(p.ClientID)
 	g.noteSecret(d)
 	if isAnswer {
-		return Accepted, nil
+		return gate.Accepted, nil
 	}
 	g.forwarder.Enqueue(a.Device, uint64(pos), a.Size())
 	if g.ticks == 0 {
 		g.forwarder.Dispatch()
 	}
-	return Accepted, nil
+	return gate.Accepted, nil
 }
 
 // isAnswer reports whether a gated topic is that of devices' answers to commands.
@@ -162,23 +152,23 @@ func (g *Gateway) isAnswer(topic []byte) bool {
 	if g.commands == nil {
 		return false
 	}
-	_, is := g.results.device(topic)
+	_, is := g.results.Device(topic)
 	return is
 }
 
 // admitAnswer refuses a good message that is not a device's to send: one with the id of a command, and on the topic of the
 // answers to commands, one that is no answer. It would be remembered there and reach no one, and the device's own copy on
 // the topic that it is meant for would be in vain.
-func (g *Gateway) admitAnswer(p *Publish, e *envelope.Envelope) (Reason, error) {
+func (g *Gateway) admitAnswer(p *gate.Publish, e *envelope.Envelope) (gate.Reason, error) {
 	if command.IsID(e.MessageID) {
-		return Malformed, errCommandID
+		return gate.Malformed, errCommandID
 	}
 	if g.isAnswer(p.Topic) {
 		if err := command.CheckAnswer(e.Payload); err != nil {
-			return Malformed, err
+			return gate.Malformed, err
 		}
 	}
-	return Accepted, nil
+	return gate.Accepted, nil
 }
 
 // noteSecret notes which of its secrets a device has signed an accepted message with, if that is news.

@@ -1,6 +1,7 @@
 package plugin
 
 import (
+	"mosquitto-bouncer/plugin/gate"
 	"strings"
 	"testing"
 	"unsafe"
@@ -17,20 +18,20 @@ func (panicking) Traceparent(unsafe.Pointer) string { panic("no memory") }
 // accepted when it comes again, which would acknowledge what nobody has.
 func TestAPanicRemembersNothing(t *testing.T) {
 	g := startGateway(t, "")
-	if o := g.send(g.fresh("sensor_001")); o != Route {
+	if o := g.send(g.fresh("sensor_001")); o != gate.Route {
 		t.Fatalf("outcome %d: %s", o, g.host.last())
 	}
 	p := g.fresh("sensor_001")
 	p.Properties = unsafe.Pointer(p)
 	g.Gateway.host = panicking{g.host}
-	if o := g.send(p); o != Refuse || !strings.Contains(g.host.last(), "reason=internal") {
+	if o := g.send(p); o != gate.Refuse || !strings.Contains(g.host.last(), "reason=internal") {
 		t.Fatalf("outcome %d: %s", o, g.host.last())
 	}
 	g.Gateway.host = g.host
 	g.Disconnected(p, subscription.MayStay)
 	g.Tick()
 	p.Connection++
-	if o := g.send(p); o != Route {
+	if o := g.send(p); o != gate.Route {
 		t.Errorf("it came again: outcome %d: %s", o, g.host.last())
 	}
 	g.tickUntil("delivery", func() bool { return g.Stats().Accounts == Accounts{Accepted: 2, Delivered: 2} })

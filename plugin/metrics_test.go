@@ -12,6 +12,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"mosquitto-bouncer/plugin/gate"
 	"mosquitto-bouncer/plugin/metrics"
 )
 
@@ -21,7 +22,7 @@ var updateMetrics = flag.Bool("update-metrics", false, "write testdata/metrics.t
 // dashboards and alerts know.
 func TestSeriesStay(t *testing.T) {
 	g, address := startHTTP(t)
-	if g.send(g.fresh("sensor_001")) != Route {
+	if g.send(g.fresh("sensor_001")) != gate.Route {
 		t.Fatal(g.host.last())
 	}
 	g.until("delivered", func() bool { return len(g.host.published) > 0 && len(g.forwarder.Responses()) > 0 })

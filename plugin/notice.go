@@ -1,6 +1,7 @@
 package plugin
 
 import (
+	"mosquitto-bouncer/plugin/gate"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -22,7 +23,7 @@ type notices struct {
 // notify tells a device that a publish was refused, if it wants to be told and was not within the last second. Only a
 // device that is connected with its own certificate is told, and of what came over that very connection: nobody else can
 // bring it about. A last will has no connection any more, and a refused subscription has its own answer.
-func (g *Gateway) notify(p *Publish, messageID []byte, reason Reason, detail error) {
+func (g *Gateway) notify(p *gate.Publish, messageID []byte, reason gate.Reason, detail error) {
 	if g.notices.topic == "" || !p.Certified || len(p.Identity) == 0 || detail == errWill || detail == errSubscription {
 		return
 	}

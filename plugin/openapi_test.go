@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"mosquitto-bouncer/plugin/gate"
 	"net"
 	"net/http"
 	"os"
@@ -57,7 +58,7 @@ func (g *aGateway) answer(stop context.Context) {
 }
 
 // obey answers a publish that is a command, and returns the answer; nil: it is none.
-func (g *aGateway) obey(p downlink.Publish) *Publish {
+func (g *aGateway) obey(p downlink.Publish) *gate.Publish {
 	device, isCommand := strings.CutSuffix(strings.TrimPrefix(p.Topic, "device/"), "/command")
 	var command struct {
 		ID string `json:"message_id"`
@@ -67,7 +68,7 @@ func (g *aGateway) obey(p downlink.Publish) *Publish {
 	}
 	q := publish(device, sign(g.t, "s", device, time.Now().Unix(), uuid.NewString(), fmt.Sprintf(`{"command_id":%q,"status":"succeeded","result":[1]}`, command.ID)))
 	q.Topic = []byte(p.Topic + "/result")
-	if o := g.send(q); o != Route {
+	if o := g.send(q); o != gate.Route {
 		g.t.Errorf("the answer: %d %s", o, g.host.last())
 	}
 	return q
@@ -227,7 +228,7 @@ func TestOpenAPI(t *testing.T) {
 	cancel()
 	<-loop
 	read(device, "/v1/devices/sensor_001", 503)
-	if g.send(g.fresh("sensor_001")) != Route { // which waits
+	if g.send(g.fresh("sensor_001")) != gate.Route { // which waits
 		t.Error(g.host.last())
 	}
 	read(list, list+"?order=slowest", 503)

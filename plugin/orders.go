@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"mosquitto-bouncer/plugin/gate"
 	"path/filepath"
 	"runtime/debug"
 	"slices"
@@ -119,11 +120,11 @@ func (g *Gateway) clearRetained(topics, devices []string) error {
 			return fmt.Errorf("%q is no device id", id)
 		}
 		for _, t := range slices.Concat(g.gated, g.own) {
-			topics = append(topics, t.of(id))
+			topics = append(topics, t.Of(id))
 		}
 	}
 	for _, topic := range topics {
-		if _, ours := deviceLevel(slices.Concat(g.gated, g.own), []byte(topic)); !ours {
+		if _, ours := gate.DeviceLevel(slices.Concat(g.gated, g.own), []byte(topic)); !ours {
 			return fmt.Errorf("%q is neither a gated topic nor one of the gateway's own", topic)
 		}
 	}

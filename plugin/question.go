@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"mosquitto-bouncer/plugin/gate"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -195,10 +196,10 @@ func (g *Gateway) tell(q forward.Queue, v *verdicts) httpd.Device {
 		for reason, n := range v.others {
 			switch {
 			case n == 0:
-			case Reason(reason) == Redelivered:
+			case gate.Reason(reason) == gate.Redelivered:
 				d.Redelivered = n
 			default:
-				d.Refused[Reason(reason).String()] = n
+				d.Refused[gate.Reason(reason).String()] = n
 			}
 		}
 	}

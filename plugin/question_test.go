@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"maps"
+	"mosquitto-bouncer/plugin/gate"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -71,27 +72,27 @@ func TestWhatIsKnownOfADevice(t *testing.T) {
 
 	begin := time.Now()
 	first := g.fresh("sensor_001")
-	for _, p := range []*Publish{first, first, g.fresh("sensor_001")} { // the second is a replay
+	for _, p := range []*gate.Publish{first, first, g.fresh("sensor_001")} { // the second is a replay
 		g.send(p)
 	}
 	tampered := g.fresh("sensor_001")
 	tampered.Payload = []byte(strings.Replace(string(tampered.Payload), `"t":22`, `"t":23`, 1))
 	g.send(tampered)
-	g.Disconnected(&Publish{Connection: 1, Identity: first.Identity, ClientID: first.ClientID}, subscription.MayStay)
+	g.Disconnected(&gate.Publish{Connection: 1, Identity: first.Identity, ClientID: first.ClientID}, subscription.MayStay)
 	again := *first
 	again.Connection = 3
 	g.Tick()
-	if o := g.send(&again); o != Swallow {
+	if o := g.send(&again); o != gate.Swallow {
 		t.Fatalf("%d %s", o, g.host.last())
 	}
-	g.Access(Subscribe, by(first, "sensor_001", "others/topic"))
+	g.Access(gate.Subscribe, by(first, "sensor_001", "others/topic"))
 	// Another's topic: it is the publisher's refusal.
 	g.send(by(first, "sensor_002", ""))
 
 	want := map[string]uint64{"replay": 1, "bad_signature": 1, "forbidden_topic": 1}
 	for what, round := range map[string]func(){
 		"tick":    tick,
-		"publish": func() { g.Access(Write, by(first, "somebody", "elsewhere")) }, // of a broker that never ticks
+		"publish": func() { g.Access(gate.Write, by(first, "somebody", "elsewhere")) }, // of a broker that never ticks
 	} {
 		d = g.askDevice("sensor_001", round)
 		if d.Accepted != 2 || d.Redelivered != 1 || !maps.Equal(d.Refused, want) || d.Pending != 2 || d.Failures != 0 {
@@ -178,7 +179,7 @@ func TestQuestionsAreBounded(t *testing.T) {
 // TestDeviceOverHTTP: what clients see.
 func TestDeviceOverHTTP(t *testing.T) {
 	g, address := startHTTP(t)
-	if g.send(g.fresh("sensor_001")) != Route {
+	if g.send(g.fresh("sensor_001")) != gate.Route {
 		t.Fatal(g.host.last())
 	}
 	text := asked(t, g.Tick, func() (string, error) {

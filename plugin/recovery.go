@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"math"
+	"mosquitto-bouncer/plugin/gate"
 	"time"
 
 	"mosquitto-bouncer/plugin/downlink"
@@ -32,7 +33,7 @@ type recovery struct {
 	forwarder *forward.Forwarder
 	now       int64 // seconds since 1970
 	tolerance int64
-	results   gatedTopic // of devices' answers to commands
+	results   gate.Topic // of devices' answers to commands
 	answers   []downlink.Answer
 
 	device   string // of the message before, a string that lives anyway
@@ -78,7 +79,7 @@ func (r *recovery) take(pos journal.Position, a *journal.Accepted, o journal.Out
 	if o != journal.Pending {
 		return
 	}
-	if _, is := r.results.device(a.Topic); is {
+	if _, is := r.results.Device(a.Topic); is {
 		r.answers = append(r.answers, downlink.Answer{Position: pos, Device: r.device, Payload: bytes.Clone(a.Payload), At: a.AcceptedAt})
 		return
 	}
@@ -120,7 +121,7 @@ func (r *recovery) forget(span []replay.Span) {
 }
 
 // openJournal opens the journal and rebuilds what is in it.
-func (g *Gateway) openJournal(o journal.Options, results gatedTopic) error {
+func (g *Gateway) openJournal(o journal.Options, results gate.Topic) error {
 	now := time.Now()
 	tolerance := g.decision.tolerance
 	if err := restoreForgotten(o.Dir, g.seen, now.Unix(), tolerance, g.log); err != nil {

@@ -3,6 +3,7 @@ package plugin
 import (
 	"context"
 	"database/sql"
+	"mosquitto-bouncer/plugin/gate"
 	"os"
 	"path/filepath"
 	"strings"
@@ -68,7 +69,7 @@ func TestAnswersSurviveACrash(t *testing.T) {
 	next.until("nothing is left to do in the journal", func() bool { return next.Stats().Journal.Pending == 0 })
 	answer.Connection++
 	answer.ClientID = []byte("another")
-	if next.send(answer) != Refuse || next.host.count("reason=replay") != 1 {
+	if next.send(answer) != gate.Refuse || next.host.count("reason=replay") != 1 {
 		t.Errorf("the answer once more: %s", next.host.last())
 	}
 }

@@ -8,6 +8,7 @@ import (
 
 	"mosquitto-bouncer/plugin/brokerconf"
 	"mosquitto-bouncer/plugin/envelope"
+	"mosquitto-bouncer/plugin/gate"
 	"mosquitto-bouncer/plugin/journal"
 	"mosquitto-bouncer/plugin/replay"
 )
@@ -81,12 +82,12 @@ func (l *lastTopic) hashOf(topic []byte) *[16]byte {
 }
 
 // tag returns the tag of the message that p brings now.
-func (d *device) tag(p *Publish, e *envelope.Envelope) messageTag {
+func (d *device) tag(p *gate.Publish, e *envelope.Envelope) messageTag {
 	return newMessageTag(e.Signature, d.topic.hashOf(p.Topic), p.QoS, p.Retain)
 }
 
 // remember returns what the replay memory keeps of the message that p brings now.
-func (d *device) remember(p *Publish, e *envelope.Envelope) replay.Entry {
+func (d *device) remember(p *gate.Publish, e *envelope.Envelope) replay.Entry {
 	return replay.Entry{Tag: d.tag(p, e).from(hashClient(p.ClientID)), Session: d.departures}
 }
 
@@ -136,7 +137,7 @@ func legacyQoS(qos byte) byte {
 // With userNameIsClientID, the broker gives every client its user name for a client id (use_username_as_clientid), and a
 // message from before the start may have come under another one, when that was not set yet. Such a message's client is
 // not compared: whoever publishes bears the device's certificate in any case.
-func (d *device) redelivers(p *Publish, e *envelope.Envelope, known replay.Entry, userNameIsClientID bool) bool {
+func (d *device) redelivers(p *gate.Publish, e *envelope.Envelope, known replay.Entry, userNameIsClientID bool) bool {
 	if p.QoS == 0 {
 		return false
 	}

@@ -2,6 +2,7 @@ package plugin
 
 import (
 	"fmt"
+	"mosquitto-bouncer/plugin/gate"
 	"strings"
 	"testing"
 
@@ -11,17 +12,17 @@ import (
 )
 
 // reconnect ends the connection that p came on.
-func (g *aGateway) reconnect(p *Publish) {
+func (g *aGateway) reconnect(p *gate.Publish) {
 	g.Disconnected(p, subscription.MayStay)
 	g.Tick()
 }
 
 // firstOutcome is what becomes of a message that is accepted.
-func firstOutcome(qos byte) Outcome {
+func firstOutcome(qos byte) gate.Disposition {
 	if qos == 2 {
-		return Relay
+		return gate.Relay
 	}
-	return Route
+	return gate.Route
 }
 
 func TestRedelivery(t *testing.T) {
@@ -30,27 +31,27 @@ func TestRedelivery(t *testing.T) {
 		name        string
 		first, then byte // QoS
 		reconnect   bool
-		change      func(p *Publish)
-		want        Outcome
+		change      func(p *gate.Publish)
+		want        gate.Disposition
 	}{
-		{"QoS 1 on a new connection", 1, 1, reconnect, nil, Swallow},
-		{"QoS 2 on a new connection", 2, 2, reconnect, nil, Swallow},
-		{"QoS 0 and then 1", 0, 1, reconnect, nil, Refuse},
-		{"QoS 0 and then 2", 0, 2, reconnect, nil, Refuse},
-		{"QoS 1 and then 2", 1, 2, reconnect, nil, Refuse},
-		{"QoS 2 and then 1", 2, 1, reconnect, nil, Refuse},
-		{"QoS 1 and then 0", 1, 0, reconnect, nil, Refuse},
-		{"QoS 2 and then 0", 2, 0, reconnect, nil, Refuse},
-		{"on the same connection", 1, 1, stay, nil, Refuse},
-		{"on the same connection, QoS 2", 2, 2, stay, nil, Refuse},
-		{"retained", 1, 1, reconnect, func(p *Publish) { p.Retain = !p.Retain }, Refuse},
-		{"retained, QoS 2", 2, 2, reconnect, func(p *Publish) { p.Retain = !p.Retain }, Refuse},
-		{"on another gated topic", 1, 1, reconnect, func(p *Publish) { p.Topic = []byte("alarm/sensor_001") }, Refuse},
-		{"on another gated topic, QoS 2", 2, 2, reconnect, func(p *Publish) { p.Topic = []byte("alarm/sensor_001") }, Refuse},
-		{"from another client id", 1, 1, reconnect, func(p *Publish) { p.ClientID = []byte("other") }, Refuse},
-		{"tampered with", 1, 1, reconnect, func(p *Publish) {
+		{"QoS 1 on a new connection", 1, 1, reconnect, nil, gate.Swallow},
+		{"QoS 2 on a new connection", 2, 2, reconnect, nil, gate.Swallow},
+		{"QoS 0 and then 1", 0, 1, reconnect, nil, gate.Refuse},
+		{"QoS 0 and then 2", 0, 2, reconnect, nil, gate.Refuse},
+		{"QoS 1 and then 2", 1, 2, reconnect, nil, gate.Refuse},
+		{"QoS 2 and then 1", 2, 1, reconnect, nil, gate.Refuse},
+		{"QoS 1 and then 0", 1, 0, reconnect, nil, gate.Refuse},
+		{"QoS 2 and then 0", 2, 0, reconnect, nil, gate.Refuse},
+		{"on the same connection", 1, 1, stay, nil, gate.Refuse},
+		{"on the same connection, QoS 2", 2, 2, stay, nil, gate.Refuse},
+		{"retained", 1, 1, reconnect, func(p *gate.Publish) { p.Retain = !p.Retain }, gate.Refuse},
+		{"retained, QoS 2", 2, 2, reconnect, func(p *gate.Publish) { p.Retain = !p.Retain }, gate.Refuse},
+		{"on another gated topic", 1, 1, reconnect, func(p *gate.Publish) { p.Topic = []byte("alarm/sensor_001") }, gate.Refuse},
+		{"on another gated topic, QoS 2", 2, 2, reconnect, func(p *gate.Publish) { p.Topic = []byte("alarm/sensor_001") }, gate.Refuse},
+		{"from another client id", 1, 1, reconnect, func(p *gate.Publish) { p.ClientID = []byte("other") }, gate.Refuse},
+		{"tampered with", 1, 1, reconnect, func(p *gate.Publish) {
 			p.Payload = []byte(strings.Replace(string(p.Payload), ":22}", ":99}", 1))
-		}, Refuse},
+		}, gate.Refuse},
 	} {
 		for _, retained := range []bool{false, true} {
 			for _, restart := range []bool{false, true} {
@@ -78,17 +79,17 @@ func TestRedelivery(t *testing.T) {
 					if got != c.want {
 						t.Errorf("outcome %d, want %d; the log says %s", got, c.want, g.host.last())
 					}
-					if got == Refuse && !strings.Contains(g.host.last(), "reason=replay") {
+					if got == gate.Refuse && !strings.Contains(g.host.last(), "reason=replay") {
 						t.Errorf("the log says %s", g.host.last())
 					}
-					if got == Swallow {
-						if got := g.send(p); got != Refuse || !strings.Contains(g.host.last(), "reason=replay") {
+					if got == gate.Swallow {
+						if got := g.send(p); got != gate.Refuse || !strings.Contains(g.host.last(), "reason=replay") {
 							t.Errorf("the second repetition on one connection: outcome %d, %s", got, g.host.last())
 						}
 					}
 					// What was refused is in nobody's way.
-					if got == Refuse && c.first > 0 && c.reconnect {
-						if got := g.send(&original); got != Swallow {
+					if got == gate.Refuse && c.first > 0 && c.reconnect {
+						if got := g.send(&original); got != gate.Swallow {
 							t.Errorf("the true redelivery: outcome %d, %s", got, g.host.last())
 						}
 					}
@@ -116,8 +117,8 @@ func TestRedeliveryNeverRoutesTwice(t *testing.T) {
 			} else {
 				g.reconnect(p)
 			}
-			if got := g.send(p); got != Swallow {
-				t.Errorf("QoS %d, redelivery %d: outcome %d, want %d", qos, i+1, got, Swallow)
+			if got := g.send(p); got != gate.Swallow {
+				t.Errorf("QoS %d, redelivery %d: outcome %d, want %d", qos, i+1, got, gate.Swallow)
 			}
 		}
 	}
@@ -130,34 +131,34 @@ func TestRedeliveryUnderAUserName(t *testing.T) {
 		g := startGateway(t, "")
 		before, unchanged := g.fresh("sensor_001"), g.fresh("sensor_001")
 		unchanged.ClientID = []byte("sensor_001")
-		for _, p := range []*Publish{before, unchanged} {
-			if g.send(p) != Route {
+		for _, p := range []*gate.Publish{before, unchanged} {
+			if g.send(p) != gate.Route {
 				t.Fatal(g.host.last())
 			}
 		}
 		g.restart()
 		g.decision.userNameIsClientID = set
-		if got := g.send(unchanged); got != Swallow {
+		if got := g.send(unchanged); got != gate.Swallow {
 			t.Errorf("set %v, a client id that has not changed: outcome %d", set, got)
 		}
 		before.ClientID = []byte("third")
-		if got := g.send(before); got != Refuse {
+		if got := g.send(before); got != gate.Refuse {
 			t.Errorf("set %v, a client id that is no user name: outcome %d", set, got)
 		}
 		before.Topic, before.ClientID = []byte("device/sensor_001/data"), []byte("sensor_001")
 		before.Retain = true
-		if got := g.send(before); got != Refuse {
+		if got := g.send(before); got != gate.Refuse {
 			t.Errorf("set %v, retained: outcome %d", set, got)
 		}
 		before.Retain = false
-		want := Refuse
+		want := gate.Refuse
 		if set {
-			want = Swallow
+			want = gate.Swallow
 		}
 		if got := g.send(before); got != want {
 			t.Errorf("set %v, the new client id: outcome %d, want %d", set, got, want)
 		}
-		if got := g.send(before); got != Refuse {
+		if got := g.send(before); got != gate.Refuse {
 			t.Errorf("set %v, once more on this connection: outcome %d", set, got)
 		}
 		g.reconnect(before)
@@ -174,13 +175,13 @@ func TestRedeliveryOfAnEarlierVersion(t *testing.T) {
 	p := publish("sensor_001", sign(t, "supersecretkey123", "sensor_001", now, anID, "1"))
 	p.QoS = 2
 	e, reason, _ := b.judge(p)
-	if reason != Accepted {
+	if reason != gate.Accepted {
 		t.Fatal(reason)
 	}
 	old := journal.Accepted{Legacy: true, Topic: p.Topic, QoS: 2, Client: hashClient(p.ClientID)}
 	copy(old.Tag[:8], e.Signature)
 	b.seen.Insert(d.registered.Serial, e.MessageID, now, recoveredEntry(&old))
-	expect := func(what string, want Reason, change func(p *Publish)) {
+	expect := func(what string, want gate.Reason, change func(p *gate.Publish)) {
 		t.Helper()
 		q := *p
 		change(&q)
@@ -188,21 +189,21 @@ func TestRedeliveryOfAnEarlierVersion(t *testing.T) {
 			t.Errorf("%s: %s, want %s", what, got, want)
 		}
 	}
-	expect("the same", Redelivered, func(p *Publish) {})
-	expect("retained, of which it tells nothing", Redelivered, func(p *Publish) { p.Retain = true })
-	expect("QoS 1", Replay, func(p *Publish) { p.QoS = 1 })
-	expect("QoS 0", Replay, func(p *Publish) { p.QoS = 0 })
-	expect("another client", Replay, func(p *Publish) { p.ClientID = []byte("other") })
-	expect("another signature", Replay, func(p *Publish) { p.Payload = sign(t, "supersecretkey123", "sensor_001", now, anID, "2") })
+	expect("the same", gate.Redelivered, func(p *gate.Publish) {})
+	expect("retained, of which it tells nothing", gate.Redelivered, func(p *gate.Publish) { p.Retain = true })
+	expect("QoS 1", gate.Replay, func(p *gate.Publish) { p.QoS = 1 })
+	expect("QoS 0", gate.Replay, func(p *gate.Publish) { p.QoS = 0 })
+	expect("another client", gate.Replay, func(p *gate.Publish) { p.ClientID = []byte("other") })
+	expect("another signature", gate.Replay, func(p *gate.Publish) { p.Payload = sign(t, "supersecretkey123", "sensor_001", now, anID, "2") })
 
 	old.Topic = []byte("alarm/sensor_001")
 	b.seen.Update(d.registered.Serial, e.MessageID, recoveredEntry(&old))
-	expect("on another topic", Replay, func(p *Publish) {})
+	expect("on another topic", gate.Replay, func(p *gate.Publish) {})
 	old.Topic = nil
 	b.seen.Update(d.registered.Serial, e.MessageID, recoveredEntry(&old))
-	expect("the topic is not known", Replay, func(p *Publish) {})
+	expect("the topic is not known", gate.Replay, func(p *gate.Publish) {})
 	b.seen.Update(d.registered.Serial, e.MessageID, replay.Entry{})
-	expect("nothing is known", Replay, func(p *Publish) {})
+	expect("nothing is known", gate.Replay, func(p *gate.Publish) {})
 }
 
 // TestMessageTags: every difference makes another tag.
@@ -251,7 +252,7 @@ func TestTagsTakeNoMemory(t *testing.T) {
 // TestRelay has the gateway publish every QoS 2 message itself, and what comes on the same topic before that is out.
 func TestRelay(t *testing.T) {
 	g := startGateway(t, "[publish]\ntopics = [\"device/+/data\", \"alarm/+\"]\n")
-	expect := func(what string, qos byte, topic string, want Outcome) {
+	expect := func(what string, qos byte, topic string, want gate.Disposition) {
 		t.Helper()
 		p := g.fresh("sensor_001")
 		p.QoS = qos
@@ -262,17 +263,17 @@ func TestRelay(t *testing.T) {
 			t.Errorf("%s: outcome %d, want %d; the log says %s", what, got, want, g.host.last())
 		}
 	}
-	expect("QoS 0", 0, "", Route)
-	expect("QoS 1", 1, "", Route)
-	expect("QoS 2", 2, "", Relay)
-	expect("QoS 0 behind it", 0, "", Relay)
-	expect("QoS 1 behind it", 1, "", Relay)
-	expect("QoS 1 on another topic", 1, "alarm/sensor_001", Route)
-	expect("QoS 2 again", 2, "", Relay)
+	expect("QoS 0", 0, "", gate.Route)
+	expect("QoS 1", 1, "", gate.Route)
+	expect("QoS 2", 2, "", gate.Relay)
+	expect("QoS 0 behind it", 0, "", gate.Relay)
+	expect("QoS 1 behind it", 1, "", gate.Relay)
+	expect("QoS 1 on another topic", 1, "alarm/sensor_001", gate.Route)
+	expect("QoS 2 again", 2, "", gate.Relay)
 	g.Tick()
-	expect("QoS 1 after a tick", 1, "", Route)
-	expect("QoS 2 after a tick", 2, "alarm/sensor_001", Relay)
-	expect("QoS 1 on the first topic", 1, "", Route)
+	expect("QoS 1 after a tick", 1, "", gate.Route)
+	expect("QoS 2 after a tick", 2, "alarm/sensor_001", gate.Relay)
+	expect("QoS 1 on the first topic", 1, "", gate.Route)
 }
 
 func TestRelayOfManyTopics(t *testing.T) {
@@ -305,13 +306,13 @@ func TestRelayedMessagesMayBeRead(t *testing.T) {
 	g := startGateway(t, "")
 	p := g.fresh("sensor_001")
 	p.QoS = 2
-	if g.send(p) != Relay {
+	if g.send(p) != gate.Relay {
 		t.Fatal(g.host.last())
 	}
 	for range 3 {
 		g.reconnect(p)
 		for _, reader := range []string{"dashboard", "archive"} {
-			if got := g.Access(Read, by(p, reader, "")); got != NotConcerned {
+			if got := g.Access(gate.Read, by(p, reader, "")); got != gate.NotConcerned {
 				t.Errorf("%s: decision %d", reader, got)
 			}
 		}

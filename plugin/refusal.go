@@ -3,6 +3,7 @@ package plugin
 import (
 	"errors"
 	"fmt"
+	"mosquitto-bouncer/plugin/gate"
 	"time"
 
 	"mosquitto-bouncer/plugin/downlink"
@@ -32,16 +33,16 @@ func (g *Gateway) endPending() {
 		return
 	}
 	v.set = false
-	if !v.reason.good() {
+	if !v.reason.Good() {
 		return
 	}
-	if v.reason == Redelivered && v.publish.QoS == 2 {
+	if v.reason == gate.Redelivered && v.publish.QoS == 2 {
 		// Maybe no will, but a question of Mosquitto after 2.0.11, which asks again when a session's client comes back, of
 		// what it held for it before the plugin relayed such messages.
 		return
 	}
 	g.refuseWill()
-	if v.reason == Accepted {
+	if v.reason == gate.Accepted {
 		g.seen.Insert(v.device.registered.Serial, v.envelope.MessageID, v.envelope.Timestamp, v.device.remember(&v.publish, v.envelope))
 	}
 	if v.publish.Retain {
@@ -63,11 +64,11 @@ func (g *Gateway) missTicks() {
 
 // refuse says in the log why a publish, a will or a subscription was refused, and takes note of devices that keep
 // failing.
-func (g *Gateway) refuse(p *Publish, d *device, e *envelope.Envelope, reason Reason, detail error) {
+func (g *Gateway) refuse(p *gate.Publish, d *device, e *envelope.Envelope, reason gate.Reason, detail error) {
 	var messageID []byte
 	if e != nil {
 		messageID = e.MessageIDText
-		if reason == Stale || reason == Future {
+		if reason == gate.Stale || reason == gate.Future {
 			g.clockOff = clockOff(e.Timestamp - g.decision.now.Unix())
 			detail = &g.clockOff
 		}
@@ -79,7 +80,7 @@ func (g *Gateway) refuse(p *Publish, d *device, e *envelope.Envelope, reason Rea
 	g.notify(p, messageID, reason, detail)
 	g.refusals.refused(g.decision.now, p, messageID, reason, detail, g.host.Log)
 	g.auditDenial(p, messageID, reason, detail)
-	if reason == BadSignature && g.maxBad > 0 && d.bad.add(g.decision.now, g.maxBad) {
+	if reason == gate.BadSignature && g.maxBad > 0 && d.bad.add(g.decision.now, g.maxBad) {
 		g.offenders.add(p, fmt.Sprintf("for %d bad signatures in a minute ([publish] max_bad_signatures)", g.maxBad))
 	}
 }
@@ -90,7 +91,7 @@ func (g *Gateway) refuseWill() {
 		return
 	}
 	g.pending.detail = errWill
-	g.refuse(&g.pending.publish, g.pending.device, g.pending.envelope, Forbidden, errWill)
+	g.refuse(&g.pending.publish, g.pending.device, g.pending.envelope, gate.Forbidden, errWill)
 }
 
 var (

@@ -16,6 +16,7 @@ import (
 	"log"
 	"maps"
 	"math/big"
+	"mosquitto-bouncer/plugin/gate"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -189,13 +190,13 @@ func TestReloadOfEverySetting(t *testing.T) {
 		g.until("reloaded", func() bool { return host.count("bouncer.toml was") > 0 })
 	}
 	// Observers see from outside what is in force.
-	stranger := func(name string) Decision {
-		return g.Access(Write, &Publish{Presented: true, CommonName: []byte(name), ClientID: []byte(name), Topic: []byte("elsewhere")})
+	stranger := func(name string) gate.Decision {
+		return g.Access(gate.Write, &gate.Publish{Presented: true, CommonName: []byte(name), ClientID: []byte(name), Topic: []byte("elsewhere")})
 	}
 	admitted := func() string {
 		n := 0
 		for range 20 {
-			if g.send(g.fresh("sensor_001")) == Route {
+			if g.send(g.fresh("sensor_001")) == gate.Route {
 				n++
 			}
 		}
@@ -268,7 +269,7 @@ func TestReloadOfEverySetting(t *testing.T) {
 		"acl.unknown_certificates": func() string { return fmt.Sprint(stranger("dashboard"), stranger("someone")) },
 		"acl.certificates":         func() string { return fmt.Sprint(stranger("dashboard"), stranger("someone")) },
 		"registry.key_file": func() string {
-			return fmt.Sprint(g.send(g.fresh("encrypted")) == Route)
+			return fmt.Sprint(g.send(g.fresh("encrypted")) == gate.Route)
 		},
 		"backend.bearer_token_file":   sent(func(r *http.Request) string { return r.Header.Get("Authorization") }),
 		"backend.signing_secret_file": sent(func(r *http.Request) string { return fmt.Sprint(r.Header.Get("webhook-signature") != "") }),

@@ -1,6 +1,7 @@
 package plugin
 
 import (
+	"mosquitto-bouncer/plugin/gate"
 	"os"
 	"strings"
 	"testing"
@@ -23,14 +24,14 @@ func (g *aGateway) reload(publish string) {
 
 func TestReload(t *testing.T) {
 	g := startGateway(t, "[publish]\n")
-	send := func() Outcome { return g.send(g.fresh("sensor_001")) }
-	twice := func() [2]Outcome { return [2]Outcome{send(), send()} }
-	if twice() != [2]Outcome{Route, Route} {
+	send := func() gate.Disposition { return g.send(g.fresh("sensor_001")) }
+	twice := func() [2]gate.Disposition { return [2]gate.Disposition{send(), send()} }
+	if twice() != [2]gate.Disposition{gate.Route, gate.Route} {
 		t.Fatal(g.host.last())
 	}
 	g.reload("rate = 0.001\nburst = 1\nmax_bytes = 1000\n")
 	g.until("reloaded", func() bool { return g.host.count("bouncer.toml was reloaded") == 1 })
-	if twice() != [2]Outcome{Route, Refuse} || g.host.count("rate_limited") != 1 {
+	if twice() != [2]gate.Disposition{gate.Route, gate.Refuse} || g.host.count("rate_limited") != 1 {
 		t.Errorf("the limit is not in force: %q", g.host.lines)
 	}
 	// A bad file keeps the last good one, whole.
@@ -39,7 +40,7 @@ func TestReload(t *testing.T) {
 	if g.host.count(g.file+":7: publish.max_bytes: 10 bytes is out of range") != 1 || !strings.Contains(g.ReloadError(), "publish.max_bytes") {
 		t.Errorf("%q, %s", g.host.lines, g.ReloadError())
 	}
-	if send() != Refuse {
+	if send() != gate.Refuse {
 		t.Error("a part of a bad file is in force")
 	}
 	// Without the limit, and with what needs a restart.
@@ -48,16 +49,16 @@ func TestReload(t *testing.T) {
 	if !strings.Contains(strings.Join(g.host.lines, "\n"), `settings="publish.topics,publish.tolerance"`) || g.ReloadError() != "" {
 		t.Errorf("%q, %s", g.host.lines, g.ReloadError())
 	}
-	if twice() != [2]Outcome{Route, Route} {
+	if twice() != [2]gate.Disposition{gate.Route, gate.Route} {
 		t.Error(g.host.last())
 	}
 	p := g.fresh("sensor_001")
 	p.Payload = append(p.Payload, []byte(strings.Repeat(" ", 300))...)
-	if g.send(p) != Refuse || g.host.count("too_large") != 1 {
+	if g.send(p) != gate.Refuse || g.host.count("too_large") != 1 {
 		t.Error(g.host.last())
 	}
 	old := publish("sensor_001", sign(t, "s", "sensor_001", time.Now().Unix()-120, "550e8400-e29b-41d4-a716-446655440000", `1`))
-	if g.send(old) != Route {
+	if g.send(old) != gate.Route {
 		t.Errorf("the tolerance has changed: %s", g.host.last())
 	}
 }

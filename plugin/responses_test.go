@@ -3,6 +3,7 @@ package plugin
 import (
 	"context"
 	"maps"
+	"mosquitto-bouncer/plugin/gate"
 	"net/http"
 	"slices"
 	"strings"
@@ -30,13 +31,13 @@ func TestResponseTopics(t *testing.T) {
 			t.Errorf("%.60q: %v", topic, got)
 		}
 	}
-	for topic, want := range map[string]Decision{
-		"device/sensor_001/response/a": AllowCertified, "device/sensor_001/response/+": Deny, "device/sensor_001/response/#": Deny,
-		"device/sensor_002/response/a": Deny, "device/+/response/a": Deny, "device/sensor_001/response": AllowCertified,
+	for topic, want := range map[string]gate.Decision{
+		"device/sensor_001/response/a": gate.AllowCertified, "device/sensor_001/response/+": gate.Deny, "device/sensor_001/response/#": gate.Deny,
+		"device/sensor_002/response/a": gate.Deny, "device/+/response/a": gate.Deny, "device/sensor_001/response": gate.AllowCertified,
 	} {
-		subscription := by(&Publish{}, "sensor_001", topic)
+		subscription := by(&gate.Publish{}, "sensor_001", topic)
 		subscription.Certified = true
-		if got := g.Access(Subscribe, subscription); got != want {
+		if got := g.Access(gate.Subscribe, subscription); got != want {
 			t.Errorf("subscribing to %s: %d, want %d", topic, got, want)
 		}
 	}
@@ -45,13 +46,13 @@ func TestResponseTopics(t *testing.T) {
 // TestNotices: who is told of a refusal.
 func TestNotices(t *testing.T) {
 	g := startGateway(t, "[rejected]\ntopic = \"device/{device_id}/rejected\"\n")
-	notice := func(p *Publish) string {
+	notice := func(p *gate.Publish) string {
 		t.Helper()
 		g.host.published = nil
 		if d := g.devices.of(g.registry.Lookup(p.Identity)); d != nil {
 			d.noticed = time.Time{}
 		}
-		if g.send(p) != Refuse {
+		if g.send(p) != gate.Refuse {
 			t.Fatal("accepted")
 		}
 		if len(g.host.published) == 0 {
@@ -61,7 +62,7 @@ func TestNotices(t *testing.T) {
 		payload, _, _ := strings.Cut(string(n.Payload), `,"server_time"`)
 		return n.Topic + " " + payload
 	}
-	stale := func() *Publish {
+	stale := func() *gate.Publish {
 		return publish("sensor_001", sign(t, "s", "sensor_001", time.Now().Add(-time.Hour).Unix(), "550E8400-e29b-41d4-a716-446655440000", `1`))
 	}
 	if got := notice(stale()); got != `device/sensor_001/rejected {"message_id":"550E8400-e29b-41d4-a716-446655440000","reason":"stale"` {
@@ -89,7 +90,7 @@ func TestNotices(t *testing.T) {
 	will := stale()
 	will.Connection = 7
 	g.Tick()
-	g.Disconnected(&Publish{Connection: 7, Identity: []byte("sensor_001"), ClientID: []byte("sensor_001")}, subscription.MayStay)
+	g.Disconnected(&gate.Publish{Connection: 7, Identity: []byte("sensor_001"), ClientID: []byte("sensor_001")}, subscription.MayStay)
 	if got := notice(will); got != "" {
 		t.Error(got)
 	}
@@ -130,16 +131,16 @@ func TestSubscribingSendsOnce(t *testing.T) {
 		tick(commandRetry * 6 / 10)
 	}
 	// Whoever bears the name without the certificate brings nothing about.
-	uncertified := by(&Publish{}, "sensor_001", "device/sensor_001/command")
+	uncertified := by(&gate.Publish{}, "sensor_001", "device/sensor_001/command")
 	uncertified.ClientID = []byte("another")
-	if g.Access(Subscribe, uncertified) != AllowCertified {
+	if g.Access(gate.Subscribe, uncertified) != gate.AllowCertified {
 		t.Fatal("no answer to a subscription without a certificate")
 	}
 	tick(2 * commandRetry)
 	if n := slices.Collect(maps.Values(given)); !slices.Equal(n, []int{1, 1}) {
 		t.Errorf("given to the broker %v times before the device subscribed", n)
 	}
-	if g.Access(Subscribe, by(&Publish{Certified: true}, "sensor_001", "device/sensor_001/command")) != AllowCertified {
+	if g.Access(gate.Subscribe, by(&gate.Publish{Certified: true}, "sensor_001", "device/sensor_001/command")) != gate.AllowCertified {
 		t.Fatal("no subscription")
 	}
 	tick(4 * commandRetry)

@@ -2,6 +2,7 @@ package plugin
 
 import (
 	"bytes"
+	"mosquitto-bouncer/plugin/gate"
 	"path/filepath"
 	"unsafe"
 
@@ -14,7 +15,7 @@ import (
 func (g *Gateway) startRetained(c *config.Config) (err error) {
 	g.clearer = downlink.NewClearer(g.down, maxClears, func(topic string) { g.verified.Forget([]byte(topic)) })
 	ofDevice := func(topic []byte) bool {
-		level, gated := deviceLevel(g.gated, topic)
+		level, gated := gate.DeviceLevel(g.gated, topic)
 		return gated && g.registry.Lookup(level) != nil
 	}
 	if g.verified, err = retained.Open(filepath.Join(c.StateDir, retained.FileName), ofDevice, g.log); err != nil {
@@ -24,7 +25,7 @@ func (g *Gateway) startRetained(c *config.Config) (err error) {
 	forget := func(ids []string) {
 		for _, id := range ids {
 			for _, t := range gated {
-				g.verified.Forget([]byte(t.of(id)))
+				g.verified.Forget([]byte(t.Of(id)))
 			}
 		}
 	}
@@ -39,10 +40,10 @@ type served struct {
 	size    int
 }
 
-func (s *served) note(p *Publish) { *s = served{unsafe.SliceData(p.Payload), len(p.Payload)} }
+func (s *served) note(p *gate.Publish) { *s = served{unsafe.SliceData(p.Payload), len(p.Payload)} }
 
 // take reports whether p is that message, and forgets it.
-func (s *served) take(p *Publish) bool {
+func (s *served) take(p *gate.Publish) bool {
 	same := s.payload != nil && s.payload == unsafe.SliceData(p.Payload) && s.size == len(p.Payload)
 	*s = served{}
 	return same
@@ -54,7 +55,7 @@ func (s *served) take(p *Publish) bool {
 //
 // What was verified once is served for as long as its device is registered and enabled, whatever its secrets are now.
 // What was not, because it was retained before the plugin came, must be signed with one of them.
-func (g *Gateway) mayServe(p *Publish, level []byte) bool {
+func (g *Gateway) mayServe(p *gate.Publish, level []byte) bool {
 	registered := g.registry.Lookup(level)
 	if registered == nil || registered.Disabled || len(p.Payload) > g.decision.maxBytes {
 		return false
@@ -75,35 +76,35 @@ func (g *Gateway) mayServe(p *Publish, level []byte) bool {
 //
 // The source must be the device. The message itself was decided on when the broker asked for the subscriber; it does not
 // ask for a bridge of its own.
-func (g *Gateway) Retained(p *Publish) (decision Decision) {
+func (g *Gateway) Retained(p *gate.Publish) (decision gate.Decision) {
 	defer func() {
 		if v := recover(); v != nil {
-			decision = Deny
+			decision = gate.Deny
 			g.survived("retained message", v)
 		}
 	}()
 	known := g.served.take(p)
-	level, gated := deviceLevel(g.gated, p.Topic)
+	level, gated := gate.DeviceLevel(g.gated, p.Topic)
 	if !gated {
-		if _, own := deviceLevel(g.own, p.Topic); own {
-			return Deny
+		if _, own := gate.DeviceLevel(g.own, p.Topic); own {
+			return gate.Deny
 		}
-		return NotConcerned
+		return gate.NotConcerned
 	}
 	if bytes.Equal(level, p.Identity) && (known || g.mayServe(p, level)) {
-		return Allow
+		return gate.Allow
 	}
-	return Deny
+	return gate.Deny
 }
 
 // ServeRetained is Retained as the broker asks. After a restart it asks about what a plugin published too, in the name of
 // nobody: the source of that is the device.
-func (g *Gateway) ServeRetained(p *Publish) Decision {
+func (g *Gateway) ServeRetained(p *gate.Publish) gate.Decision {
 	if len(p.Identity) > 0 || len(p.ClientID) > 0 {
 		return g.Retained(p)
 	}
 	source := *p
-	if level, gated := deviceLevel(g.gated, p.Topic); gated {
+	if level, gated := gate.DeviceLevel(g.gated, p.Topic); gated {
 		source.Identity = level
 	}
 	return g.Retained(&source)

@@ -2,6 +2,7 @@ package plugin
 
 import (
 	"context"
+	"mosquitto-bouncer/plugin/gate"
 	"path/filepath"
 	"testing"
 	"time"
@@ -18,7 +19,7 @@ func TestRetainedMessagesOutliveTheirSecret(t *testing.T) {
 	g := startGateway(t, "")
 	p := g.fresh("sensor_001")
 	p.Retain = true
-	if g.send(p) != Route {
+	if g.send(p) != gate.Route {
 		t.Fatal(g.host.last())
 	}
 	asked := *p // as the broker asks: of no connection
@@ -33,28 +34,28 @@ func TestRetainedMessagesOutliveTheirSecret(t *testing.T) {
 		return g.registry.Lookup([]byte("sensor_002")) == nil && len(g.registry.Lookup([]byte("sensor_001")).Secrets) == 1 &&
 			string(g.registry.Lookup([]byte("sensor_001")).Secrets[0]) == "another"
 	})
-	if g.Retained(&asked) != Allow {
+	if g.Retained(&asked) != gate.Allow {
 		t.Error("the rotation hides a good message")
 	}
 	never := asked
 	never.Payload = sign(t, "s", "sensor_001", time.Now().Unix(), uuid.NewString(), "1")
-	if g.Retained(&never) != Deny {
+	if g.Retained(&never) != gate.Deny {
 		t.Error("a message that was never accepted, signed with a secret that has ended, is served")
 	}
 	g.restart()
-	if g.Retained(&asked) != Allow {
+	if g.Retained(&asked) != gate.Allow {
 		t.Error("the rotation and a restart hide a good message")
 	}
 	g.change(func(ctx context.Context, s *registry.Store) error { return s.Remove(ctx, "sensor_001") })
 	g.until("removed", func() bool { return g.registry.Lookup([]byte("sensor_001")) == nil })
-	if g.Retained(&asked) != Deny {
+	if g.Retained(&asked) != gate.Deny {
 		t.Error("a removed device's message is served")
 	}
 	g.change(func(ctx context.Context, s *registry.Store) error {
 		return s.Add(ctx, "sensor_001", registry.Secret("third"))
 	})
 	g.until("added", func() bool { return g.registry.Lookup([]byte("sensor_001")) != nil })
-	if g.Retained(&asked) != Deny {
+	if g.Retained(&asked) != gate.Deny {
 		t.Error("a message from before the registration is served")
 	}
 }
@@ -107,14 +108,14 @@ func TestPropertiesAreCounted(t *testing.T) {
 	g := startGateway(t, "[publish]\nmax_bytes = 1000\n")
 	for i, c := range []struct {
 		bytes int
-		want  Outcome
-	}{{0, Route}, {500, Route}, {1000, Refuse}, {1 << 20, Refuse}, {-1, Refuse}} {
+		want  gate.Disposition
+	}{{0, gate.Route}, {500, gate.Route}, {1000, gate.Refuse}, {1 << 20, gate.Refuse}, {-1, gate.Refuse}} {
 		p := g.fresh("sensor_001")
 		p.PropertyBytes = c.bytes
 		if o := g.send(p); o != c.want {
 			t.Errorf("%d bytes of properties: outcome %d", c.bytes, o)
 		}
-		if c.want == Refuse && g.host.count("reason=too_large") != i-1 {
+		if c.want == gate.Refuse && g.host.count("reason=too_large") != i-1 {
 			t.Errorf("%d bytes: the log says %q", c.bytes, g.host.last())
 		}
 	}
@@ -131,7 +132,7 @@ func BenchmarkRetained(b *testing.B) {
 				if how == "signature" {
 					g.verified.Forget(p.Topic)
 				}
-				if g.Retained(p) != Allow {
+				if g.Retained(p) != gate.Allow {
 					b.Fatal("denied")
 				}
 			}

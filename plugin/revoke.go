@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"log/slog"
+	"mosquitto-bouncer/plugin/gate"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -108,7 +109,7 @@ func (g *Gateway) kickRevoked() {
 
 // otherCertificate reports whether the publisher's certificate is not one of those that are pinned for its device. The
 // broker is asked for it only if any is. Only while the broker presents p.
-func (g *Gateway) otherCertificate(p *Publish, d *registry.Device) bool {
+func (g *Gateway) otherCertificate(p *gate.Publish, d *registry.Device) bool {
 	if d == nil || !d.Pinned() {
 		return false
 	}
@@ -119,7 +120,7 @@ func (g *Gateway) otherCertificate(p *Publish, d *registry.Device) bool {
 var errOtherCertificate = errors.New("the certificate is not one of those that are pinned for the device")
 
 // auditDenial records a refusal.
-func (g *Gateway) auditDenial(p *Publish, messageID []byte, reason Reason, detail error) {
+func (g *Gateway) auditDenial(p *gate.Publish, messageID []byte, reason gate.Reason, detail error) {
 	if g.audit == nil || !g.audit.Sample(g.decision.now, reason.String()) {
 		return
 	}

@@ -3,6 +3,7 @@ package plugin
 import (
 	"context"
 	"encoding/json"
+	"mosquitto-bouncer/plugin/gate"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -48,19 +49,19 @@ func TestRevokedDevicesAreDisconnected(t *testing.T) {
 		"sensor_001": func(ctx context.Context, s *registry.Store) error { return s.SetDisabled(ctx, "sensor_001", true) },
 		"sensor_002": func(ctx context.Context, s *registry.Store) error { return s.Remove(ctx, "sensor_002") },
 	} {
-		if g.send(g.fresh(id)) != Route {
+		if g.send(g.fresh(id)) != gate.Route {
 			t.Fatal(g.host.last())
 		}
 		g.host.kicked = nil
 		g.change(revoke)
 		g.until("disconnected", func() bool { return slices.Equal(g.host.kicked, []string{"user " + id}) })
-		if g.send(g.fresh(id)) != Refuse {
+		if g.send(g.fresh(id)) != gate.Refuse {
 			t.Errorf("%s still publishes", id)
 		}
 	}
 	g.host.kicked = nil
 	g.change(func(ctx context.Context, s *registry.Store) error { return s.SetDisabled(ctx, "sensor_001", false) })
-	g.until("enabled", func() bool { return g.send(g.fresh("sensor_001")) == Route })
+	g.until("enabled", func() bool { return g.send(g.fresh("sensor_001")) == gate.Route })
 	if len(g.host.kicked) > 0 {
 		t.Errorf("disconnected by being enabled: %q", g.host.kicked)
 	}
@@ -95,26 +96,26 @@ func TestPinnedCertificates(t *testing.T) {
 	response := by(g.fresh("sensor_001"), "sensor_001", "device/sensor_001/response")
 	for _, test := range []struct {
 		fingerprint [32]byte // zero: the client has no certificate
-		send        Outcome
-		read        Decision
+		send        gate.Disposition
+		read        gate.Decision
 	}{
-		{[32]byte{}, Refuse, Deny}, {[32]byte{2}, Refuse, Deny}, {[32]byte{1}, Route, AllowCertified},
+		{[32]byte{}, gate.Refuse, gate.Deny}, {[32]byte{2}, gate.Refuse, gate.Deny}, {[32]byte{1}, gate.Route, gate.AllowCertified},
 	} {
 		g.host.fingerprint = test.fingerprint
 		if got := g.send(g.fresh("sensor_001")); got != test.send {
 			t.Errorf("%x: outcome %d", test.fingerprint, got)
 		}
-		if test.send == Refuse && !strings.Contains(g.host.last(), "reason=no_tls_identity") {
+		if test.send == gate.Refuse && !strings.Contains(g.host.last(), "reason=no_tls_identity") {
 			t.Error(g.host.last())
 		}
-		for _, action := range []Action{Subscribe, Read} {
+		for _, action := range []gate.Action{gate.Subscribe, gate.Read} {
 			if got := g.Access(action, response); got != test.read {
 				t.Errorf("%x: action %d: %d", test.fingerprint, action, got)
 			}
 		}
 	}
 	g.host.fingerprint = [32]byte{3}
-	if g.send(g.fresh("sensor_002")) != Route {
+	if g.send(g.fresh("sensor_002")) != gate.Route {
 		t.Errorf("a device without pins: %s", g.host.last())
 	}
 }
@@ -191,7 +192,7 @@ func TestAudit(t *testing.T) {
 	g := startGateway(t, "[audit]\nfile = \""+file+"\"\n")
 	bad := g.fresh("sensor_001")
 	bad.Payload = []byte(strings.Replace(string(bad.Payload), `"t":22`, `"t":23`, 1))
-	if g.send(bad) != Refuse || g.send(g.fresh("sensor_001")) != Route {
+	if g.send(bad) != gate.Refuse || g.send(g.fresh("sensor_001")) != gate.Route {
 		t.Fatal(g.host.last())
 	}
 	g.change(func(ctx context.Context, s *registry.Store) error { return s.SetDisabled(ctx, "sensor_001", true) })

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/rand"
 	"errors"
+	"mosquitto-bouncer/plugin/gate"
 	"time"
 
 	"mosquitto-bouncer/plugin/downlink"
@@ -12,43 +13,43 @@ import (
 
 // subscribe decides on a subscription. A device may subscribe to its own topics alone, each by its name, and to so many of
 // them as package subscription allows; others are not concerned.
-func (g *Gateway) subscribe(p *Publish) Decision {
+func (g *Gateway) subscribe(p *gate.Publish) gate.Decision {
 	foreign := g.clientIDs.foreign(p)
 	if g.offenders.kicking {
 		return g.subscriptionStays(p, foreign)
 	}
 	if foreign {
 		g.refuseForeign(p)
-		return Deny
+		return gate.Deny
 	}
 	if g.expelImpostor(p) && !p.OtherIssuer {
 		g.refuseForeign(p)
-		return Deny
+		return gate.Deny
 	}
 	switch g.confinement.of(p) {
 	case ofOthers:
 		g.clientIDs.note(p)
-		return NotConcerned
+		return gate.NotConcerned
 	case unknownCertificate:
 		g.forbid(p, errUnknownCertificate)
-		return Deny
+		return gate.Deny
 	}
 	d, registered := g.ownTopic(p), g.registry.Lookup(p.Identity)
 	switch {
-	case d == Deny || registered == nil: // removed at this moment
+	case d == gate.Deny || registered == nil: // removed at this moment
 		g.forbid(p, errSubscription)
-		return Deny
+		return gate.Deny
 	case registered.Disabled:
 		g.decision.now = time.Now()
-		g.refuse(p, g.devices.of(registered), nil, Disabled, errDisabledSubscription)
-		return Deny
+		g.refuse(p, g.devices.of(registered), nil, gate.Disabled, errDisabledSubscription)
+		return gate.Deny
 	case p.OtherIssuer:
 		g.forbid(p, errOtherIssuer)
-		return Deny
+		return gate.Deny
 	}
 	if err := g.addSubscription(p); err != nil {
 		g.forbid(p, err)
-		return Deny
+		return gate.Deny
 	}
 	if p.Certified {
 		g.commands.Subscribed(p.Identity, p.Topic)
@@ -58,9 +59,9 @@ func (g *Gateway) subscribe(p *Publish) Decision {
 
 // addSubscription counts a subscription. If there is no room, the device's sessions that are away are asked for at once, so
 // that those which have ended since make room for the next attempt.
-func (g *Gateway) addSubscription(p *Publish) error {
-	holder, below := p.subscriber(), g.levelsBelow(p.Topic)
-	err := g.subscriptions.Add(holder, p.Topic, below, p.connection())
+func (g *Gateway) addSubscription(p *gate.Publish) error {
+	holder, below := subscriber(p), g.levelsBelow(p.Topic)
+	err := g.subscriptions.Add(holder, p.Topic, below, connection(p))
 	if err == nil || errors.Is(err, subscription.ErrBytes) || errors.Is(err, subscription.ErrLevels) {
 		return err
 	}
@@ -68,18 +69,18 @@ func (g *Gateway) addSubscription(p *Publish) error {
 	if !g.sessionQuestions.forget(time.Now()) {
 		return err
 	}
-	return g.subscriptions.Add(holder, p.Topic, below, p.connection())
+	return g.subscriptions.Add(holder, p.Topic, below, connection(p))
 }
 
 // subscriptionStays decides on a subscription that a client has already: the broker asks once more about each while it
 // disconnects a client, and ends what is denied. A client that has taken over another one's session leaves it as it is,
 // and so does a device that was disabled, which may be enabled again.
-func (g *Gateway) subscriptionStays(p *Publish, foreign bool) Decision {
+func (g *Gateway) subscriptionStays(p *gate.Publish, foreign bool) gate.Decision {
 	switch {
 	case foreign:
-		return Allow
+		return gate.Allow
 	case g.confinement.of(p) == ofOthers:
-		return NotConcerned
+		return gate.NotConcerned
 	default:
 		return g.ownTopic(p)
 	}
@@ -88,29 +89,29 @@ func (g *Gateway) subscriptionStays(p *Publish, foreign bool) Decision {
 // unsubscribe decides on the end of a subscription. A device may end those to its own topics, also where they exceed what it
 // may subscribe to, and under its own client id any. Under another id, though nobody's, it may have taken over the session
 // of a client that has no identity, with what that subscribed to.
-func (g *Gateway) unsubscribe(p *Publish) Decision {
+func (g *Gateway) unsubscribe(p *gate.Publish) gate.Decision {
 	switch {
 	case g.clientIDs.foreign(p):
 		g.refuseForeign(p)
-		return Deny
+		return gate.Deny
 	case g.confinement.of(p) == ofOthers:
-		return NotConcerned
+		return gate.NotConcerned
 	case g.confinement.of(p) == unknownCertificate:
-		return Allow
+		return gate.Allow
 	case g.expelImpostor(p) && !p.OtherIssuer:
 		g.refuseForeign(p)
-		return Deny
+		return gate.Deny
 	case !p.Certified || p.OtherIssuer || !g.isOwnTopic(p) && !bytes.Equal(p.ClientID, p.Identity):
 		g.forbid(p, errUnsubscription)
-		return Deny
+		return gate.Deny
 	}
-	g.subscriptions.Remove(p.Identity, p.Topic, p.connection())
-	return Allow
+	g.subscriptions.Remove(p.Identity, p.Topic, connection(p))
+	return gate.Allow
 }
 
 // subscriber returns under which name package subscription has the client of p: who bears a device's name without its
 // certificate takes none of the device's room.
-func (p *Publish) subscriber() []byte {
+func subscriber(p *gate.Publish) []byte {
 	if p.Certified {
 		return p.Identity
 	}
@@ -121,20 +122,20 @@ func (p *Publish) subscriber() []byte {
 func uncertified(device []byte) []byte { return append([]byte("\x00"), device...) }
 
 // connection returns what package subscription has to know of the connection of p.
-func (p *Publish) connection() *subscription.Connection {
+func connection(p *gate.Publish) *subscription.Connection {
 	return &subscription.Connection{Number: p.Connection, ClientID: p.ClientID, Places: p.Subscriptions}
 }
 
 // isOwnTopic reports whether a topic is one that the gateway publishes to for the client of p.
-func (g *Gateway) isOwnTopic(p *Publish) bool {
-	level, own := deviceLevel(g.own, p.Topic)
+func (g *Gateway) isOwnTopic(p *gate.Publish) bool {
+	level, own := gate.DeviceLevel(g.own, p.Topic)
 	return own && bytes.Equal(level, p.Identity)
 }
 
 // levelsBelow returns how many levels one of the gateway's own topics has below the response topic.
 func (g *Gateway) levelsBelow(topic []byte) int {
 	for _, own := range g.own {
-		if n, ok := own.levelsBelow(topic); ok {
+		if n, ok := own.LevelsBelow(topic); ok {
 			return n
 		}
 	}
@@ -286,7 +287,7 @@ func (q *sessionQuestions) tick(tick uint64, publish func(downlink.Publish) erro
 }
 
 // answers reports whether a delivery is the answer to a question, which nobody may read, and takes note of it.
-func (q *sessionQuestions) answers(p *Publish) bool {
+func (q *sessionQuestions) answers(p *gate.Publish) bool {
 	if !bytes.Equal(p.Payload, q.message) {
 		return false
 	}

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io/fs"
+	"mosquitto-bouncer/plugin/gate"
 
 	"mosquitto-bouncer/plugin/downlink"
 	"mosquitto-bouncer/plugin/journal"
@@ -44,7 +45,7 @@ type unsentMessage struct {
 }
 
 // add copies a message that the broker is given to publish.
-func (u *unsent) add(p *Publish, properties []byte) {
+func (u *unsent) add(p *gate.Publish, properties []byte) {
 	if u.ticks > 0 {
 		u.clear() // this is another round, which began with publishing
 	}
@@ -106,7 +107,7 @@ func (u *unsent) all() []savedMessage {
 
 // keepUnsent notes that the broker is given p to publish. One that never ticks (2.0.11 with per_listener_settings) does not
 // show when it has done so: nothing is kept then, so that nothing is published twice.
-func (g *Gateway) keepUnsent(p *Publish) {
+func (g *Gateway) keepUnsent(p *gate.Publish) {
 	if g.ticks == 0 {
 		return
 	}
@@ -175,7 +176,7 @@ func (g *Gateway) publishUnsent(dir string) {
 
 // mayPublish reports whether a topic is a gated one, of a device that is registered and enabled.
 func (g *Gateway) mayPublish(topic []byte) bool {
-	level, gated := deviceLevel(g.gated, topic)
+	level, gated := gate.DeviceLevel(g.gated, topic)
 	if !gated {
 		return false
 	}

@@ -3,6 +3,7 @@ package plugin
 import (
 	"context"
 	"fmt"
+	"mosquitto-bouncer/plugin/gate"
 	"strings"
 	"testing"
 	"unsafe"
@@ -43,7 +44,7 @@ func TestUnsent(t *testing.T) {
 		for _, event := range c.rounds {
 			switch event {
 			case 'm':
-				c.u.add(&Publish{Topic: []byte("topic"), Payload: fmt.Append(nil, n)}, nil)
+				c.u.add(&gate.Publish{Topic: []byte("topic"), Payload: fmt.Append(nil, n)}, nil)
 				n++
 			case '.':
 				c.u.ticked()
@@ -60,7 +61,7 @@ func TestUnsent(t *testing.T) {
 // TestUnsentIsBounded: what is beyond the bound is counted, and takes nothing back that is within.
 func TestUnsentIsBounded(t *testing.T) {
 	var u unsent
-	large := &Publish{Payload: make([]byte, maxUnsentBytes/2)}
+	large := &gate.Publish{Payload: make([]byte, maxUnsentBytes/2)}
 	for range 4 {
 		u.add(large, nil)
 	}
@@ -73,7 +74,7 @@ func TestUnsentIsBounded(t *testing.T) {
 	if len(u.messages) != 0 || u.dropped != 0 || cap(u.data) > keepUnsentBytes {
 		t.Errorf("%d are kept, %d dropped, in %d bytes", len(u.messages), u.dropped, cap(u.data))
 	}
-	small := &Publish{Topic: []byte("topic"), Payload: []byte("payload")}
+	small := &gate.Publish{Topic: []byte("topic"), Payload: []byte("payload")}
 	if n := testing.AllocsPerRun(100, func() { u.add(small, nil); u.ticked(); u.ticked() }); n != 0 {
 		t.Errorf("%v allocations", n)
 	}
@@ -88,7 +89,7 @@ func TestUnsentIsPublishedOnce(t *testing.T) {
 		t.Helper()
 		p := g.fresh(device)
 		p.Topic, p.QoS, p.Retain, p.Properties = []byte(topic), qos, retain, unsafe.Pointer(t)
-		if got := g.send(p); got != Relay {
+		if got := g.send(p); got != gate.Relay {
 			t.Fatalf("outcome %d: %s", got, g.host.last())
 		}
 		if device == "sensor_001" {
@@ -128,7 +129,7 @@ func TestUnsentWithoutTicks(t *testing.T) {
 	g := startGateway(t, "")
 	p := g.fresh("sensor_001")
 	p.QoS = 2
-	if g.send(p) != Relay {
+	if g.send(p) != gate.Relay {
 		t.Fatal(g.host.last())
 	}
 	g.restart()
@@ -142,22 +143,22 @@ func TestServeRetained(t *testing.T) {
 	g := startGateway(t, "")
 	p := g.fresh("sensor_001")
 	p.QoS, p.Retain = 2, true
-	if g.send(p) != Relay {
+	if g.send(p) != gate.Relay {
 		t.Fatal(g.host.last())
 	}
-	nobody := Publish{Topic: p.Topic, Payload: p.Payload, Retain: true}
+	nobody := gate.Publish{Topic: p.Topic, Payload: p.Payload, Retain: true}
 	for _, c := range []struct {
 		name   string
-		change func(p *Publish)
-		want   Decision
+		change func(p *gate.Publish)
+		want   gate.Decision
 	}{
-		{"nobody", func(*Publish) {}, Allow},
-		{"the device", func(p *Publish) { p.Identity, p.ClientID = []byte("sensor_001"), []byte("c") }, Allow},
-		{"an anonymous client", func(p *Publish) { p.ClientID = []byte("c") }, Deny},
-		{"another device", func(p *Publish) { p.Identity = []byte("sensor_002") }, Deny},
-		{"nobody, on another's topic", func(p *Publish) { p.Topic = []byte("device/sensor_002/data") }, Deny},
-		{"nobody, unsigned", func(p *Publish) { p.Payload = []byte(`{"t":22}`) }, Deny},
-		{"nobody, elsewhere", func(p *Publish) { p.Topic = []byte("site/status") }, NotConcerned},
+		{"nobody", func(*gate.Publish) {}, gate.Allow},
+		{"the device", func(p *gate.Publish) { p.Identity, p.ClientID = []byte("sensor_001"), []byte("c") }, gate.Allow},
+		{"an anonymous client", func(p *gate.Publish) { p.ClientID = []byte("c") }, gate.Deny},
+		{"another device", func(p *gate.Publish) { p.Identity = []byte("sensor_002") }, gate.Deny},
+		{"nobody, on another's topic", func(p *gate.Publish) { p.Topic = []byte("device/sensor_002/data") }, gate.Deny},
+		{"nobody, unsigned", func(p *gate.Publish) { p.Payload = []byte(`{"t":22}`) }, gate.Deny},
+		{"nobody, elsewhere", func(p *gate.Publish) { p.Topic = []byte("site/status") }, gate.NotConcerned},
 	} {
 		q := nobody
 		c.change(&q)

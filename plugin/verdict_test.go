@@ -3,6 +3,7 @@ package plugin
 import (
 	"encoding/json"
 	"errors"
+	"mosquitto-bouncer/plugin/gate"
 	"os"
 	"strings"
 	"testing"
@@ -41,8 +42,8 @@ func newBench(t *testing.T) *aBench {
 	return b
 }
 
-func (b *aBench) judge(p *Publish) (*envelope.Envelope, Reason, error) {
-	level, gated := deviceLevel([]gatedTopic{newGatedTopic("device/+/data")}, p.Topic)
+func (b *aBench) judge(p *gate.Publish) (*envelope.Envelope, gate.Reason, error) {
+	level, gated := gate.DeviceLevel([]gate.Topic{gate.NewTopic("device/+/data")}, p.Topic)
 	if !gated {
 		b.Fatalf("%q is not gated", p.Topic)
 	}
@@ -59,8 +60,8 @@ func sign(t *testing.T, secret, device string, timestamp int64, id, payload stri
 }
 
 // publish returns a publish on the gated topic of identity, whose certificate was presented.
-func publish(identity string, text []byte) *Publish {
-	return &Publish{Identity: []byte(identity), Certified: true, ClientID: []byte("c"), Topic: []byte("device/" + identity + "/data"), Payload: text}
+func publish(identity string, text []byte) *gate.Publish {
+	return &gate.Publish{Identity: []byte(identity), Certified: true, ClientID: []byte("c"), Topic: []byte("device/" + identity + "/data"), Payload: text}
 }
 
 // TestVectors holds the verdict against every vector, reason for reason.
@@ -87,9 +88,9 @@ func TestVectors(t *testing.T) {
 			b.c.now = time.Unix(v.Now, 0)
 			want := v.Expect
 			if want == "accept" {
-				want = Accepted.String()
+				want = gate.Accepted.String()
 			}
-			_, reason, err := b.judge(&Publish{
+			_, reason, err := b.judge(&gate.Publish{
 				Identity:  []byte(v.TLSIdentity),
 				Certified: v.TLSIdentity != "",
 				Topic:     []byte(v.Topic),
@@ -116,41 +117,41 @@ func TestFirstFailingCheckNamesTheReason(t *testing.T) {
 	d := b.devices.of(b.registered["sensor_001"])
 	d.limiter.AllowN(b.c.now, 1) // the bucket is empty
 
-	p := &Publish{Identity: []byte("sensor_001"), Topic: []byte("device/sensor_002/data"), Payload: []byte(strings.Repeat("x", 401))}
-	expect := func(want Reason) {
+	p := &gate.Publish{Identity: []byte("sensor_001"), Topic: []byte("device/sensor_002/data"), Payload: []byte(strings.Repeat("x", 401))}
+	expect := func(want gate.Reason) {
 		t.Helper()
 		if _, got, _ := b.judge(p); got != want {
 			t.Fatalf("got %s, want %s", got, want)
 		}
 	}
-	expect(NoTLSIdentity)
+	expect(gate.NoTLSIdentity)
 	p.Certified = true
-	expect(TopicMismatch)
+	expect(gate.TopicMismatch)
 	p.Topic = []byte("device/sensor_001/data")
-	expect(RateLimited)
+	expect(gate.RateLimited)
 	d.limiter.SetLimit(rate.Inf)
-	expect(TooLarge)
+	expect(gate.TooLarge)
 	p.Payload = p.Payload[:400]
-	expect(Malformed)
+	expect(gate.Malformed)
 	p.Payload = sign(t, "wrong", "sensor_002", now-301, anID, "1")
-	expect(IdentityMismatch)
+	expect(gate.IdentityMismatch)
 	delete(b.registered, "sensor_001")
 	p.Payload = sign(t, "wrong", "sensor_001", now-301, anID, "1")
-	expect(UnknownDevice)
+	expect(gate.UnknownDevice)
 	p = publish("sensor_003", sign(t, "wrong", "sensor_003", now-301, anID, "1"))
 	b.devices.of(b.registered["sensor_003"]).limiter.SetLimit(rate.Inf)
-	expect(Disabled)
+	expect(gate.Disabled)
 	b.registered["sensor_003"] = &registry.Device{ID: "sensor_003", Serial: 2, Secrets: []registry.Secret{registry.Secret("s")}}
-	expect(Stale)
+	expect(gate.Stale)
 	p.Payload = sign(t, "wrong", "sensor_003", now+301, anID, "1")
-	expect(Future)
+	expect(gate.Future)
 	b.seen.Insert(2, [16]byte{0x55, 0x0e, 0x84, 0, 0xe2, 0x9b, 0x41, 0xd4, 0xa7, 0x16, 0x44, 0x66, 0x55, 0x44, 0, 0}, now, replay.Entry{})
 	p.Payload = sign(t, "wrong", "sensor_003", now, anID, "1")
-	expect(Replay)
+	expect(gate.Replay)
 	p.Payload = sign(t, "wrong", "sensor_003", now, otherID, "1")
-	expect(BadSignature)
+	expect(gate.BadSignature)
 	p.Payload = sign(t, "s", "sensor_003", now, otherID, "1")
-	expect(Accepted)
+	expect(gate.Accepted)
 }
 
 func TestAnySecretOfADeviceIsGood(t *testing.T) {
@@ -160,14 +161,14 @@ func TestAnySecretOfADeviceIsGood(t *testing.T) {
 	rotated.Secrets = []registry.Secret{registry.Secret("newer"), old.Secrets[0]}
 	b.registered["sensor_001"] = &rotated
 	for _, secret := range []string{"newer", "supersecretkey123"} {
-		if _, reason, _ := b.judge(publish("sensor_001", sign(t, secret, "sensor_001", now, anID, "1"))); reason != Accepted {
+		if _, reason, _ := b.judge(publish("sensor_001", sign(t, secret, "sensor_001", now, anID, "1"))); reason != gate.Accepted {
 			t.Errorf("secret %q: %s", secret, reason)
 		}
 	}
 	rotated2 := rotated
 	rotated2.Secrets = rotated.Secrets[:1]
 	b.registered["sensor_001"] = &rotated2
-	if _, reason, _ := b.judge(publish("sensor_001", sign(t, "supersecretkey123", "sensor_001", now, anID, "1"))); reason != BadSignature {
+	if _, reason, _ := b.judge(publish("sensor_001", sign(t, "supersecretkey123", "sensor_001", now, anID, "1"))); reason != gate.BadSignature {
 		t.Errorf("a secret that was taken away: %s", reason)
 	}
 }
@@ -176,10 +177,10 @@ func TestAnySecretOfADeviceIsGood(t *testing.T) {
 func TestRateLimit(t *testing.T) {
 	b := newBench(t)
 	b.devices = devices{limit: 2, burst: 3}
-	message := func(device string) *Publish { return publish(device, []byte("{}")) }
+	message := func(device string) *gate.Publish { return publish(device, []byte("{}")) }
 	count := func(device string) (limited int) {
 		for range 10 {
-			if _, reason, _ := b.judge(message(device)); reason == RateLimited {
+			if _, reason, _ := b.judge(message(device)); reason == gate.RateLimited {
 				limited++
 			}
 		}
@@ -204,9 +205,9 @@ func TestRateLimit(t *testing.T) {
 
 func TestTimestampExtremes(t *testing.T) {
 	b := newBench(t)
-	for timestamp, want := range map[int64]Reason{
-		-9223372036854775808: Stale, -1: Stale, 0: Stale, now - 301: Stale, now - 300: Accepted,
-		now + 300: Accepted, now + 301: Future, 9223372036854775807: Future,
+	for timestamp, want := range map[int64]gate.Reason{
+		-9223372036854775808: gate.Stale, -1: gate.Stale, 0: gate.Stale, now - 301: gate.Stale, now - 300: gate.Accepted,
+		now + 300: gate.Accepted, now + 301: gate.Future, 9223372036854775807: gate.Future,
 	} {
 		if _, reason, _ := b.judge(publish("sensor_001", sign(t, "supersecretkey123", "sensor_001", timestamp, anID, "1"))); reason != want {
 			t.Errorf("timestamp %d: %s, want %s", timestamp, reason, want)
@@ -214,7 +215,7 @@ func TestTimestampExtremes(t *testing.T) {
 	}
 	// Part of a second changes nothing: the envelope counts whole ones.
 	b.c.now = time.Unix(now, 999999999)
-	if _, reason, _ := b.judge(publish("sensor_001", sign(t, "supersecretkey123", "sensor_001", now-300, anID, "1"))); reason != Accepted {
+	if _, reason, _ := b.judge(publish("sensor_001", sign(t, "supersecretkey123", "sensor_001", now-300, anID, "1"))); reason != gate.Accepted {
 		t.Errorf("within the last second: %s", reason)
 	}
 }
@@ -222,52 +223,7 @@ func TestTimestampExtremes(t *testing.T) {
 func TestMalformedSaysWhy(t *testing.T) {
 	b := newBench(t)
 	_, reason, err := b.judge(publish("sensor_001", []byte(`{"device":"sensor_001"}`)))
-	if reason != Malformed || !errors.Is(err, envelope.ErrMember) {
+	if reason != gate.Malformed || !errors.Is(err, envelope.ErrMember) {
 		t.Errorf("%s, %v", reason, err)
-	}
-}
-
-func TestReasonNames(t *testing.T) {
-	seen := map[string]bool{}
-	for r := range reasonCount {
-		name := r.String()
-		if name == "" || seen[name] {
-			t.Errorf("reason %d has the name %q", r, name)
-		}
-		seen[name] = true
-	}
-	var zero Reason
-	if zero == Accepted || Reason(200).String() != "internal" {
-		t.Error("the zero value must be a refusal, an unknown one internal")
-	}
-}
-
-func TestGatedTopics(t *testing.T) {
-	for _, test := range []struct {
-		filter, topic, device string
-		gated                 bool
-	}{
-		{"device/+/data", "device/sensor_001/data", "sensor_001", true},
-		{"device/+/data", "device//data", "", true},
-		{"device/+/data", "device/a/b/data", "", false},
-		{"device/+/data", "device/data", "", false},
-		{"device/+/data", "device/a/data/", "", false},
-		{"device/+/data", "/device/a/data", "", false},
-		{"device/+/data", "Device/a/data", "", false},
-		{"device/+/data", "device/a/dat", "", false},
-		{"device/+/data", "", "", false},
-		{"device/+/data", "device/+/data", "+", true},
-		{"+/data", "a/data", "a", true},
-		{"+/data", "/data", "", true},
-		{"device/+", "device/a", "a", true},
-		{"device/+", "device/", "", true},
-		{"device/+", "device", "", false},
-		{"+", "a", "a", true},
-		{"+", "a/b", "", false},
-	} {
-		level, gated := deviceLevel([]gatedTopic{newGatedTopic("none/+/such"), newGatedTopic(test.filter)}, []byte(test.topic))
-		if gated != test.gated || gated && string(level) != test.device {
-			t.Errorf("%s against %q: %q %v", test.topic, test.filter, level, gated)
-		}
 	}
 }

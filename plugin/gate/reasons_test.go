@@ -1,4 +1,4 @@
-package plugin
+package gate
 
 import (
 	"fmt"
@@ -37,12 +37,27 @@ func TestReasonsInDocuments(t *testing.T) {
 		fmt.Fprintf(&enum, "    - %s\n", row.name)
 		seen[r] = true
 	}
-	for r := range reasonCount {
+	for r := range ReasonCount {
 		if !seen[r] {
 			t.Errorf("%s is not among the documented reasons", r)
 		}
 	}
 	docpart.Hold(t, "reasons", map[string]string{
 		"summary": summary.String(), "table": table.String(), "list": list.String(), "enum": enum.String(),
-	}, "../README.md", "../docs/troubleshooting.md", "../docs/mosquitto_bouncer.md", "../docs/openapi.yaml")
+	}, "../../README.md", "../../docs/troubleshooting.md", "../../docs/mosquitto_bouncer.md", "../../docs/openapi.yaml")
+}
+
+func TestReasonNames(t *testing.T) {
+	seen := map[string]bool{}
+	for r := range ReasonCount {
+		name := r.String()
+		if name == "" || seen[name] {
+			t.Errorf("reason %d has the name %q", r, name)
+		}
+		seen[name] = true
+	}
+	var zero Reason
+	if zero == Accepted || Reason(200).String() != "internal" {
+		t.Error("the zero value must be a refusal, an unknown one internal")
+	}
 }

@@ -1,7 +1,7 @@
-package plugin
+package gate
 
 // reasons describes each Reason once. The documents have their tables of reasons from here: `make docs` writes them.
-var reasons = [reasonCount]struct {
+var reasons = [ReasonCount]struct {
 	// name is an interface: logs, metrics, audit records and notices to devices use it. It never changes.
 	name string
 	// summary is a short explanation; meaning and remedy say more, to the device's maker and the operator. Markdown, without a
