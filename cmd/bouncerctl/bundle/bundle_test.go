@@ -1,0 +1,52 @@
+package bundle
+
+import (
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"mosquitto-bouncer/plugin/config"
+	"mosquitto-bouncer/plugin/pki"
+)
+
+// TestBundle: what the device gets with and without a certificate, a secret and a response topic.
+func TestBundle(t *testing.T) {
+	ca, err := pki.NewCA("CA", time.Now(), pki.CALifetime)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var settings config.Config
+	settings.Publish.Topics = []string{"device/+/data"}
+	m := Maker{Config: &settings, Host: "broker.example", Port: 8883}
+	text := func(b Bundle) string { return string(b[len(b)-1].Content) }
+
+	b, cert, err := m.New("sensor_001", []byte("s3cret"))
+	if err != nil || !slices.Equal(b.Names(), []string{"secret", "README"}) || !cert.Expires.IsZero() {
+		t.Errorf("%v, %v, %v", b.Names(), cert, err)
+	}
+	if got := text(b); !strings.Contains(got, "-t device/sensor_001/data") || strings.Contains(got, "mosquitto_rr") || strings.Contains(got, "s3cret") {
+		t.Error(got)
+	}
+
+	m.CA, settings.Response.Topic = ca, "device/"+config.DeviceID+"/response"
+	b, cert, err = m.New("sensor_001", []byte("s3cret"))
+	if err != nil || !slices.Equal(b.Names(), []string{"ca.crt", "device.crt", "device.key", "secret", "README"}) || cert.Expires.IsZero() {
+		t.Errorf("%v, %v, %v", b.Names(), cert, err)
+	}
+	// One command publishes and waits for the answer: a second connection of the device would end the first.
+	if got := text(b); !strings.Contains(got, "mosquitto_rr -h broker.example -p 8883") || !strings.Contains(got, "-e device/sensor_001/response") ||
+		strings.Contains(got, "    mosquitto_sub") {
+		t.Error(got)
+	}
+	for _, f := range b {
+		if secret := f.Name == "secret" || f.Name == "device.key"; secret != (f.Mode == 0o600) {
+			t.Errorf("%s has mode %04o", f.Name, f.Mode)
+		}
+	}
+
+	b, _, err = m.Update("sensor_001", nil, time.Time{})
+	if err != nil || !slices.Equal(b.Names(), []string{"ca.crt", "device.crt", "device.key", "README"}) {
+		t.Errorf("%v, %v", b.Names(), err)
+	}
+}
