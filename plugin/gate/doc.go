@@ -1,3 +1,3 @@
-// Package gate decides on everything that a client asks of the broker, and sees to it that nothing passes without a
-// decision.
+// Package gate has the words of a decision: what a client is about to do (Action, Publish), on which topics (Topic), the
+// answers (Decision, Disposition) and their reasons (Reason).
 package gate

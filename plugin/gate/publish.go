@@ -2,8 +2,8 @@ package gate
 
 import "unsafe"
 
-// A Publish is one message as the broker presents it. Its slices are borrowed from the broker for the length of a
-// call.
+// A Publish is one message as the broker presents it. Its slices belong to the broker and are valid during the call
+// only.
 type Publish struct {
 	// Identity is the user name that the broker took from the client's certificate; empty without one.
 	Identity []byte
@@ -62,8 +62,8 @@ type Decision int
 const (
 	Deny Decision = iota
 	Allow
-	NotConcerned   // none of the gateway's business: as if it were not there
-	AllowCertified // Allow if the client's certificate bears its user name, else NotConcerned
+	NotConcerned   // the gateway has no say in this: the broker decides as if it were absent
+	AllowCertified // Allow if the common name of the client's certificate is its user name, else NotConcerned
 )
 
 // A Disposition is what the broker is to do with a publish. The zero value is Refuse.
@@ -71,8 +71,8 @@ type Disposition int
 
 // The dispositions.
 const (
-	Refuse  Disposition = iota // tell the publisher no, and route it to nobody
-	Route                      // tell the publisher yes, and route it as it is
-	Relay                      // tell the publisher yes, route it to nobody, and publish a copy of it in the gateway's name
-	Swallow                    // tell the publisher yes, and route it to nobody
+	Refuse  Disposition = iota // report an error to the publisher; route nothing
+	Route                      // report success to the publisher; route the message unchanged
+	Relay                      // report success to the publisher; route nothing, and publish a copy as the gateway's own message
+	Swallow                    // report success to the publisher; route nothing
 )

@@ -1,6 +1,7 @@
 package gate
 
-// A Reason is why a publish was refused, or Accepted or Redelivered. The zero value is Internal: what was never decided is refused.
+// A Reason says why a publish was refused, or that it is Accepted or Redelivered. The zero value is Internal: a publish
+// without a verdict is refused.
 type Reason uint8
 
 // The reasons, in the order in which they are looked for.
@@ -22,8 +23,8 @@ const (
 	ForeignClient // the client id is another identity's
 	Forbidden     // a topic with which the client has no business, gated or not
 	Accepted
-	Redelivered // accepted before, and here again because the acknowledgement was lost: acknowledged, and no more
-	ReasonCount
+	Redelivered // accepted before, and sent again because the acknowledgement was lost: acknowledged, and nothing else
+	ReasonCount // how many there are; no reason itself
 )
 
 // String returns the reason's stable name.
