@@ -63,18 +63,9 @@ device, for which [acl] decides. With --all every removed device is released.`,
 }
 
 func releaseIDs(ctx context.Context, stdout io.Writer, cfg *config.Config, ids []string) error {
-	done, err := giveOrder(ctx, cfg, order.Order{Kind: order.Release, Names: ids})
-	if err != nil {
-		return err
-	}
 	what := "every removed device"
 	if len(ids) > 0 {
 		what = output.Counted(int64(len(ids)), "device id")
 	}
-	if !done {
-		_, err = fmt.Fprintf(stdout, "To be released: %s. %s\n", what, whenItRuns)
-		return err
-	}
-	_, err = fmt.Fprintf(stdout, "Released: %s.\n", what)
-	return err
+	return carryOut(ctx, stdout, cfg, order.Order{Kind: order.Release, Names: ids}, "released", what)
 }

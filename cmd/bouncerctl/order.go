@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"mosquitto-bouncer/plugin/config"
@@ -32,5 +34,16 @@ func giveOrder(ctx context.Context, cfg *config.Config, o order.Order) (done boo
 	}
 }
 
-// whenItRuns is said of an order that waits.
-const whenItRuns = "The broker does not run, or is busy: this is done when it runs."
+// carryOut gives an order and prints whether it is carried out already: verb says what happens to what, "cleared".
+func carryOut(ctx context.Context, w io.Writer, cfg *config.Config, o order.Order, verb, what string) error {
+	done, err := giveOrder(ctx, cfg, o)
+	if err != nil {
+		return err
+	}
+	if done {
+		_, err = fmt.Fprintf(w, "%s%s: %s.\n", strings.ToUpper(verb[:1]), verb[1:], what)
+		return err
+	}
+	_, err = fmt.Fprintf(w, "To be %s: %s. The broker does not run, or is busy: this is done when it runs.\n", verb, what)
+	return err
+}

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"fmt"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -45,10 +44,6 @@ retained message on each; no subscriber is told.`,
 			if err != nil {
 				return err
 			}
-			done, err := giveOrder(c.Context(), cfg, order.Order{Kind: order.ClearRetained, Names: topics, Devices: devices})
-			if err != nil {
-				return err
-			}
 			var what []string
 			if len(devices) > 0 {
 				what = append(what, "topics of "+output.Counted(int64(len(devices)), "device"))
@@ -56,12 +51,8 @@ retained message on each; no subscriber is told.`,
 			if len(topics) > 0 {
 				what = append(what, output.Counted(int64(len(topics)), "topic"))
 			}
-			if !done {
-				_, err = fmt.Fprintf(c.OutOrStdout(), "To be cleared: %s. %s\n", strings.Join(what, ", "), whenItRuns)
-				return err
-			}
-			_, err = fmt.Fprintf(c.OutOrStdout(), "Cleared: %s.\n", strings.Join(what, ", "))
-			return err
+			return carryOut(c.Context(), c.OutOrStdout(), cfg, order.Order{Kind: order.ClearRetained, Names: topics, Devices: devices},
+				"cleared", strings.Join(what, ", "))
 		},
 	}
 	c.Flags().StringArrayVar(&devices, "device", nil, "the `id` of a device, registered or removed; repeatable")
