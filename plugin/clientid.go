@@ -4,9 +4,10 @@ import (
 	"bytes"
 	"errors"
 	"maps"
-	"mosquitto-bouncer/plugin/gate"
-	"strings"
 	"time"
+
+	"mosquitto-bouncer/plugin/brokerlog"
+	"mosquitto-bouncer/plugin/gate"
 )
 
 // maxOwners is how many clients that are no devices are remembered to have their user name for their client id.
@@ -98,14 +99,8 @@ func (o *offenders) disconnect(kick func(client string), say func(device, line s
 	all := maps.Clone(o.waiting)
 	clear(o.waiting)
 	for _, offender := range all {
-		var line strings.Builder
-		line.WriteString("disconnected ")
-		line.WriteString(offender.why)
-		line.WriteString(" device=")
-		line.Write(appendValue(nil, cut([]byte(offender.device), 64)))
-		line.WriteString(" client=")
-		line.Write(appendValue(nil, cut([]byte(offender.client), 64)))
-		say(offender.device, line.String())
+		line := brokerlog.Line("disconnected "+offender.why, "device", string(cut([]byte(offender.device), 64)), "client", string(cut([]byte(offender.client), 64)))
+		say(offender.device, line)
 		o.kick(func() { kick(offender.client) })
 	}
 }

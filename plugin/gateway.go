@@ -18,6 +18,7 @@ import (
 
 	"mosquitto-bouncer/plugin/audit"
 	"mosquitto-bouncer/plugin/brokerconf"
+	"mosquitto-bouncer/plugin/brokerlog"
 	"mosquitto-bouncer/plugin/config"
 	"mosquitto-bouncer/plugin/downlink"
 	"mosquitto-bouncer/plugin/envelope"
@@ -144,7 +145,7 @@ type Gateway struct {
 
 	down     *downlink.Dispatcher
 	waker    *downlink.Waker
-	logs     *logQueue
+	logs     *brokerlog.Queue
 	log      *slog.Logger
 	config   *config.Config // as it is in force
 	reloader *reloader
@@ -185,7 +186,7 @@ func Start(configFile string, host Host) (_ *Gateway, err error) {
 	if err != nil {
 		return nil, err
 	}
-	logs, lines := newLogQueue(), sampler.New()
+	logs, lines := brokerlog.NewQueue(), sampler.New()
 	g := &Gateway{
 		host:     host,
 		file:     configFile,
@@ -427,7 +428,7 @@ func (g *Gateway) stop() {
 	}
 }
 
-func (g *Gateway) flushLog() { g.logs.drain(g.host.Log) }
+func (g *Gateway) flushLog() { g.logs.Drain(g.host.Log) }
 
 // survived reports a panic that was caught on the broker's thread, with the stack a line each, since the broker cuts long
 // lines. A client that can provoke one must not fill the log with it.

@@ -76,26 +76,3 @@ func TestRefusalLineQuotesThePublishersWords(t *testing.T) {
 		t.Errorf("a line of %d bytes", len(log[1]))
 	}
 }
-
-func TestLogQueueIsBoundedAndOrdered(t *testing.T) {
-	q, log := newLogQueue(), aLog{}
-	l := slog.New(q).With("part", "forward")
-	for range maxQueuedLines + 3 {
-		l.Info("tried", "device", "sensor_001", "error", "a b")
-	}
-	l.Debug("not for the log")
-	q.drain(log.write)
-	if len(log) != maxQueuedLines+1 {
-		t.Fatalf("%d lines", len(log))
-	}
-	if want := `tried part=forward device=sensor_001 error="a b"`; log[0] != want {
-		t.Errorf("got %q, want %q", log[0], want)
-	}
-	if want := "log lines dropped, more came than the log can take count=3"; log[len(log)-1] != want {
-		t.Errorf("got %q, want %q", log[len(log)-1], want)
-	}
-	q.drain(log.write)
-	if len(log) != maxQueuedLines+1 {
-		t.Error("lines were written twice")
-	}
-}

@@ -46,7 +46,7 @@ func TestReload(t *testing.T) {
 	// Without the limit, and with what needs a restart.
 	g.reload("max_bytes = 300\ntopics = [\"device/+/data\", \"other/+\"]\ntolerance = \"1m\"\n")
 	g.until("reloaded", func() bool { return g.host.count("need a restart") == 1 })
-	if !strings.Contains(strings.Join(g.host.lines, "\n"), `settings="publish.topics,publish.tolerance"`) || g.ReloadError() != "" {
+	if !strings.Contains(strings.Join(g.host.lines, "\n"), `settings=publish.topics,publish.tolerance`) || g.ReloadError() != "" {
 		t.Errorf("%q, %s", g.host.lines, g.ReloadError())
 	}
 	if twice() != [2]gate.Disposition{gate.Route, gate.Route} {
