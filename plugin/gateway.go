@@ -6,6 +6,7 @@ package plugin
 import (
 	"fmt"
 	"log/slog"
+	"mosquitto-bouncer/plugin/backendurl"
 	"mosquitto-bouncer/plugin/gate"
 	"path/filepath"
 	"runtime/debug"
@@ -290,7 +291,7 @@ func Start(configFile string, host Host) (_ *Gateway, err error) {
 	}
 	g.publishUnsent(filepath.Join(c.StateDir, journal.DirName))
 	g.log.Info("ready", "version", Version, "config", configFile, "devices", g.registry.Len(),
-		"topics", c.Publish.Topics, "backend", webhook.WithoutQuery(c.Backend.URL))
+		"topics", c.Publish.Topics, "backend", backendurl.WithoutQuery(c.Backend.URL))
 	g.audit.Add(audit.Record{Event: audit.Start, Version: Version})
 	g.flushLog()
 	return g, nil

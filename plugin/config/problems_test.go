@@ -132,7 +132,7 @@ func TestProblems(t *testing.T) {
 		{"[backend]\nurl = \"http://u:s3cret@h:x/\"\n", `2: backend.url: is not a URL; write it in full, for example "http://localhost:5000/device/{device_id}/data"`},
 		{"[backend]\nurl = \"http://h:65536/\"\n", `2: backend.url: "http://h:65536/" has port "65536"; use 1 to 65535`},
 		{"[backend]\nurl = \"http://h/#a\"\n", `2: backend.url: "http://h/#a" has a fragment, which is never sent; remove it from the # on`},
-		{"[backend]\nurl = \"http://h/?id={device_id}\"\n", `2: backend.url: "http://h/" has braces outside its path; {device_id} can stand in the path only`},
+		{"[backend]\nurl = \"http://h/?id={device}\"\n", `2: backend.url: "http://h/" has an unknown placeholder; the only one is {device_id}`},
 		{"[backend]\nurl = \"http://{device_id}.h/\"\n", `2: backend.url: is not a URL; write it in full, for example "http://localhost:5000/device/{device_id}/data"`},
 		{"[backend]\nurl = \"http://h/{deviceid}\"\n", `2: backend.url: "http://h/{deviceid}" has an unknown placeholder; the only one is {device_id}`},
 		{"[backend]\nurl = \"http://h/a b\"\n", `2: backend.url: "http://h/a b" has a blank in it; remove it, or write %20`},

@@ -1,10 +1,11 @@
 package config
 
 import (
+	"mosquitto-bouncer/plugin/backendurl"
+
 	"errors"
 	"math"
 	"net"
-	"net/url"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -221,55 +222,12 @@ func (d *document) url(key, byDefault string) (address string, secure bool) {
 		}
 		s = byDefault
 	}
-	// What is quoted below has no user name, password or query: they may be
-	// secrets.
-	shown, _, _ := strings.Cut(s, "?")
-	shown = quote(shown)
-	refuse := func(format string, args ...any) (string, bool) {
-		d.problem(key, format, args...)
+	u, err := backendurl.Parse(s)
+	if err != nil {
+		d.problem(key, "%s", err)
 		return "", false
 	}
-	const most = 2048
-	if len(s) > most {
-		return refuse("is longer than %d bytes; use a shorter URL", most)
-	}
-	u, err := url.Parse(s)
-	if err != nil {
-		return refuse("is not a URL; write it in full, for example %q", byDefault)
-	}
-	if strings.Contains(u.Host, ",") {
-		return refuse("%s names more than one host; name one", shown)
-	}
-	if u.User != nil || strings.Contains(u.Opaque, "@") {
-		return refuse("has a user name or password in it; remove them and use backend.bearer_token_file")
-	}
-	if u.Scheme != "http" && u.Scheme != "https" {
-		return refuse("%s does not begin with http:// or https://; write it in full, for example %q", shown, byDefault)
-	}
-	if u.Opaque != "" || u.Hostname() == "" {
-		return refuse("%s has no host; write it in full, for example %q", shown, byDefault)
-	}
-	if port := u.Port(); port != "" || strings.HasSuffix(u.Host, ":") {
-		if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
-			return refuse("%s has port %q; use 1 to 65535", shown, port)
-		}
-	}
-	if strings.Contains(s, "#") {
-		return refuse("%s has a fragment, which is never sent; remove it from the # on", shown)
-	}
-	if strings.ContainsAny(u.Host+u.RawQuery, "{}") {
-		return refuse("%s has braces outside its path; %s can stand in the path only", shown, DeviceID)
-	}
-	if strings.ContainsAny(strings.ReplaceAll(u.Path, DeviceID, ""), "{}") {
-		return refuse("%s has an unknown placeholder; the only one is %s", shown, DeviceID)
-	}
-	if strings.ContainsFunc(s, unicode.IsSpace) {
-		return refuse("%s has a blank in it; remove it, or write %%20", shown)
-	}
-	if strings.ContainsFunc(s, notVisible) {
-		return refuse("%s has characters other than printable ASCII without blanks; escape them with %%", shown)
-	}
-	return s, u.Scheme == "https"
+	return s, u.Secure()
 }
 
 // listen reads an optional host:port.

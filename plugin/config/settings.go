@@ -48,7 +48,7 @@ func (c *Config) table() []Setting {
 			Text: "when so many publishes of a device within a minute had a bad signature, its client is disconnected. `0`: never"},
 
 		{Key: "backend.url", value: backendURL(&c.Backend.URL, "http://localhost:5000/device/{device_id}/data"),
-			Text: "where a payload is posted. `{device_id}` in the path becomes the device's id"},
+			Text: "where a payload is posted. `{device_id}` in the path or the query becomes the device's id"},
 		{Key: "backend.timeout", value: duration(&c.Backend.Timeout, 5*time.Second, 100*time.Millisecond, 5*time.Minute),
 			Text: "the longest time for one request, from connecting to the last byte of the answer"},
 		{Key: "backend.concurrency", value: integer(&c.Backend.Concurrency, "requests", 64, 1, 4096),

@@ -51,6 +51,7 @@ var floors = map[string]floor{
 	"plugin/subscription": leaf,
 	"plugin/suspension":   leaf,
 
+	"plugin/backendurl":      ground,
 	"plugin/downlink":        room,
 	"plugin/forward":         room,
 	"plugin/forward/webhook": room,

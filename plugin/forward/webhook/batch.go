@@ -25,7 +25,7 @@ type batchCourier struct {
 func (c *client) batchCourier() *batchCourier {
 	b := &batchCourier{keys: sha256.New()}
 	b.init(c, "application/cloudevents-batch+json")
-	b.buf = b.target.append(b.buf[:0], "")
+	b.buf = b.target.Append(b.buf[:0], "")
 	b.req.SetRequestURIBytes(b.buf)
 	return b
 }

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"mosquitto-bouncer/plugin/backendurl"
 	"net/http"
 	"slices"
 	"strconv"
@@ -103,7 +104,7 @@ func TestBatchRequest(t *testing.T) {
 func TestBatchKey(t *testing.T) {
 	var key string
 	s := backend(t, func(_ http.ResponseWriter, r *http.Request) { key = r.Header.Get("Idempotency-Key") })
-	target, err := parseTarget(s.URL)
+	target, err := backendurl.Parse(s.URL)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"mosquitto-bouncer/plugin/backendurl"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -236,7 +237,7 @@ func TestOutcomes(t *testing.T) {
 		}
 		t.Run(fmt.Sprintf("%.30q", response), func(t *testing.T) {
 			url, requests := rawBackend(t, func(int) string { return response })
-			target, err := parseTarget(url + "/first")
+			target, err := backendurl.Parse(url + "/first")
 			if err != nil {
 				t.Fatal(err)
 			}

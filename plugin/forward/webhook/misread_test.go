@@ -1,6 +1,7 @@
 package webhook
 
 import (
+	"mosquitto-bouncer/plugin/backendurl"
 	"strings"
 	"testing"
 	"time"
@@ -32,7 +33,7 @@ func TestMisread(t *testing.T) {
 				c.say(test.answer)
 				return false
 			})
-			target, _ := parseTarget(s.url + "/x")
+			target, _ := backendurl.Parse(s.url + "/x")
 			c, err := newClient(Config{Timeout: 5 * time.Second, Concurrency: 1, idle: 20 * time.Millisecond}, target)
 			if err != nil {
 				t.Fatal(err)
@@ -61,7 +62,7 @@ func TestAnswerWithoutEnd(t *testing.T) {
 			c.say(answer)
 			return true
 		})
-		target, _ := parseTarget(s.url + "/x")
+		target, _ := backendurl.Parse(s.url + "/x")
 		c, err := newClient(Config{Timeout: 100 * time.Millisecond, Concurrency: 1, idle: 20 * time.Millisecond}, target)
 		if err != nil {
 			t.Fatal(err)

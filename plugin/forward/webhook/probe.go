@@ -60,6 +60,6 @@ func speaksTLS(ctx context.Context, addr string) bool {
 
 // wantsTLS reports whether the reason for err, with which a new connection has ended, is that the port speaks TLS.
 func (c *client) wantsTLS(err error) bool {
-	return c.target.scheme == "http" && (errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)) &&
+	return !c.target.Secure() && (errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)) &&
 		c.probe.ask(c.ctx, c.http.Addr)
 }

@@ -3,6 +3,7 @@ package webhook
 import (
 	"crypto/tls"
 	"crypto/x509"
+	"mosquitto-bouncer/plugin/backendurl"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -118,7 +119,7 @@ func TestTLSTrouble(t *testing.T) {
 		"no such name":            {"http://backend.invalid", "host name backend.invalid"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			target, err := parseTarget(test.url + "/x")
+			target, err := backendurl.Parse(test.url + "/x")
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -6,13 +6,13 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"net/url"
 	"slices"
 	"strings"
 	"sync/atomic"
 	"syscall"
 	"time"
 
+	"mosquitto-bouncer/plugin/backendurl"
 	"mosquitto-bouncer/plugin/forward"
 
 	"github.com/valyala/fasthttp"
@@ -38,7 +38,7 @@ const (
 // client is the HTTP side, shared by the couriers.
 type client struct {
 	http      *fasthttp.HostClient
-	target    target
+	target    backendurl.URL
 	timeout   time.Duration
 	userAgent string
 
@@ -51,7 +51,7 @@ type client struct {
 	probe  tlsProbe
 }
 
-func newClient(cfg Config, t target) (*client, error) {
+func newClient(cfg Config, t backendurl.URL) (*client, error) {
 	c := &client{target: t, timeout: cfg.Timeout, userAgent: "mosquitto-bouncer"}
 	c.conns.open = make(map[*conn]struct{})
 	if cfg.Version != "" {
@@ -71,8 +71,8 @@ func newClient(cfg Config, t target) (*client, error) {
 	}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	c.http = &fasthttp.HostClient{
-		Addr:        fasthttp.AddMissingPort(t.host, t.scheme == "https"),
-		IsTLS:       t.scheme == "https",
+		Addr:        fasthttp.AddMissingPort(t.Host(), t.Secure()),
+		IsTLS:       t.Secure(),
 		DialTimeout: c.dial,
 		Transport:   &transport{client: c},
 
@@ -130,7 +130,7 @@ func (c *client) dial(addr string, timeout time.Duration) (net.Conn, error) {
 		return nil, err
 	}
 	conn.timeout = c.timeout
-	if c.target.scheme == "https" {
+	if c.target.Secure() {
 		host, _, err := net.SplitHostPort(addr)
 		if err == nil {
 			err = conn.secure(ctx, conn.credentials.tls, host)
@@ -207,7 +207,7 @@ func (x *exchange) do(body []byte) (r reply) {
 		r.status = failed.status
 	}
 	r.describe(x.timeout)
-	if r.status == fasthttp.StatusBadRequest && x.target.scheme == "http" && x.fromTLSPort() {
+	if r.status == fasthttp.StatusBadRequest && !x.target.Secure() && x.fromTLSPort() {
 		r.status, r.err = 0, errSpeaksTLS
 	}
 	if r.status >= 300 {
@@ -265,7 +265,7 @@ func (c *client) courier() *httpCourier {
 // makes it a structured field of type String: a backend that parses it must refuse a bare word, and one that takes
 // the field's value as an opaque key does not mind the quotes.
 func (h *httpCourier) pack(m *forward.Message) {
-	h.buf = h.target.append(h.buf[:0], m.DeviceID)
+	h.buf = h.target.Append(h.buf[:0], m.DeviceID)
 	h.req.SetRequestURIBytes(h.buf)
 
 	h.buf = appendEscaped(h.buf[:0], strings.ToLower(m.MessageID))
@@ -327,84 +327,6 @@ func appendKey(dst []byte, m *forward.Message) []byte {
 	return appendEscaped(dst, strings.ToLower(m.MessageID))
 }
 
-// placeholder stands for the device's id in Config.URL.
-const placeholder = "{device_id}"
-
-// target is Config.URL, cut at the placeholders.
-type target struct {
-	scheme, host string
-	path, query  []string // what lies between the placeholders; query is nil if there is none
-}
-
-func parseTarget(raw string) (t target, err error) {
-	// Stands in for the placeholder while net/url checks and escapes the rest.
-	const stand = "bouncer-device-id-placeholder"
-	if raw == "" {
-		return t, errors.New(`url is missing: set it to e.g. "http://localhost:5000/device/{device_id}/data"`)
-	}
-	if !visible(raw) {
-		return t, fmt.Errorf("url %q: only printable ASCII without spaces is allowed; escape the rest with %%", raw)
-	}
-	u, err := url.Parse(strings.ReplaceAll(raw, placeholder, stand))
-	if err != nil {
-		if e, ok := errors.AsType[*url.Error](err); ok {
-			err = e.Err // without the URL, which may hold a password
-		}
-		return t, fmt.Errorf("url: %w", err)
-	}
-	if u.User != nil {
-		return t, errors.New("url must not hold a user name or password: use the bearer token")
-	}
-	switch {
-	case u.Scheme != "http" && u.Scheme != "https":
-		err = errors.New("it must begin with http:// or https://")
-	case u.Hostname() == "":
-		err = errors.New("it has no host")
-	case strings.Contains(u.Host, stand) || strings.Contains(u.Host, ","):
-		err = errors.New("the host must be one fixed name or address")
-	case u.Fragment != "" || strings.HasSuffix(raw, "#"):
-		err = errors.New("a fragment (#) is never sent: remove it")
-	case strings.ContainsAny(u.Path+u.RawQuery, "{}"):
-		err = errors.New("{device_id} is the only placeholder there is")
-	}
-	if err != nil {
-		return t, fmt.Errorf("url %q: %w", raw, err)
-	}
-	t = target{scheme: u.Scheme, host: u.Host, path: strings.Split(u.EscapedPath(), stand)}
-	if u.RawQuery != "" {
-		t.query = strings.Split(u.RawQuery, stand)
-	}
-	return t, nil
-}
-
-// perDevice reports whether each device has a URL of its own.
-func (t *target) perDevice() bool { return len(t.path) > 1 || len(t.query) > 1 }
-
-// append appends the URL for a device.
-func (t *target) append(dst []byte, device string) []byte {
-	dst = append(append(append(dst, t.scheme...), "://"...), t.host...)
-	for i, part := range t.path {
-		if i > 0 {
-			switch device {
-			case ".", "..": // else a step in the path
-				dst = append(dst, strings.ReplaceAll(device, ".", "%2E")...)
-			default:
-				dst = append(dst, url.PathEscape(device)...)
-			}
-		}
-		dst = append(dst, part...)
-	}
-	for i, part := range t.query {
-		if i == 0 {
-			dst = append(dst, '?')
-		} else {
-			dst = append(dst, url.QueryEscape(device)...)
-		}
-		dst = append(dst, part...)
-	}
-	return dst
-}
-
 // appendEscaped appends the value of a header field. What could end it, or the quotes around it, is percent-encoded as
 // the HTTP binding of CloudEvents says (section 3.1.3.2): space, quote, percent and everything not printable ASCII;
 // the backslash too, for the sake of quoted strings.
@@ -428,13 +350,4 @@ func visible(s string) bool {
 		}
 	}
 	return true
-}
-
-// WithoutQuery returns a URL as it may be shown: a query may hold a token.
-func WithoutQuery(url string) string {
-	shown, _, has := strings.Cut(url, "?")
-	if has {
-		shown += "?..."
-	}
-	return shown
 }

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"mosquitto-bouncer/plugin/backendurl"
 	"mosquitto-bouncer/plugin/forward"
 )
 
@@ -74,13 +75,13 @@ func New(cfg Config) (*Sink, error) {
 	if cfg.Timeout < 0 || cfg.Concurrency < 0 {
 		return nil, errors.New("backend: timeout and concurrency must not be negative")
 	}
-	t, err := parseTarget(cfg.URL)
+	t, err := backendurl.Parse(cfg.URL)
 	if err != nil {
-		return nil, fmt.Errorf("backend: %w", err)
+		return nil, fmt.Errorf("backend.url: %w", err)
 	}
-	if cfg.Batch > 1 && t.perDevice() {
+	if cfg.Batch > 1 && t.PerDevice() {
 		return nil, fmt.Errorf("backend: url %q: with batch, messages of many devices go in one request: "+
-			"remove %s, or batch", cfg.URL, placeholder)
+			"remove %s, or batch", cfg.URL, backendurl.Placeholder)
 	}
 	for _, status := range cfg.FatalStatuses {
 		if status < MinFatalStatus || status > MaxFatalStatus {
@@ -91,7 +92,7 @@ func New(cfg Config) (*Sink, error) {
 	if err != nil {
 		return nil, fmt.Errorf("backend: %w", err)
 	}
-	return &Sink{client: c, shown: WithoutQuery(cfg.URL), fatal: cfg.FatalStatuses, batch: cfg.Batch > 1}, nil
+	return &Sink{client: c, shown: backendurl.WithoutQuery(cfg.URL), fatal: cfg.FatalStatuses, batch: cfg.Batch > 1}, nil
 }
 
 // Send is forward.Sink's. Once ctx is done the Sink is of no use any more: its connections are closed.
@@ -123,9 +124,9 @@ func (s *Sink) result(r *reply, device string) forward.Result {
 	case forward.Doubtful, forward.RefusesAll:
 		result.Address, result.Advice = s.shown, advice(r.status)
 	case forward.Gone:
-		if result.Address = s.shown; s.client.target.perDevice() {
+		if result.Address = s.shown; s.client.target.PerDevice() {
 			result.OwnAddress = true
-			result.Address = WithoutQuery(string(s.client.target.append(nil, device)))
+			result.Address = backendurl.WithoutQuery(string(s.client.target.Append(nil, device)))
 		}
 	}
 	return result
