@@ -42,7 +42,7 @@ type questions struct {
 var (
 	errQuestions  = &httpd.Error{Status: 503, Reason: "overloaded", Detail: "too many others ask about devices; try again", RetryAfter: time.Second}
 	errUnanswered = &httpd.Error{Status: 503, Reason: "unavailable", RetryAfter: time.Second,
-		Detail: fmt.Sprintf("the broker's thread has not answered within %v: it is busy, or it never ticks; its log and /healthz have more", answerWithin)}
+		Detail: fmt.Sprintf("the broker's event loop has not answered within %v: it is busy, or it never ticks; see its log and /healthz", answerWithin)}
 )
 
 func (qs *questions) put(q question) error {

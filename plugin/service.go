@@ -118,7 +118,7 @@ func (s service) Health() (wrong []string) {
 		last = g.started
 	}
 	if late := time.Since(last); late > tickWithin {
-		wrong = append(wrong, fmt.Sprintf("the broker's thread has not come round for %d s", int(late.Seconds())))
+		wrong = append(wrong, fmt.Sprintf("broker event loop has not run for %d s", int(late.Seconds())))
 	}
 	if current, err := g.registry.Health(); err != nil {
 		wrong = append(wrong, fmt.Sprintf("the device database cannot be read: %v; the state of %s is in force", err, current.UTC().Format(time.RFC3339)))
