@@ -50,7 +50,7 @@ func read(root string) (sources []source, err error) {
 		if err != nil {
 			return err
 		}
-		sources = append(sources, source{filepath.ToSlash(below), fset.File(tree.FileStart).LineCount() - 1, tree})
+		sources = append(sources, source{filepath.ToSlash(below), fset.File(tree.FileStart).LineCount(), tree})
 		return nil
 	})
 	return sources, err
