@@ -64,10 +64,10 @@ func TestInspect(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		switch i % 4 { // half of each segment still waits, so none is collected
+		switch i % 6 { // two thirds of each segment still wait, so none is collected
 		case 0:
 			j.Done(pos, Delivered)
-		case 1:
+		case 3:
 			j.Done(pos, Dead)
 		}
 	}
@@ -80,7 +80,7 @@ func TestInspect(t *testing.T) {
 		return n
 	}
 	var seen []recovered
-	for deadline := time.Now().Add(10 * time.Second); settled(seen) != n/2; seen, _ = f.inspect() {
+	for deadline := time.Now().Add(10 * time.Second); settled(seen) != n/3; seen, _ = f.inspect() {
 		if time.Now().After(deadline) {
 			t.Fatalf("%d outcomes", settled(seen))
 		}
