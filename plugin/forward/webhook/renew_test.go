@@ -91,6 +91,37 @@ func TestRenew(t *testing.T) {
 	}
 }
 
+// TestRenewLeavesNothing: a request that was sent before carries nothing of credentials that are gone, however it is used
+// again.
+func TestRenewLeavesNothing(t *testing.T) {
+	requests := make(chan http.Header, 1)
+	s := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { requests <- r.Header }))
+	defer s.Close()
+	x := start(t, Config{URL: s.URL, BearerToken: []byte("token"), SigningSecret: []byte("secret"), Concurrency: 1})
+	names := []string{"Authorization", "Webhook-Id", "Webhook-Timestamp", "Webhook-Signature"}
+	deliver := func(n int) http.Header {
+		x.enqueue(message("sensor", n))
+		return <-requests
+	}
+	first := deliver(1)
+	for _, name := range names {
+		if first.Get(name) == "" {
+			t.Errorf("%s is missing", name)
+		}
+	}
+	none, err := NewCredentials(nil, nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	x.sink.Renew(none)
+	later := deliver(2)
+	for _, name := range names {
+		if value := later.Get(name); value != "" {
+			t.Errorf("%s is still %q", name, value)
+		}
+	}
+}
+
 // TestTLSTrouble: what is wrong with TLS is said in words, with what to do. The test of client certificates is TestTLS.
 func TestTLSTrouble(t *testing.T) {
 	ca := certificate(t, "CA", nil)

@@ -171,11 +171,13 @@ func (x *exchange) init(c *client, contentType string) {
 	x.req.Header.Set("Accept-Encoding", "identity")
 }
 
-// authorize gives the request the token that is in force, and returns the credentials it is from.
+// authorize gives the request the token that is in force, and returns the credentials it is from. Nothing of earlier ones
+// stays in the request, which is used again and again.
 func (x *exchange) authorize() *Credentials {
 	if now := x.client.credentials.Load(); now != x.credentials {
 		x.credentials = now
 		x.req.Header.Del("Authorization")
+		x.unsign() // of the message before; these may be without a signature
 		if now.bearer != "" {
 			x.req.Header.Set("Authorization", now.bearer)
 		}

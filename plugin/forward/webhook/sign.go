@@ -50,3 +50,10 @@ func (x *exchange) sign(signer *standardwebhooks.Webhook, key, body []byte, now 
 	x.req.Header.Set(standardwebhooks.HeaderWebhookSignature, signature)
 	return nil
 }
+
+// unsign removes a signature.
+func (x *exchange) unsign() {
+	for _, name := range []string{standardwebhooks.HeaderWebhookID, standardwebhooks.HeaderWebhookTimestamp, standardwebhooks.HeaderWebhookSignature} {
+		x.req.Header.Del(name)
+	}
+}
