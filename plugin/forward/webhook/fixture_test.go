@@ -197,9 +197,9 @@ func message(device string, n int) forward.Message {
 // bomb is a courier that panics.
 type bomb struct{ courier }
 
-func (bomb) pack(*forward.Message) { panic("packing went wrong") }
+func (*bomb) pack(*forward.Message) { panic("packing went wrong") }
 
-// A courier that has panicked is not used again: nobody knows its state.
+// A courier that has panicked is not used again: its state is unknown.
 func TestPanicLosesCourier(t *testing.T) {
 	sink, err := New(Config{URL: "http://127.0.0.1:1", idle: time.Millisecond})
 	if err != nil {
@@ -208,12 +208,12 @@ func TestPanicLosesCourier(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	for range 100 { // the pool may forget one
-		sink.couriers.Put(bomb{})
+		sink.couriers.Put(new(bomb))
 		func() {
 			defer func() { _ = recover() }()
 			sink.Send(ctx, &forward.Batch{Messages: []forward.Message{message("a", 1)}})
 		}()
-		if c, is := sink.couriers.Get().(bomb); is {
+		if c, is := sink.couriers.Get().(*bomb); is {
 			t.Fatalf("%v is used again", c)
 		}
 	}

@@ -1,9 +1,7 @@
 package webhook
 
 import (
-	"fmt"
 	"slices"
-	"strings"
 	"sync"
 	"testing"
 
@@ -20,8 +18,6 @@ type memory struct {
 	letters []letter
 	// anyOrder says that a device's messages may be settled in any order.
 	anyOrder bool
-	// fail, if not nil, is asked before every operation (load, delivered or dead); it may panic.
-	fail func(operation string, m *forward.Message) error
 }
 
 type record struct {
@@ -56,24 +52,18 @@ func (s *memory) at(pos uint64) *record {
 	return &s.records[i]
 }
 
-func (s *memory) check(operation string, pos uint64) (forward.Message, error) {
+func (s *memory) check(operation string, pos uint64) forward.Message {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	r := s.at(pos)
 	if r.became != "" {
 		s.t.Errorf("%s of a message that is %s", operation, r.became)
 	}
-	if s.fail == nil {
-		return r.Message, nil
-	}
-	return r.Message, s.fail(operation, &r.Message)
+	return r.Message
 }
 
 func (s *memory) Load(pos uint64, m *forward.Message) error {
-	r, err := s.check("load", pos)
-	if err != nil {
-		return err
-	}
+	r := s.check("load", pos)
 	if m.DeviceID != r.DeviceID || len(m.Payload) != 0 || m.Traceparent != "" || m.MessageID != "" {
 		s.t.Errorf("load into %+v", m)
 	}
@@ -99,10 +89,7 @@ func (s *memory) Delivered(pos uint64) {
 }
 
 func (s *memory) Dead(_ string, pos uint64, d forward.DeadLetter) error {
-	m, err := s.check("dead", pos)
-	if err != nil {
-		return err
-	}
+	m := s.check("dead", pos)
 	s.settle(pos, "dead")
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -120,24 +107,4 @@ func (s *memory) count(became string) (n int) {
 		}
 	}
 	return n
-}
-
-// graves lists the dead letters: device/n reason status attempts.
-func (s *memory) graves() string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	lines := []string{}
-	for _, l := range s.letters {
-		lines = append(lines, fmt.Sprintf("%s/%s %s %d %d", l.DeviceID, number(&l.Message), l.Reason, l.Status, l.Attempts))
-	}
-	return strings.Join(lines, ", ")
-}
-
-// number returns n of message(device, n).
-func number(m *forward.Message) string { return strings.TrimLeft(m.MessageID[24:], "0") }
-
-func (s *memory) failWith(f func(operation string, m *forward.Message) error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.fail = f
 }
