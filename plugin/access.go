@@ -141,7 +141,7 @@ func (g *Gateway) decide(p *gate.Publish, level []byte) {
 	g.decision.now = time.Now()
 	g.missTicks()
 	g.seen.Expire(g.decision.now.Unix(), expirePerMessage)
-	g.noteForgotten(g.decision.now.Unix())
+	g.outbox.NoteForgotten(g.decision.now.Unix())
 	v := &g.pending
 	v.keep(p, g.decision.maxBytes)
 	registered := g.registry.Lookup(p.Identity)

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"mosquitto-bouncer/plugin/command"
+	"mosquitto-bouncer/plugin/outbox"
 )
 
 // TestAnswersAreInTheAccounts: a device's answer to a command is accepted and delivered like any other message, before a
@@ -19,7 +20,7 @@ func TestAnswersAreInTheAccounts(t *testing.T) {
 	g.commands.Send(made)
 	g.until("sent", func() bool { return len(g.host.published) > 0 })
 	g.obey(g.host.published[0])
-	want := Accounts{Accepted: 1, Delivered: 1}
+	want := outbox.Accounts{Accepted: 1, Delivered: 1}
 	g.until("the answer is stored", func() bool { return g.Stats().Journal.Pending == 0 })
 	if a := g.Stats().Accounts; a != want {
 		t.Errorf("before a restart: %+v", a)

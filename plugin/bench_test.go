@@ -18,8 +18,6 @@ import (
 
 	"mosquitto-bouncer/plugin/downlink"
 	"mosquitto-bouncer/plugin/envelope"
-	"mosquitto-bouncer/plugin/forward"
-	"mosquitto-bouncer/plugin/forward/webhook"
 	"mosquitto-bouncer/plugin/registry"
 	"mosquitto-bouncer/plugin/replay"
 	"mosquitto-bouncer/plugin/sampler"
@@ -111,10 +109,7 @@ func startBench(b *testing.B, ago time.Duration) *benchGateway {
 	if g.Gateway, err = Start(file, silentBroker{}); err != nil {
 		b.Fatal(err)
 	}
-	b.Cleanup(func() {
-		g.dropQueue()
-		g.Stop()
-	})
+	b.Cleanup(g.Stop)
 	timestamp := time.Now().Add(-ago).Unix()
 	for i := range benchMessages {
 		n := i * 7919 % benchDevices
@@ -227,25 +222,9 @@ func BenchmarkPublish(b *testing.B) {
 	}
 }
 
-// dropQueue ends the forwarder, which holds messages that nobody takes.
-func (g *benchGateway) dropQueue() {
-	ctx, cancel := context.WithCancel(context.Background())
-	cancel()
-	_ = g.forwarder.Close(ctx) // says that messages are left
-}
-
 // renew forgets every message, so that the same ones may come again.
 func (g *benchGateway) renew(b *testing.B) {
 	b.Helper()
-	g.dropQueue()
-	sink, err := webhook.New(webhook.Config{URL: g.backend, Concurrency: 1, Timeout: time.Hour})
-	if err != nil {
-		b.Fatal(err)
-	}
-	if g.forwarder, err = forward.New(forward.Config{Sink: sink, Concurrency: 1}, g.store, nil, g.log); err != nil {
-		b.Fatal(err)
-	}
-	g.forwarder.Start(forward.Counts{})
 	runtime.GC()
 	for _, p := range g.publishes {
 		e, err := new(envelope.Decoder).Decode(p.Payload)

@@ -40,7 +40,7 @@ func (g *Gateway) answered(a forward.Answer) {
 // startCommands has commands sent to devices. Their answers are accepted from then on.
 func (g *Gateway) startCommands(c *config.Config) error {
 	cs, err := downlink.StartCommands(downlink.CommandOptions{
-		StateDir: c.StateDir, Topic: c.Command.Topic, Registry: g.registry, Journal: g.journal, Changed: g.auditCommand, Log: g.log,
+		StateDir: c.StateDir, Topic: c.Command.Topic, Registry: g.registry, Journal: g.outbox.Journal(), Changed: g.auditCommand, Log: g.log,
 	}, g.down)
 	if err != nil {
 		return fmt.Errorf("%s: %w", c.Where("state_dir"), err)
@@ -63,9 +63,13 @@ func resultTopic(c *config.Config) gate.Topic {
 }
 
 // restoreAnswers brings devices' answers to commands from the journal into the store of commands.
-func (g *Gateway) restoreAnswers(answers []downlink.Answer) {
+func (g *Gateway) restoreAnswers() {
+	var answers []downlink.Answer
+	for _, a := range g.outbox.Answers() {
+		answers = append(answers, downlink.Answer(a))
+	}
 	if g.commands == nil {
-		downlink.DropAnswers(answers, g.journal, g.log)
+		downlink.DropAnswers(answers, g.outbox.Journal(), g.log)
 		return
 	}
 	g.commands.Restore(answers)
@@ -74,7 +78,7 @@ func (g *Gateway) restoreAnswers(answers []downlink.Answer) {
 // drain takes what other goroutines have left for the broker's thread.
 func (g *Gateway) drain() {
 	g.takeReload()
-	g.takeRequeued()
+	g.outbox.Requeue()
 	g.down.Drain()
 	g.answerQuestions()
 	g.flushLog()

@@ -4,7 +4,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"mosquitto-bouncer/plugin/deadletter"
 	"mosquitto-bouncer/plugin/gate"
 	"mosquitto-bouncer/plugin/metrics"
 )
@@ -28,13 +27,13 @@ func (f *figures) tick(now time.Time) {
 // collectors returns everything that /metrics shows.
 func (g *Gateway) collectors() *metrics.Set {
 	set := metrics.NewSet(g.log)
-	set.Add(metrics.Collector(g.collect), g.journal.Collector(), g.forwarder.Collector(), deadletter.Collector(g.letterRoom.figures),
-		g.registry.Collector(), g.seen.Collector(), g.down.Collector(), g.responses.Collector(), g.commands.Collector(),
+	set.Add(metrics.Collector(g.collect), g.registry.Collector(), g.seen.Collector(), g.down.Collector(), g.responses.Collector(), g.commands.Collector(),
 		metrics.Collector(func(to metrics.Sender) {
 			if server := g.server.Load(); server != nil { // it answers before it is set
 				to.Collect(server.Collector())
 			}
 		}))
+	set.Add(g.outbox.Collectors()...)
 	return set
 }
 

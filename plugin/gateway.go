@@ -24,16 +24,15 @@ import (
 	"mosquitto-bouncer/plugin/downlink"
 	"mosquitto-bouncer/plugin/envelope"
 	"mosquitto-bouncer/plugin/former"
-	"mosquitto-bouncer/plugin/forward"
 	"mosquitto-bouncer/plugin/forward/webhook"
 	"mosquitto-bouncer/plugin/httpd"
 	"mosquitto-bouncer/plugin/journal"
+	"mosquitto-bouncer/plugin/outbox"
 	"mosquitto-bouncer/plugin/registry"
 	"mosquitto-bouncer/plugin/replay"
 	"mosquitto-bouncer/plugin/retained"
 	"mosquitto-bouncer/plugin/sampler"
 	"mosquitto-bouncer/plugin/subscription"
-	"mosquitto-bouncer/plugin/suspension"
 	"mosquitto-bouncer/plugin/writable"
 )
 
@@ -129,20 +128,9 @@ type Gateway struct {
 	departed       uintptr // the connection that ended last since the last tick; 0: none
 	offenders      offenders
 	maxBad         int           // bad signatures a minute; 0: any number
-	sink           *webhook.Sink // of forwarder
-	forwarder      *forward.Forwarder
-	journal        *journal.Journal
-	store          *store
+	sink           *webhook.Sink // of outbox
+	outbox         *outbox.Outbox
 	record         journal.Accepted // what accept appends
-	recovered      Accounts         // at the start
-
-	suspensions *suspension.Set
-	housekeeper *housekeeper
-	requeued    atomic.Pointer[requeued]
-	complaints  rate.Sometimes // of the housekeeper's
-	letterRoom  *letterRoom
-	forgotten   atomic.Pointer[forgotten]
-	forgottenAt int64 // when that was set, in seconds since 1970
 
 	down     *downlink.Dispatcher
 	waker    *downlink.Waker
@@ -167,14 +155,12 @@ type Gateway struct {
 	results   gate.Topic                        // where devices answer to commands
 	commands  *downlink.Commands                // nil: without an HTTP listener there are none
 	rotated   atomic.Pointer[downlink.Commands] // the same, for the registry's goroutine
-	// recoveredAnswers are those that the journal had at the start.
-	recoveredAnswers []downlink.Answer
-	server           atomic.Pointer[httpd.Server] // nil: none; it serves before it is set here
-	questions        questions
-	slowest          slowest
-	writable         *writable.Checks
-	checks           []func() error // each says what is wrong, for the health check; any goroutine
-	figures          figures
+	server    atomic.Pointer[httpd.Server]      // nil: none; it serves before it is set here
+	questions questions
+	slowest   slowest
+	writable  *writable.Checks
+	checks    []func() error // each says what is wrong, for the health check; any goroutine
+	figures   figures
 }
 
 // Start reads the configuration and the registry and starts what runs beside the broker's thread. The error says what is
@@ -206,8 +192,6 @@ func Start(configFile string, host Host) (_ *Gateway, err error) {
 		relay:    newRelay(),
 		writable: writable.New(slog.New(logs)),
 		panics:   rate.Sometimes{First: 3, Interval: 10 * time.Second},
-
-		complaints: rate.Sometimes{Interval: 10 * time.Minute},
 
 		subscriptions: subscription.New(),
 	}
@@ -259,6 +243,9 @@ func Start(configFile string, host Host) (_ *Gateway, err error) {
 	if err = g.startDelivery(c); err != nil {
 		return nil, err
 	}
+	if err = g.startConfinement(c); err != nil {
+		return nil, err
+	}
 	if c.HTTP.Listen != "" {
 		if err = g.startCommands(c); err != nil {
 			return nil, err
@@ -267,8 +254,7 @@ func Start(configFile string, host Host) (_ *Gateway, err error) {
 	if err = g.startRetained(c); err != nil {
 		return nil, err
 	}
-	g.restoreAnswers(g.recoveredAnswers)
-	g.recoveredAnswers = nil
+	g.restoreAnswers()
 	if err = g.useIssuers(c.Publish.Issuers, c.Where("publish.issuers")); err != nil {
 		return nil, err
 	}
@@ -314,7 +300,7 @@ func (g *Gateway) Tick() {
 	g.relay.ticked()
 	g.unsent.ticked()
 	g.drain()
-	g.forwarder.Dispatch()
+	g.outbox.Tick()
 	g.kickRevoked()
 	g.followStrangers()
 	g.offenders.disconnect(g.host.Kick, func(device, line string) {
@@ -324,7 +310,7 @@ func (g *Gateway) Tick() {
 	})
 	g.sessionQuestions.tick(g.ticks, g.host.Publish)
 	g.seen.Expire(now.Unix(), expirePerTick)
-	g.noteForgotten(now.Unix())
+	g.outbox.NoteForgotten(now.Unix())
 	reportLeftOut(g.sampler, now, g.host.Log)
 }
 
@@ -373,7 +359,7 @@ func (g *Gateway) asksSessions() bool {
 func (g *Gateway) Stop() {
 	g.audit.Add(audit.Record{Event: audit.Stop, Version: Version})
 	g.stop()
-	g.log.Info("stopped", g.Stats().Accounts.attrs()...)
+	g.log.Info("stopped", g.Stats().Accounts.Attrs()...)
 	g.flushLog()
 }
 
@@ -399,7 +385,9 @@ func (g *Gateway) stop() {
 			g.log.Error("closing the store of commands", "error", err)
 		}
 	}
-	g.stopDelivery()
+	if g.outbox != nil {
+		g.outbox.Close(stopWithin)
+	}
 	if g.reloader != nil {
 		g.reloader.stop() // it wakes, as does the registry, so they go first
 	}

@@ -5,6 +5,8 @@ import (
 	"mosquitto-bouncer/plugin/gate"
 	"time"
 
+	"github.com/google/uuid"
+
 	"mosquitto-bouncer/plugin/command"
 	"mosquitto-bouncer/plugin/envelope"
 	"mosquitto-bouncer/plugin/journal"
@@ -86,7 +88,7 @@ func (g *Gateway) accept(p *gate.Publish, d *device, e *envelope.Envelope) (gate
 		if err := g.commands.Admit(d.registered.ID, len(e.Payload)); err != nil {
 			return gate.Overloaded, err
 		}
-	} else if err := g.forwarder.Admit(d.registered.ID); err != nil {
+	} else if err := g.outbox.Admit(d.registered.ID, len(e.Payload)); err != nil {
 		return gate.Overloaded, err
 	}
 	serial := d.registered.Serial
@@ -104,7 +106,7 @@ func (g *Gateway) accept(p *gate.Publish, d *device, e *envelope.Envelope) (gate
 		}
 	}()
 	if !isAnswer && len(p.Correlation)+len(p.ResponseTopic) > 0 {
-		g.responses.Keep(d.registered.ID, uuidText(e.MessageID), p.Correlation, p.ResponseTopic)
+		g.responses.Keep(d.registered.ID, uuid.UUID(e.MessageID).String(), p.Correlation, p.ResponseTopic)
 	}
 	a := &g.record
 	*a = journal.Accepted{
@@ -123,27 +125,19 @@ func (g *Gateway) accept(p *gate.Publish, d *device, e *envelope.Envelope) (gate
 	if p.Properties != nil {
 		a.Traceparent = g.host.Traceparent(p.Properties)
 	}
-	var pos journal.Position
 	var err error
 	if isAnswer {
 		err = g.commands.Append(a)
 	} else {
-		pos, err = g.journal.Append(a)
+		err = g.outbox.Append(a)
 	}
 	if err != nil {
-		g.responses.Drop(d.registered.ID, uuidText(e.MessageID))
+		g.responses.Drop(d.registered.ID, uuid.UUID(e.MessageID).String())
 		return gate.Overloaded, err
 	}
 	stored = true
 	d.published(p.ClientID)
 	g.noteSecret(d)
-	if isAnswer {
-		return gate.Accepted, nil
-	}
-	g.forwarder.Enqueue(a.Device, uint64(pos), a.Size())
-	if g.ticks == 0 {
-		g.forwarder.Dispatch()
-	}
 	return gate.Accepted, nil
 }
 

@@ -6,6 +6,7 @@ import (
 	"testing"
 	"unsafe"
 
+	"mosquitto-bouncer/plugin/outbox"
 	"mosquitto-bouncer/plugin/subscription"
 )
 
@@ -34,5 +35,5 @@ func TestAPanicRemembersNothing(t *testing.T) {
 	if o := g.send(p); o != gate.Route {
 		t.Errorf("it came again: outcome %d: %s", o, g.host.last())
 	}
-	g.tickUntil("delivery", func() bool { return g.Stats().Accounts == Accounts{Accepted: 2, Delivered: 2} })
+	g.tickUntil("delivery", func() bool { return g.Stats().Accounts == outbox.Accounts{Accepted: 2, Delivered: 2} })
 }

@@ -25,7 +25,7 @@ func TestSeriesStay(t *testing.T) {
 	if g.send(g.fresh("sensor_001")) != gate.Route {
 		t.Fatal(g.host.last())
 	}
-	g.until("delivered", func() bool { return len(g.host.published) > 0 && len(g.forwarder.Responses()) > 0 })
+	g.until("delivered", func() bool { return len(g.host.published) > 0 && len(g.outbox.Responses()) > 0 })
 	r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+address+"/metrics", nil)
 	if err != nil {
 		t.Fatal(err)

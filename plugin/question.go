@@ -12,6 +12,7 @@ import (
 
 	"mosquitto-bouncer/plugin/forward"
 	"mosquitto-bouncer/plugin/httpd"
+	"mosquitto-bouncer/plugin/outbox"
 )
 
 const (
@@ -129,12 +130,12 @@ func (s service) Device(ctx context.Context, id string) (httpd.Device, error) {
 	if err != nil {
 		return httpd.Device{}, err
 	}
-	return s.g.tell(s.g.forwarder.Queues(id)[0], &said[0]), nil
+	return s.g.tell(s.g.outbox.Queues(id)[0], &said[0]), nil
 }
 
 // Slowest tells of the devices that wait longest for the backend, of up to httpd.MaxDevices.
 func (s service) Slowest(ctx context.Context, n int) ([]httpd.Device, error) {
-	queues := slices.DeleteFunc(s.g.forwarder.Queues(s.g.slowest.get(s.g.forwarder)...), func(q forward.Queue) bool { return q.Messages == 0 })
+	queues := slices.DeleteFunc(s.g.outbox.Queues(s.g.slowest.get(s.g.outbox)...), func(q forward.Queue) bool { return q.Messages == 0 })
 	slices.SortFunc(queues, func(a, b forward.Queue) int { return cmp.Compare(a.Oldest, b.Oldest) })
 	queues = queues[:min(n, len(queues))]
 	ids := make([]string, len(queues))
@@ -160,11 +161,11 @@ type slowest struct {
 	devices []string
 }
 
-func (s *slowest) get(f *forward.Forwarder) []string {
+func (s *slowest) get(box *outbox.Outbox) []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.at.IsZero() || time.Since(s.at) >= slowestEvery {
-		queues := f.Slowest(httpd.MaxDevices)
+		queues := box.Slowest(httpd.MaxDevices)
 		s.devices = make([]string, len(queues))
 		for i := range queues {
 			s.devices[i] = queues[i].Device
@@ -184,7 +185,7 @@ func (g *Gateway) tell(q forward.Queue, v *verdicts) httpd.Device {
 		Suspended:   q.Suspended,
 		Failures:    q.Failures,
 		Refused:     make(map[string]uint64),
-		OldestSince: g.acceptedAt(q),
+		OldestSince: g.outbox.AcceptedAt(q),
 	}
 	if r := g.registry.Lookup([]byte(q.Device)); r != nil {
 		d.Registered, d.Disabled = true, r.Disabled
@@ -204,18 +205,4 @@ func (g *Gateway) tell(q forward.Queue, v *verdicts) httpd.Device {
 		}
 	}
 	return d
-}
-
-// acceptedAt reads from the journal when the oldest message of a queue was accepted; zero: there is none any more, or it
-// cannot be read, which the forwarder will report when it comes to it.
-func (g *Gateway) acceptedAt(q forward.Queue) time.Time {
-	if q.Messages == 0 {
-		return time.Time{}
-	}
-	r, err := g.store.read(q.Oldest)
-	defer g.store.done(r)
-	if err != nil {
-		return time.Time{}
-	}
-	return r.AcceptedAt
 }

@@ -123,16 +123,9 @@ func (s service) Health() (wrong []string) {
 	if current, err := g.registry.Health(); err != nil {
 		wrong = append(wrong, fmt.Sprintf("the device database cannot be read: %v; the state of %s is in force", err, current.UTC().Format(time.RFC3339)))
 	}
-	if err := g.journal.Stats().Err; err != nil {
-		wrong = append(wrong, err.Error())
-	}
 	wrong = append(wrong, g.writable.Wrong()...)
 	if why := g.ReloadError(); why != "" {
 		wrong = append(wrong, "bouncer.toml was not reloaded: "+why)
-	}
-	if f := g.forwarder.Stats(); f.Refusing {
-		wrong = append(wrong, fmt.Sprintf("the backend is refusing every message since %s, with status %d; nothing is given up",
-			f.RefusingSince.UTC().Format(time.RFC3339), f.RefusingStatus))
 	}
 	for _, check := range g.checks {
 		if err := check(); err != nil {

@@ -129,12 +129,12 @@ func (g *Gateway) saveUnsent() {
 	if u.dropped > 0 {
 		g.log.Warn("the broker stopped before it published accepted QoS 2 messages, too many to be kept; subscribers miss them, the backend does not", "messages", u.dropped)
 	}
-	if g.journal == nil || len(u.messages) == 0 {
+	if g.outbox == nil || len(u.messages) == 0 {
 		return
 	}
 	text, err := json.Marshal(u.all())
 	if err == nil {
-		err = g.journal.SaveState(unsentState, text)
+		err = g.outbox.Journal().SaveState(unsentState, text)
 	}
 	if err != nil {
 		g.log.Error("the broker stopped before it published accepted QoS 2 messages, and they cannot be kept; subscribers miss them, the backend does not",
@@ -154,7 +154,7 @@ func (g *Gateway) publishUnsent(dir string) {
 	if err == nil {
 		err = json.Unmarshal(text, &saved)
 	}
-	err = errors.Join(err, g.journal.SaveState(unsentState, nil))
+	err = errors.Join(err, g.outbox.Journal().SaveState(unsentState, nil))
 	if err != nil {
 		g.log.Error("accepted QoS 2 messages that the broker did not publish before it stopped cannot be published now; subscribers miss them, the backend does not", "error", err)
 		return

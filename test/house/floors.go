@@ -63,14 +63,10 @@ var floors = map[string]floor{
 	"cgo":    bridge,
 }
 
-// planned are rows of packages that are not there yet, and where their code is.
-var planned = map[string]string{
-	"plugin/outbox": "its code is in package plugin",
-}
-
 // allowed are the imports that go against the rule, each with its reason. One that is not needed any more fails TestFloors.
 var allowed = map[[2]string]string{
 	{"plugin/forward/webhook", "plugin/forward"}: "a sink implements the interface of the package that uses it",
+	{"plugin/outbox", "plugin/forward"}:          "the forwarder delivers what the outbox keeps; an interface between them would have one implementation: see outbox.go",
 }
 
 // Limits of size. A file that is over its limit has its reason in overSize.
@@ -97,5 +93,5 @@ var overSize = map[string]string{
 	"plugin/registry/rotate_test.go":       "not split yet",
 	"plugin/registry/source.go":            "not split yet",
 	"plugin/replay/replay_test.go":         "not split yet",
-	"plugin.Gateway":                       "what the gate and the outbox need is still in it",
+	"plugin.Gateway":                       "what the gate needs is still in it",
 }

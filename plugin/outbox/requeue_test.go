@@ -1,4 +1,4 @@
-package plugin
+package outbox
 
 import (
 	"database/sql"
@@ -16,16 +16,16 @@ import (
 // TestRequeuedOnceThoughItsLetterStays: letters that are in the journal are not put there once more while their removal
 // fails, as it does on a full disk, and are removed as soon as it succeeds.
 func TestRequeuedOnceThoughItsLetterStays(t *testing.T) {
-	g := startGateway(t, "")
+	b := openBox(t, nil)
 	now := time.Now()
 	letter := deadletter.Letter{
 		Device: "sensor_001", MessageID: uuid.NewString(), Timestamp: now.Unix(), AcceptedAt: now, DiedAt: now,
 		Topic: "device/sensor_001/data", Payload: []byte("{}"), Reason: "refused",
 	}
-	if err := g.store.letters.Add(t.Context(), letter); err != nil {
+	if err := b.messages.letters.Add(t.Context(), letter); err != nil {
 		t.Fatal(err)
 	}
-	db, err := sql.Open("sqlite3", filepath.Join(g.dir, deadletter.FileName)+"?_busy_timeout=5000")
+	db, err := sql.Open("sqlite3", filepath.Join(b.options.StateDir, deadletter.FileName)+"?_busy_timeout=5000")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -37,22 +37,22 @@ func TestRequeuedOnceThoughItsLetterStays(t *testing.T) {
 		}
 	}
 	exec("CREATE TRIGGER full BEFORE DELETE ON letters BEGIN SELECT RAISE(ABORT, 'the disk is full'); END")
-	if n, err := g.store.letters.Requeue(t.Context(), deadletter.Filter{}, now); n != 1 || err != nil {
+	if n, err := b.messages.letters.Requeue(t.Context(), deadletter.Filter{}, now); n != 1 || err != nil {
 		t.Fatal(n, err)
 	}
-	g.tickUntil("delivery", func() bool { return g.backend.Load() == 1 })
+	b.tickUntil("delivery", func() bool { return b.delivered.Load() == 1 })
 	for end := time.Now().Add(3 * housekeepingInterval); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
-		g.Tick()
+		b.round()
 	}
-	if n := g.backend.Load(); n != 1 {
+	if n := b.delivered.Load(); n != 1 {
 		t.Errorf("the backend got %d requests", n)
 	}
 	exec("DROP TRIGGER full")
-	g.tickUntil("its removal", func() bool {
-		totals, err := g.store.letters.Totals(t.Context())
+	b.tickUntil("its removal", func() bool {
+		totals, err := b.messages.letters.Totals(t.Context())
 		return err == nil && totals.Letters == 0
 	})
-	if a := g.Stats().Accounts; a != (Accounts{Accepted: 1, Delivered: 1}) {
+	if a := b.Stats().Accounts; a != (Accounts{Accepted: 1, Delivered: 1}) {
 		t.Errorf("%+v", a)
 	}
 }
@@ -61,10 +61,10 @@ func TestRequeuedOnceThoughItsLetterStays(t *testing.T) {
 // that is what makes room among the dead letters; no other device's wait
 // behind them.
 func TestRequeuedBeyondTheShare(t *testing.T) {
-	g := startGateway(t, "[journal]\ndevice_share = 0.001\n")
+	b := openBox(t, func(o *Options) { o.Journal.DeviceShare = 0.001 })
 	now := time.Now()
 	for n := 0; ; n++ {
-		_, err := g.journal.Append(&journal.Accepted{
+		_, err := b.journal.Append(&journal.Accepted{
 			Device: "sensor_001", MessageID: uuid.New(), Timestamp: now.Unix(), AcceptedAt: now, Payload: make([]byte, 10000),
 		})
 		if errors.Is(err, journal.ErrShare) {
@@ -76,17 +76,17 @@ func TestRequeuedBeyondTheShare(t *testing.T) {
 	}
 	first := now.Add(-26*time.Hour - 300*time.Millisecond)
 	for _, device := range []string{"sensor_001", "another"} {
-		if err := g.store.letters.Add(t.Context(), deadletter.Letter{
+		if err := b.messages.letters.Add(t.Context(), deadletter.Letter{
 			Device: device, MessageID: uuid.NewString(), Timestamp: now.Unix(), AcceptedAt: first, DiedAt: now,
 			Topic: "device/x/data", Payload: []byte("{}"), Reason: "refused",
 		}); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if n, err := g.store.letters.Requeue(t.Context(), deadletter.Filter{}, now); n != 2 || err != nil {
+	if n, err := b.messages.letters.Requeue(t.Context(), deadletter.Filter{}, now); n != 2 || err != nil {
 		t.Fatal(n, err)
 	}
-	g.tickUntil("delivery", func() bool { return g.backend.Load() == 2 })
+	b.tickUntil("delivery", func() bool { return b.delivered.Load() == 2 })
 }
 
 // A record keeps to the second when its message was accepted first.

@@ -1,16 +1,16 @@
-package plugin
+package outbox
 
 import (
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
+	"path/filepath"
 	"sync/atomic"
 	"time"
 
 	"golang.org/x/time/rate"
 
-	"mosquitto-bouncer/plugin/config"
 	"mosquitto-bouncer/plugin/deadletter"
 	"mosquitto-bouncer/plugin/forward"
 	"mosquitto-bouncer/plugin/journal"
@@ -22,17 +22,14 @@ const (
 	reserveInterval = 10 * time.Second
 )
 
-// letterLimits are the bounds of [dead_letters]. The letters leave the journal the room that it may still take.
-func letterLimits(c config.DeadLetters, j *journal.Journal) deadletter.Limits {
-	return deadletter.Limits{
-		MaxBytes:    c.MaxBytes,
-		DeviceShare: c.DeviceShare,
-		DropOldest:  c.AtLimit == config.AtLimitDropOldest,
-		Leave: func() int64 {
-			s := j.Stats()
-			return s.MaxBytes - s.Bytes
-		},
+// openLetters opens the dead letters, which leave the journal the room that it may still take.
+func openLetters(o *Options, j *journal.Journal) (*deadletter.Store, error) {
+	limits := o.Letters
+	limits.Leave = func() int64 {
+		s := j.Stats()
+		return s.MaxBytes - s.Bytes
 	}
+	return deadletter.OpenWithin(filepath.Join(o.StateDir, deadletter.FileName), limits)
 }
 
 // noRoom marks the errors of a Store of letters for which the forwarder stops a device's lane.
@@ -43,7 +40,8 @@ func noRoom(err error) error {
 	return err
 }
 
-// letterRoom watches the room of the dead letters, and lets devices go on that waited for it. The housekeeper calls it.
+// A letterRoom watches the room of the dead letters, and lets devices continue that waited for it. The housekeeping calls
+// round.
 type letterRoom struct {
 	letters   *deadletter.Store
 	forwarder *forward.Forwarder
@@ -57,6 +55,13 @@ type letterRoom struct {
 	reserved time.Time
 }
 
+func newLetterRoom(letters *deadletter.Store, f *forward.Forwarder, o *Options) *letterRoom {
+	return &letterRoom{
+		letters: letters, forwarder: f, log: o.Log, maxBytes: o.Letters.MaxBytes,
+		failures: rate.Sometimes{Interval: complaintInterval},
+	}
+}
+
 func (r *letterRoom) round(ctx context.Context, now time.Time) {
 	if now.Sub(r.reserved) >= reserveInterval {
 		r.reserved = now
@@ -68,7 +73,7 @@ func (r *letterRoom) round(ctx context.Context, now time.Time) {
 	}
 	u, err := r.letters.Usage(ctx)
 	if err != nil {
-		return // the health check and who adds letters say so
+		return // the health check says so, and the forwarder where it adds a letter
 	}
 	r.usage.Store(&u)
 	if u.Dropped > r.dropped && u.MaxBytes < r.maxBytes {
@@ -105,20 +110,17 @@ func (r *letterRoom) report(u *deadletter.Usage) {
 	}
 }
 
-// figures returns the usage as last read.
-func (r *letterRoom) figures() (u deadletter.Usage) {
-	if r == nil {
-		return u
-	}
+// last returns the usage as last read. Any goroutine.
+func (r *letterRoom) last() (u deadletter.Usage) {
 	if read := r.usage.Load(); read != nil {
 		u = *read
 	}
 	return u
 }
 
-// ill says what is wrong, nil if nothing is: that one device waits is its own trouble.
-func (r *letterRoom) ill() error {
-	if u := r.figures(); u.Full() {
+// wrong says what is wrong, nil if nothing is. That only some devices wait for room is not.
+func (r *letterRoom) wrong() error {
+	if u := r.last(); u.Full() {
 		return fmt.Errorf("the dead letters take %d of %d bytes; requeue or drop some with bouncerctl dead", u.Bytes, u.MaxBytes)
 	}
 	return nil

@@ -1,29 +1,29 @@
-package plugin
+package outbox
 
 import (
 	"context"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"sync"
 	"time"
 
+	"github.com/google/uuid"
+
 	"mosquitto-bouncer/plugin/deadletter"
-	"mosquitto-bouncer/plugin/envelope"
 	"mosquitto-bouncer/plugin/forward"
 	"mosquitto-bouncer/plugin/journal"
 )
 
 const (
-	// letterTimeout bounds the storing of one dead letter, so that Stop does not wait for a database longer than it may.
+	// letterTimeout bounds the storing of one dead letter, so that Close does not wait for a database longer than it may.
 	letterTimeout = 3 * time.Second
 	// maxReadBuffer is the capacity that is kept of a buffer that a message was read into.
 	maxReadBuffer = 256 << 10
 )
 
-// A store is the forward.Store: the messages lie in the journal, those that are given up become letters in SQLite. The
+// messages is the forward.Store: the messages are in the journal, and those that are given up become letters in SQLite. The
 // forwarder's workers call it.
-type store struct {
+type messages struct {
 	journal *journal.Journal
 	letters *deadletter.Store
 	reads   sync.Pool // of *reading
@@ -35,12 +35,12 @@ type reading struct {
 	buf []byte
 }
 
-func newStore() *store {
-	return &store{reads: sync.Pool{New: func() any { return new(reading) }}}
+func newMessages() *messages {
+	return &messages{reads: sync.Pool{New: func() any { return new(reading) }}}
 }
 
 // read reads the message at pos; the caller gives the reading back with done.
-func (s *store) read(pos uint64) (r *reading, err error) {
+func (s *messages) read(pos uint64) (r *reading, err error) {
 	r = s.reads.Get().(*reading)
 	r.buf, err = s.journal.Read(journal.Position(pos), &r.Accepted, r.buf)
 	if errors.Is(err, journal.ErrDamaged) || errors.Is(err, journal.ErrNotFound) {
@@ -49,7 +49,7 @@ func (s *store) read(pos uint64) (r *reading, err error) {
 	return r, err
 }
 
-func (s *store) done(r *reading) {
+func (s *messages) done(r *reading) {
 	if cap(r.buf) > maxReadBuffer {
 		r.buf = nil
 	}
@@ -57,7 +57,7 @@ func (s *store) done(r *reading) {
 }
 
 // Load is forward.Store's.
-func (s *store) Load(pos uint64, m *forward.Message) error {
+func (s *messages) Load(pos uint64, m *forward.Message) error {
 	r, err := s.read(pos)
 	defer s.done(r)
 	if err != nil {
@@ -66,7 +66,7 @@ func (s *store) Load(pos uint64, m *forward.Message) error {
 	if r.Device != m.DeviceID {
 		return fmt.Errorf("%w: it is of %q, not of %q", forward.ErrUnreadable, r.Device, m.DeviceID)
 	}
-	m.MessageID = uuidText(r.MessageID)
+	m.MessageID = uuid.UUID(r.MessageID).String()
 	m.Timestamp, m.AcceptedAt, m.FirstAcceptedAt, m.Traceparent = r.Timestamp, r.AcceptedAt, r.FirstAcceptedAt(), r.Traceparent
 	if m.Topic != string(r.Topic) {
 		m.Topic = string(r.Topic)
@@ -76,10 +76,10 @@ func (s *store) Load(pos uint64, m *forward.Message) error {
 }
 
 // Delivered is forward.Store's.
-func (s *store) Delivered(pos uint64) { s.journal.Done(journal.Position(pos), journal.Delivered) }
+func (s *messages) Delivered(pos uint64) { s.journal.Done(journal.Position(pos), journal.Delivered) }
 
 // Dead is forward.Store's. The letter is stored for good before the journal is told.
-func (s *store) Dead(device string, pos uint64, d forward.DeadLetter) error {
+func (s *messages) Dead(device string, pos uint64, d forward.DeadLetter) error {
 	l := deadletter.Letter{
 		Device:   device,
 		DiedAt:   d.DiedAt,
@@ -92,7 +92,7 @@ func (s *store) Dead(device string, pos uint64, d forward.DeadLetter) error {
 	defer s.done(r)
 	switch {
 	case err == nil:
-		l.MessageID, l.Timestamp, l.AcceptedAt = uuidText(r.MessageID), r.Timestamp, r.FirstAcceptedAt()
+		l.MessageID, l.Timestamp, l.AcceptedAt = uuid.UUID(r.MessageID).String(), r.Timestamp, r.FirstAcceptedAt()
 		l.Topic, l.Payload, l.Traceparent = string(r.Topic), r.Payload, r.Traceparent
 	case errors.Is(err, forward.ErrUnreadable):
 		l.MessageID, l.AcceptedAt = journal.Position(pos).String(), d.DiedAt // all that is known of it
@@ -106,19 +106,4 @@ func (s *store) Dead(device string, pos uint64, d forward.DeadLetter) error {
 	}
 	s.journal.Done(journal.Position(pos), journal.Dead)
 	return nil
-}
-
-// uuidText returns the text form of a UUID, in lower case (RFC 9562, section 4).
-func uuidText(id [16]byte) string {
-	var text [envelope.MessageIDLen]byte
-	hex.Encode(text[0:8], id[0:4])
-	text[8] = '-'
-	hex.Encode(text[9:13], id[4:6])
-	text[13] = '-'
-	hex.Encode(text[14:18], id[6:8])
-	text[18] = '-'
-	hex.Encode(text[19:23], id[8:10])
-	text[23] = '-'
-	hex.Encode(text[24:36], id[10:16])
-	return string(text[:])
 }
