@@ -42,10 +42,10 @@ func Parse(raw string) (u URL, err error) {
 		badPort = err != nil || n == 0
 	}
 	switch {
+	case p.User != nil || strings.Contains(p.Opaque, "@"): // first: no other error may show it
+		err = fmt.Errorf("has a user name or password in it; remove them and use backend.bearer_token_file")
 	case strings.Contains(p.Host, ","):
 		err = fmt.Errorf("%q names more than one host; name one", shown)
-	case p.User != nil || strings.Contains(p.Opaque, "@"):
-		err = fmt.Errorf("has a user name or password in it; remove them and use backend.bearer_token_file")
 	case p.Scheme != "http" && p.Scheme != "https":
 		err = fmt.Errorf("%q does not begin with http:// or https://; write it in full, for example %q", shown, Example)
 	case p.Opaque != "" || p.Hostname() == "":

@@ -19,6 +19,7 @@ func TestParse(t *testing.T) {
 		"http://h:65536/":                               `"http://h:65536/" has port "65536"; use 1 to 65535`,
 		"http://{device_id}.example/":                   `is not a URL; write it in full, for example "http://localhost:5000/device/{device_id}/data"`,
 		"http://a,b/x":                                  `"http://a,b/x" names more than one host; name one`,
+		"http://user:pass@a,b/":                         "has a user name or password in it; remove them and use backend.bearer_token_file",
 		"http://user:pass@h/":                           "has a user name or password in it; remove them and use backend.bearer_token_file",
 		"http://h/x#y":                                  `"http://h/x#y" has a fragment, which is never sent; remove it from the # on`,
 		"http://h/x#":                                   `"http://h/x#" has a fragment, which is never sent; remove it from the # on`,

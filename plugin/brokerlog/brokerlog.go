@@ -40,7 +40,8 @@ func format(r slog.Record, with []func(slog.Handler) slog.Handler) string {
 	attrs := slog.NewRecord(time.Time{}, r.Level, "", 0)
 	r.Attrs(func(a slog.Attr) bool { attrs.AddAttrs(a); return true })
 	_ = h.Handle(context.Background(), attrs) // a buffer takes everything
-	return string(bytes.TrimRight(line.Bytes(), " \n"))
+	// slog takes DEL for a character that can be printed.
+	return string(bytes.ReplaceAll(bytes.TrimRight(line.Bytes(), " \n"), []byte{0x7f}, []byte(`\x7f`)))
 }
 
 // leaveOut leaves out the level and the empty message of a record.

@@ -51,6 +51,7 @@ func TestNoValuePassesForAnother(t *testing.T) {
 		"a\u2028b":             `v="a\u2028b"`,
 		"a\u00a0reason\u00a0b": `v="a\u00a0reason\u00a0b"`,
 		"a\u202eb":             `v="a\u202eb"`,
+		"a\x7fb":               `v=a\x7fb`,
 		"\xff":                 `v="\xff"`,
 		`\`:                    `v=\`,
 		"{\"a\":1}":            `v="{\"a\":1}"`,

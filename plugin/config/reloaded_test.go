@@ -2,6 +2,7 @@ package config
 
 import (
 	"crypto/tls"
+	"crypto/x509"
 	"reflect"
 	"testing"
 )
@@ -67,6 +68,10 @@ func TestRenewal(t *testing.T) {
 		"secret":      {func(c *Config) { c.Backend.SigningSecret = []byte("u") }, Changes{Renewed: []string{"backend.signing_secret_file"}}},
 		"certificate": {func(c *Config) { c.Backend.TLS = with("y") }, Changes{Renewed: []string{"backend.cert_file"}}},
 		"none":        {func(c *Config) { c.Backend.TLS = &tls.Config{} }, Changes{Renewed: []string{"backend.cert_file"}}},
+		"CA and certificate": {func(c *Config) {
+			c.Backend.TLS = with("y")
+			c.Backend.TLS.RootCAs = x509.NewCertPool()
+		}, Changes{Renewed: []string{"backend.ca_file", "backend.cert_file"}}},
 		"listener": {func(c *Config) { c.HTTP.Token, c.HTTP.TLS = []byte("u"), with("y") },
 			Changes{Renewed: []string{"http.token_file", "http.cert_file"}}},
 		"another URL, and its token": {func(c *Config) { c.Backend.URL, c.Backend.BearerToken = "https://b/", []byte("u") },

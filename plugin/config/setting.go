@@ -118,11 +118,11 @@ func (c *Config) Reloaded(next *Config) (*Config, Changes) {
 	inForce := *c
 	inForce.file, inForce.lines, inForce.files = next.file, next.lines, next.files
 	var changes Changes
-	from := next.table()
+	before, from := c.table(), next.table() // some settings are parts of one value, which take replaces
 	for i, s := range inForce.table() {
 		reload := s.Reload
 		switch {
-		case s.same(from[i].value):
+		case before[i].same(from[i].value):
 			continue
 		case s.unless != nil && s.unless(c, next):
 			reload = Restart

@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"runtime/debug"
 	"strings"
+	"time"
 
 	"golang.org/x/time/rate"
 )
@@ -33,22 +34,19 @@ func Then(log *slog.Logger, where string, then func()) {
 	}
 }
 
-// Error is Log that makes the panic the error that the function returns.
-func Error(err *error, log *slog.Logger, where string) {
-	if v := recover(); v != nil {
-		Report(log, where, v)
-		*err = fmt.Errorf("internal error in %s: %v", where, v)
-	}
-}
+// stacks says which panics are worth their stack in the log: a client that can cause one must not fill the log with it.
+var stacks = rate.Sometimes{First: 3, Interval: 10 * time.Second}
 
-// Report logs a panic that the caller has recovered from, with the stack that led to it, a line for each of its lines. It
-// does not panic, even if the log does.
+// Report logs a panic that the caller has recovered from and, where there are not many, the stack that led to it, a line for
+// each of its lines: of all panics together, three stacks at first, then one in 10 s. It does not panic, even if the log does.
 func Report(log *slog.Logger, where string, v any, args ...any) {
 	defer func() { _ = recover() }()
 	log.Error("internal error, caught; please report it", append([]any{"where", where, "panic", fmt.Sprint(v)}, args...)...)
-	for _, line := range stack() {
-		log.Error("  " + strings.TrimSpace(line))
-	}
+	stacks.Do(func() {
+		for _, line := range stack() {
+			log.Error("  " + strings.TrimSpace(line))
+		}
+	})
 }
 
 // stack returns the lines of the stack below the innermost panic, or of all of it where there is none.
@@ -61,16 +59,4 @@ func stack() []string {
 		}
 	}
 	return lines[:min(len(lines), maxStackLines)]
-}
-
-// A Reporter is a Report for what clients may provoke: it leaves panics out where they come often. Safe for concurrent use.
-type Reporter struct {
-	Log *slog.Logger
-	// Limit says which of the panics are logged.
-	Limit rate.Sometimes
-}
-
-// Report is Report, within the limit.
-func (r *Reporter) Report(where string, v any) {
-	r.Limit.Do(func() { Report(r.Log, where, v) })
 }

@@ -6,8 +6,6 @@ import (
 	"log/slog"
 	"strings"
 	"testing"
-
-	"golang.org/x/time/rate"
 )
 
 func logger() (*slog.Logger, *bytes.Buffer) {
@@ -51,22 +49,10 @@ func TestVariants(t *testing.T) {
 	if !then || !strings.Contains(logged.String(), "panic=oops") {
 		t.Errorf("%v %s", then, logged)
 	}
-	err := func() (err error) {
-		defer Error(&err, log, "tests")
-		faulty()
-		return nil
-	}()
-	if err == nil || err.Error() != "internal error in tests: oops" {
-		t.Error(err)
-	}
 	then = false
-	err = func() (err error) {
-		defer Error(&err, log, "tests")
-		defer Then(log, "tests", func() { then = true })
-		return nil
-	}()
-	if err != nil || then {
-		t.Errorf("without a panic: %v %v", err, then)
+	func() { defer Then(log, "tests", func() { then = true }) }()
+	if then {
+		t.Error("without a panic")
 	}
 }
 
@@ -82,13 +68,20 @@ type faultyHandler struct{ slog.Handler }
 
 func (faultyHandler) Enabled(context.Context, slog.Level) bool { panic("the log") }
 
-func TestReporterLeavesOut(t *testing.T) {
+// However often a client causes a panic, the log gets few stacks.
+func TestFewStacks(t *testing.T) {
 	log, logged := logger()
-	r := Reporter{Log: log, Limit: rate.Sometimes{First: 2}}
-	for range 5 {
-		r.Report("tests", "oops")
+	const panics = 1000
+	for range panics {
+		func() {
+			defer Log(log, "tests")
+			faulty()
+		}()
 	}
-	if n := strings.Count(logged.String(), "internal error, caught"); n != 2 {
-		t.Errorf("%d reports, want 2", n)
+	if n := strings.Count(logged.String(), "internal error, caught"); n != panics {
+		t.Errorf("%d panics are named", n)
+	}
+	if n := strings.Count(logged.String(), "\n") - panics; n > 4*maxStackLines {
+		t.Errorf("%d lines of stacks", n)
 	}
 }

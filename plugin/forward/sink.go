@@ -77,14 +77,14 @@ const (
 )
 
 // heard reports whether the backend has spoken about the messages: taken or refused them.
-func (m Meaning) heard() bool { return m >= Taken }
+func (m Meaning) heard() bool { return m >= Taken && m <= Gone }
 
 const (
 	// maxBatchBytes bounds a request with more than one message, as sent: a worker keeps as much memory, and servers
 	// limit what they take.
 	maxBatchBytes = 256 << 10
 	// envelopeBytes is more than a message takes in a batch besides what is in it.
-	envelopeBytes = 384
+	envelopeBytes = 290
 )
 
 // weight is about how much a message takes in a batch, and no less.

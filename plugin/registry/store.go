@@ -278,7 +278,8 @@ func (s *Store) change(ctx context.Context, id string, do func(*sql.Tx) error) e
 func (s *Store) failed(err error) error {
 	return sqlite.File{
 		Holds: "device database", Path: s.path,
-		Denied: "it must be possible to write it and its directory: the file's owner can, and root",
+		Damaged: "name another file, or restore this one from a backup",
+		Denied:  "it must be possible to write it and its directory: the file's owner can, and root",
 	}.Failed(err)
 }
 

@@ -36,8 +36,8 @@ func IsDenied(err error) bool {
 type File struct {
 	Holds string // what the database holds, with which each error begins: "commands"
 	Path  string
-	// What to do where the database is locked, and where it may not be written. "": what applies to most.
-	Busy, Denied string
+	// What to do where the database is locked, damaged, and where it may not be written. "": what applies to most.
+	Busy, Damaged, Denied string
 }
 
 // Failed returns err with the name of the file before it and, where that can be told, what to do after it.
@@ -57,7 +57,7 @@ func (f File) advice(err error) string {
 	case IsBusy(err):
 		return cmp.Or(f.Busy, "another program has not ended its transaction, try again")
 	case IsDamaged(err):
-		return "move it away, or restore it from a backup"
+		return cmp.Or(f.Damaged, "move it away, or restore it from a backup")
 	case IsFull(err):
 		return "make room on the disk"
 	case IsDenied(err):

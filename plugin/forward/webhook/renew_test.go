@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"mosquitto-bouncer/plugin/backendurl"
+	"mosquitto-bouncer/plugin/forward"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -166,5 +167,20 @@ func TestTLSTrouble(t *testing.T) {
 				t.Errorf("%+v, want %q", r, test.want)
 			}
 		})
+	}
+}
+
+// TestNoBatchForSingles: a sink of single messages fails a batch, of which it could send one message only.
+func TestNoBatchForSingles(t *testing.T) {
+	requests := make(chan string, 2)
+	s := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { requests <- r.Header.Get("Ce-Id") }))
+	defer s.Close()
+	sink, err := New(Config{URL: s.URL, idle: 50 * time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := sink.Send(t.Context(), &forward.Batch{Messages: []forward.Message{message("a", 1), message("a", 2)}})
+	if r.Meaning != forward.Failed || r.Err == nil || len(requests) > 0 {
+		t.Errorf("%+v, %d requests", r, len(requests))
 	}
 }

@@ -95,8 +95,13 @@ func New(cfg Config) (*Sink, error) {
 	return &Sink{client: c, shown: backendurl.WithoutQuery(cfg.URL), fatal: cfg.FatalStatuses, batch: cfg.Batch > 1}, nil
 }
 
+var errNoBatches = errors.New("backend: a batch for a sink of single messages; please report it")
+
 // Send is forward.Sink's. Once ctx is done the Sink is of no use any more: its connections are closed.
 func (s *Sink) Send(ctx context.Context, b *forward.Batch) forward.Result {
+	if len(b.Messages) > 1 && !s.batch { // only one would be sent, and all would count as delivered
+		return forward.Result{Err: errNoBatches}
+	}
 	s.watch.Do(func() { context.AfterFunc(ctx, s.client.hangUp) })
 	c, _ := s.couriers.Get().(courier)
 	switch {
