@@ -128,8 +128,8 @@ func TestOwnClientIDs(t *testing.T) {
 	own := g.Subscriber(g.Device("dashboard"), harness.MQTT5, "dashboard", false)
 	own.Subscribe("device/+/data")
 	own.Cut()
-	partner := g.Subscriber(g.Device("partner"), harness.MQTT5, "dashboard", false)
 	mark := g.Broker.Log().Mark()
+	partner := g.Subscriber(g.Device("partner"), harness.MQTT5, "dashboard", false)
 	if g.Broker.Version().AtLeast(2, 1, 0) {
 		// It is disconnected as soon as it has connected.
 	} else if code := partner.Unsubscribe("device/+/data"); code != device.NotAuthorized {
