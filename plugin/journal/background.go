@@ -1,16 +1,15 @@
 package journal
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
 	"math"
 	"os"
 	"path/filepath"
-	"runtime/debug"
-	"slices"
 	"time"
+
+	"mosquitto-bouncer/plugin/crash"
 )
 
 const (
@@ -78,12 +77,7 @@ func (j *Journal) run() {
 
 // protect keeps a panic from ending the process that the journal lives in.
 func (j *Journal) protect(f func()) {
-	defer func() {
-		if r := recover(); r != nil {
-			j.counts.panics.Add(1)
-			j.log.Error("panic in the journal", "panic", fmt.Sprint(r), "stack", string(debug.Stack()))
-		}
-	}()
+	defer crash.Then(j.log, "journal", func() { j.counts.panics.Add(1) })
 	f()
 }
 
@@ -214,256 +208,6 @@ func (j *Journal) prepare(now time.Time) {
 		j.log.Info("the journal's next segment is made")
 	}
 	j.next.Store(s)
-}
-
-func (j *Journal) takeQueue() {
-	b := &j.background
-	j.outcomesMu.Lock()
-	if len(b.queue) == 0 {
-		b.queue, j.outcomes = j.outcomes, b.queue[:0]
-	} else {
-		b.queue = append(b.queue, j.outcomes...)
-		j.outcomes = j.outcomes[:0]
-	}
-	j.outcomesMu.Unlock()
-}
-
-// flush writes the outcomes that wait, segment by segment, and reports whether none is left.
-func (j *Journal) flush() bool {
-	b := &j.background
-	for some := range slices.Chunk(b.queue, 256) { // the appending thread may want the lock
-		j.mu.Lock()
-		for i := range some {
-			some[i].at = j.resolve(some[i].pos)
-		}
-		j.mu.Unlock()
-	}
-	slices.SortStableFunc(b.queue, func(x, y settled) int { return cmp.Compare(x.at.segment(), y.at.segment()) })
-	var left []settled
-	var failed error
-	for rest := b.queue; len(rest) > 0; {
-		n := 1
-		for n < len(rest) && n < maxSlotsAtOnce && rest[n].at.segment() == rest[0].at.segment() {
-			n++
-		}
-		if err := j.writeOutcomes(rest[:n]); err != nil {
-			failed = err
-			left = append(left, rest[:n]...)
-		}
-		rest = rest[n:]
-	}
-	if len(left) == 0 && cap(b.queue) <= 1<<16 {
-		b.queue = b.queue[:0]
-	} else {
-		b.queue = left
-	}
-	if failed != nil && !b.flushFailing {
-		j.log.Error("outcomes could not be written to the journal; trying again every second", "error", failed)
-	}
-	b.flushFailing = failed != nil
-	if isFull(failed) {
-		j.starve(stateReserve)
-	}
-	return failed == nil
-}
-
-// writeOutcomes writes outcomes of one segment behind those it has.
-func (j *Journal) writeOutcomes(all []settled) error {
-	number := all[0].at.segment()
-	j.mu.Lock()
-	s := j.segments[number]
-	j.mu.Unlock()
-	if s == nil {
-		j.log.Warn("an outcome names a message that the journal does not have", "position", all[0].pos)
-		return nil
-	}
-	start := s.outcomesEnd
-	var data []byte
-	if start == 0 {
-		data = header{kind: kindOutcomes, number: number, salt: s.salt, created: time.Now()}.encode()
-	}
-	var delivered, dead uint64
-	for _, o := range all {
-		data = appendSlot(data, start+int64(len(data)), o.at.offset(), o.kind, s.seed)
-		if o.kind == Delivered {
-			delivered++
-		} else {
-			dead++
-		}
-	}
-	f, err := os.OpenFile(filepath.Join(j.options.Dir, outcomesName(number)), os.O_WRONLY|os.O_CREATE, 0o600)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	if _, err := f.WriteAt(data, start); err != nil {
-		_ = f.Truncate(start) // where that fails it is overwritten
-		return err
-	}
-	j.options.after("outcomes written")
-	s.outcomesEnd = start + int64(len(data))
-	s.outcomes += uint64(len(all))
-	s.delivered += delivered
-	s.dead += dead
-	s.settledAt = time.Now()
-	j.account(s, all)
-	if !slices.Contains(j.background.dirtyOutcome, s) {
-		j.background.dirtyOutcome = append(j.background.dirtyOutcome, s)
-	}
-	return nil
-}
-
-// account notes whose messages are settled. One that cannot be read is charged until its segment is dropped.
-func (j *Journal) account(s *segment, all []settled) {
-	f, err := os.Open(filepath.Join(j.options.Dir, logName(s.number)))
-	if err == nil {
-		defer f.Close()
-		var head [recordHead]byte
-		for _, o := range all {
-			n, _ := f.ReadAt(head[:], int64(o.at.offset()))
-			if device, size, ok := recordOwner(head[:n], o.at.offset(), s.seed); ok {
-				s.settledBytes += int64(size)
-				j.shares.settle(device, int64(size)+slotSize)
-			}
-		}
-	}
-	j.mu.Lock()
-	for _, o := range all {
-		if o.at != o.pos {
-			j.moved.settled(o.pos)
-		}
-	}
-	j.mu.Unlock()
-}
-
-func (j *Journal) syncOutcomes(limit int) {
-	b := &j.background
-	for _, s := range b.dirtyOutcome[:min(limit, len(b.dirtyOutcome))] {
-		if err := j.syncFile(outcomesName(s.number)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			j.counts.syncErrors.Add(1)
-			j.log.Error("fsync of outcomes failed; a failure of the power may have their messages delivered once more",
-				"file", outcomesName(s.number), "error", err)
-		}
-	}
-	b.dirtyOutcome = b.dirtyOutcome[:0]
-	if err := syncDirectory(j.options.Dir, j.options.fsync); err != nil {
-		j.counts.syncErrors.Add(1)
-		j.log.Error("fsync of the journal's directory failed", "error", err)
-	}
-}
-
-func (j *Journal) syncFile(name string) error {
-	f, err := os.Open(filepath.Join(j.options.Dir, name))
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	return j.options.fsync(f)
-}
-
-func (j *Journal) takeSealed() {
-	j.mu.Lock()
-	j.background.sealed = append(j.background.sealed, j.sealed...)
-	j.sealed = j.sealed[:0]
-	j.mu.Unlock()
-}
-
-// syncLogs makes durable what was appended before it is called.
-func (j *Journal) syncLogs() {
-	b := &j.background
-	dirty := j.dirty.Swap(false)
-	j.mu.Lock()
-	current := j.current
-	j.mu.Unlock()
-	// A segment sealed since then is synced as current, or in the next round.
-	for _, s := range b.sealed {
-		if s != current && !s.distrusted.Load() {
-			if err := j.timedSync(s.log); err != nil {
-				j.distrust(s, err)
-			}
-		}
-		s.log.Close()
-		s.closed = true
-	}
-	b.sealed = b.sealed[:0]
-	if dirty && !current.distrusted.Load() {
-		if err := j.timedSync(current.log); err != nil {
-			j.distrust(current, err)
-		}
-	}
-}
-
-// syncRecovered makes durable what recovery read, which the former process may not have done, one segment at a time. It
-// reports whether there are more.
-func (j *Journal) syncRecovered() bool {
-	b := &j.background
-	if !b.synced {
-		b.synced = true
-		j.mu.Lock()
-		for _, s := range j.segments {
-			if s.unsynced {
-				b.unsynced = append(b.unsynced, s)
-			}
-		}
-		j.mu.Unlock()
-		slices.SortFunc(b.unsynced, func(x, y *segment) int { return cmp.Compare(y.number, x.number) }) // newest first
-	}
-	if len(b.unsynced) == 0 {
-		return false
-	}
-	s := b.unsynced[0]
-	b.unsynced = b.unsynced[1:]
-	s.unsynced = false
-	if err := j.syncFile(logName(s.number)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		j.distrust(s, err)
-	}
-	return len(b.unsynced) > 0
-}
-
-// timedSync is fsync, with figures.
-func (j *Journal) timedSync(f *os.File) error {
-	began := time.Now()
-	err := j.options.fsync(f)
-	took := int64(time.Since(began))
-	c := &j.counts
-	c.syncs.Add(1)
-	c.syncNanos.Add(took)
-	c.syncLast.Store(took)
-	if took > c.syncMax.Load() {
-		c.syncMax.Store(took)
-	}
-	return err
-}
-
-// distrust notes that an fsync of s failed. The kernel reports that once and then takes the pages it could not write as
-// clean, so a later fsync that succeeds says nothing about them. Nothing more is appended to the segment.
-func (j *Journal) distrust(s *segment, err error) {
-	j.counts.syncErrors.Add(1)
-	// In this order: who finds the segment distrusted finds the reason.
-	j.failed.Store(&failure{s, err})
-	s.distrusted.Store(true)
-	j.poke()
-}
-
-// setAside makes the file that keeps room on the disk for outcomes, so that a disk that messages have filled does not
-// stay full: a segment is dropped when its outcomes are written. With it messages are accepted again.
-func (j *Journal) setAside() {
-	b := &j.background
-	size := b.reserve
-	if size == 0 {
-		size = j.options.SegmentBytes + minReserve
-	}
-	err := makeReserve(j.options.Dir, size)
-	for b.reserve == 0 && isFull(err) && size > minReserve {
-		size = max(size/2, minReserve)
-		err = makeReserve(j.options.Dir, size)
-	}
-	if isFull(err) {
-		return
-	}
-	// Where it is not possible for another reason, it must do without.
-	b.reserve, b.reserved = size, size
-	j.starved.Store(false)
 }
 
 // starve leaves what room there is on the disk to outcomes, until all can be set aside again that was. Of that it frees
