@@ -2,12 +2,12 @@ package plugin
 
 import (
 	"bytes"
-	"mosquitto-bouncer/plugin/gate"
 	"strings"
 	"time"
 
 	"mosquitto-bouncer/plugin/config"
 	"mosquitto-bouncer/plugin/envelope"
+	"mosquitto-bouncer/plugin/gate"
 )
 
 // ownTopics are the topics that the gateway itself publishes to, of every device: no client may.

@@ -2,13 +2,13 @@ package plugin
 
 import (
 	"context"
-	"mosquitto-bouncer/plugin/gate"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
+	"mosquitto-bouncer/plugin/gate"
 	"mosquitto-bouncer/plugin/order"
 	"mosquitto-bouncer/plugin/registry"
 )

@@ -1,13 +1,13 @@
 package plugin
 
 import (
-	"mosquitto-bouncer/plugin/gate"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/uuid"
 
+	"mosquitto-bouncer/plugin/gate"
 	"mosquitto-bouncer/plugin/outbox"
 	"mosquitto-bouncer/plugin/standing"
 	"mosquitto-bouncer/plugin/subscription"

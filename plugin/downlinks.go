@@ -2,7 +2,6 @@ package plugin
 
 import (
 	"fmt"
-	"mosquitto-bouncer/plugin/gate"
 	"slices"
 	"strings"
 
@@ -11,6 +10,7 @@ import (
 	"mosquitto-bouncer/plugin/config"
 	"mosquitto-bouncer/plugin/downlink"
 	"mosquitto-bouncer/plugin/forward"
+	"mosquitto-bouncer/plugin/gate"
 )
 
 // startResponses makes the way to the broker's thread, and what brings responses to the devices.

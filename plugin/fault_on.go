@@ -5,6 +5,7 @@ package plugin
 import (
 	"bytes"
 	"log/slog"
+
 	"mosquitto-bouncer/plugin/gate"
 )
 

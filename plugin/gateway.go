@@ -6,8 +6,6 @@ package plugin
 import (
 	"fmt"
 	"log/slog"
-	"mosquitto-bouncer/plugin/backendurl"
-	"mosquitto-bouncer/plugin/gate"
 	"path/filepath"
 	"runtime/debug"
 	"strings"
@@ -18,6 +16,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"mosquitto-bouncer/plugin/audit"
+	"mosquitto-bouncer/plugin/backendurl"
 	"mosquitto-bouncer/plugin/brokerconf"
 	"mosquitto-bouncer/plugin/brokerlog"
 	"mosquitto-bouncer/plugin/config"
@@ -25,6 +24,7 @@ import (
 	"mosquitto-bouncer/plugin/envelope"
 	"mosquitto-bouncer/plugin/former"
 	"mosquitto-bouncer/plugin/forward/webhook"
+	"mosquitto-bouncer/plugin/gate"
 	"mosquitto-bouncer/plugin/httpd"
 	"mosquitto-bouncer/plugin/journal"
 	"mosquitto-bouncer/plugin/outbox"

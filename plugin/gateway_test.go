@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"mosquitto-bouncer/plugin/gate"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -20,6 +19,7 @@ import (
 
 	"mosquitto-bouncer/plugin/config"
 	"mosquitto-bouncer/plugin/downlink"
+	"mosquitto-bouncer/plugin/gate"
 	"mosquitto-bouncer/plugin/registry"
 	"mosquitto-bouncer/plugin/subscription"
 )

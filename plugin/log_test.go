@@ -3,11 +3,11 @@ package plugin
 import (
 	"fmt"
 	"log/slog"
-	"mosquitto-bouncer/plugin/gate"
 	"strings"
 	"testing"
 	"time"
 
+	"mosquitto-bouncer/plugin/gate"
 	"mosquitto-bouncer/plugin/sampler"
 )
 

@@ -2,13 +2,13 @@ package plugin
 
 import (
 	"errors"
-	"mosquitto-bouncer/plugin/gate"
 	"time"
 
 	"github.com/google/uuid"
 
 	"mosquitto-bouncer/plugin/command"
 	"mosquitto-bouncer/plugin/envelope"
+	"mosquitto-bouncer/plugin/gate"
 	"mosquitto-bouncer/plugin/journal"
 	"mosquitto-bouncer/plugin/replay"
 )

@@ -1,11 +1,11 @@
 package plugin
 
 import (
-	"mosquitto-bouncer/plugin/gate"
 	"strings"
 	"testing"
 	"unsafe"
 
+	"mosquitto-bouncer/plugin/gate"
 	"mosquitto-bouncer/plugin/outbox"
 	"mosquitto-bouncer/plugin/subscription"
 )

@@ -1,7 +1,6 @@
 package plugin
 
 import (
-	"mosquitto-bouncer/plugin/gate"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -9,6 +8,7 @@ import (
 
 	"mosquitto-bouncer/plugin/config"
 	"mosquitto-bouncer/plugin/downlink"
+	"mosquitto-bouncer/plugin/gate"
 )
 
 // noticeEvery is the least time between two notices to one device.

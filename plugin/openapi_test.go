@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"mosquitto-bouncer/plugin/gate"
 	"net"
 	"net/http"
 	"os"
@@ -20,6 +19,7 @@ import (
 	validator "github.com/pb33f/libopenapi-validator"
 
 	"mosquitto-bouncer/plugin/downlink"
+	"mosquitto-bouncer/plugin/gate"
 )
 
 // httpSettings are the settings of a listener on a free port, whose token is "token".

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"mosquitto-bouncer/plugin/gate"
 	"path/filepath"
 	"runtime/debug"
 	"slices"
@@ -16,6 +15,7 @@ import (
 
 	"mosquitto-bouncer/plugin/audit"
 	"mosquitto-bouncer/plugin/config"
+	"mosquitto-bouncer/plugin/gate"
 	"mosquitto-bouncer/plugin/order"
 	"mosquitto-bouncer/plugin/registry"
 )

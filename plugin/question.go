@@ -4,13 +4,13 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"mosquitto-bouncer/plugin/gate"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"mosquitto-bouncer/plugin/forward"
+	"mosquitto-bouncer/plugin/gate"
 	"mosquitto-bouncer/plugin/httpd"
 	"mosquitto-bouncer/plugin/outbox"
 )

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"io"
 	"maps"
-	"mosquitto-bouncer/plugin/gate"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -14,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"mosquitto-bouncer/plugin/gate"
 	"mosquitto-bouncer/plugin/httpd"
 	"mosquitto-bouncer/plugin/registry"
 	"mosquitto-bouncer/plugin/subscription"

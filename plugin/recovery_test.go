@@ -3,7 +3,6 @@ package plugin
 import (
 	"context"
 	"database/sql"
-	"mosquitto-bouncer/plugin/gate"
 	"os"
 	"path/filepath"
 	"strings"
@@ -11,6 +10,7 @@ import (
 	"time"
 
 	"mosquitto-bouncer/plugin/command"
+	"mosquitto-bouncer/plugin/gate"
 )
 
 // TestAnswersSurviveACrash: the answer to a command that was acknowledged to its device, and not stored yet when the

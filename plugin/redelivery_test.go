@@ -2,10 +2,10 @@ package plugin
 
 import (
 	"fmt"
-	"mosquitto-bouncer/plugin/gate"
 	"strings"
 	"testing"
 
+	"mosquitto-bouncer/plugin/gate"
 	"mosquitto-bouncer/plugin/journal"
 	"mosquitto-bouncer/plugin/replay"
 	"mosquitto-bouncer/plugin/subscription"

@@ -3,11 +3,11 @@ package plugin
 import (
 	"errors"
 	"fmt"
-	"mosquitto-bouncer/plugin/gate"
 	"time"
 
 	"mosquitto-bouncer/plugin/downlink"
 	"mosquitto-bouncer/plugin/envelope"
+	"mosquitto-bouncer/plugin/gate"
 )
 
 // clockOff is by how many seconds a device's clock is ahead of this host's. It becomes text only if it is logged.

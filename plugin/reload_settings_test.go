@@ -16,7 +16,6 @@ import (
 	"log"
 	"maps"
 	"math/big"
-	"mosquitto-bouncer/plugin/gate"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -30,6 +29,7 @@ import (
 
 	"mosquitto-bouncer/plugin/audit"
 	"mosquitto-bouncer/plugin/config"
+	"mosquitto-bouncer/plugin/gate"
 	"mosquitto-bouncer/plugin/registry"
 )
 

@@ -1,11 +1,12 @@
 package plugin
 
 import (
-	"mosquitto-bouncer/plugin/gate"
 	"os"
 	"strings"
 	"testing"
 	"time"
+
+	"mosquitto-bouncer/plugin/gate"
 )
 
 // reload replaces what is below [publish] in bouncer.toml, and does what SIGHUP does.

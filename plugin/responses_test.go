@@ -3,7 +3,6 @@ package plugin
 import (
 	"context"
 	"maps"
-	"mosquitto-bouncer/plugin/gate"
 	"net/http"
 	"slices"
 	"strings"
@@ -13,6 +12,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"mosquitto-bouncer/plugin/gate"
 	"mosquitto-bouncer/plugin/httpd"
 	"mosquitto-bouncer/plugin/subscription"
 )

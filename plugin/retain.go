@@ -2,12 +2,12 @@ package plugin
 
 import (
 	"bytes"
-	"mosquitto-bouncer/plugin/gate"
 	"path/filepath"
 	"unsafe"
 
 	"mosquitto-bouncer/plugin/config"
 	"mosquitto-bouncer/plugin/downlink"
+	"mosquitto-bouncer/plugin/gate"
 	"mosquitto-bouncer/plugin/retained"
 )
 

@@ -2,13 +2,13 @@ package plugin
 
 import (
 	"context"
-	"mosquitto-bouncer/plugin/gate"
 	"path/filepath"
 	"testing"
 	"time"
 
 	"github.com/google/uuid"
 
+	"mosquitto-bouncer/plugin/gate"
 	"mosquitto-bouncer/plugin/order"
 	"mosquitto-bouncer/plugin/registry"
 )

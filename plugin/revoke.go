@@ -4,12 +4,12 @@ import (
 	"bytes"
 	"errors"
 	"log/slog"
-	"mosquitto-bouncer/plugin/gate"
 	"strconv"
 	"sync"
 	"sync/atomic"
 
 	"mosquitto-bouncer/plugin/audit"
+	"mosquitto-bouncer/plugin/gate"
 	"mosquitto-bouncer/plugin/registry"
 )
 

@@ -3,7 +3,6 @@ package plugin
 import (
 	"context"
 	"encoding/json"
-	"mosquitto-bouncer/plugin/gate"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -13,6 +12,7 @@ import (
 	"time"
 
 	"mosquitto-bouncer/plugin/audit"
+	"mosquitto-bouncer/plugin/gate"
 	"mosquitto-bouncer/plugin/registry"
 )
 

@@ -4,10 +4,10 @@ import (
 	"bytes"
 	"crypto/rand"
 	"errors"
-	"mosquitto-bouncer/plugin/gate"
 	"time"
 
 	"mosquitto-bouncer/plugin/downlink"
+	"mosquitto-bouncer/plugin/gate"
 	"mosquitto-bouncer/plugin/subscription"
 )
 

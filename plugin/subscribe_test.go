@@ -2,11 +2,11 @@ package plugin
 
 import (
 	"fmt"
-	"mosquitto-bouncer/plugin/gate"
 	"testing"
 	"time"
 
 	"mosquitto-bouncer/plugin/brokerconf"
+	"mosquitto-bouncer/plugin/gate"
 	"mosquitto-bouncer/plugin/subscription"
 )
 

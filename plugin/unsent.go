@@ -4,9 +4,9 @@ import (
 	"encoding/json"
 	"errors"
 	"io/fs"
-	"mosquitto-bouncer/plugin/gate"
 
 	"mosquitto-bouncer/plugin/downlink"
+	"mosquitto-bouncer/plugin/gate"
 	"mosquitto-bouncer/plugin/journal"
 )
 

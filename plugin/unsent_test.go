@@ -3,11 +3,11 @@ package plugin
 import (
 	"context"
 	"fmt"
-	"mosquitto-bouncer/plugin/gate"
 	"strings"
 	"testing"
 	"unsafe"
 
+	"mosquitto-bouncer/plugin/gate"
 	"mosquitto-bouncer/plugin/registry"
 )
 

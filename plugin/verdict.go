@@ -2,10 +2,10 @@ package plugin
 
 import (
 	"bytes"
-	"mosquitto-bouncer/plugin/gate"
 	"time"
 
 	"mosquitto-bouncer/plugin/envelope"
+	"mosquitto-bouncer/plugin/gate"
 	"mosquitto-bouncer/plugin/replay"
 )
 

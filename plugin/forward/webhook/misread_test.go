@@ -1,10 +1,11 @@
 package webhook
 
 import (
-	"mosquitto-bouncer/plugin/backendurl"
 	"strings"
 	"testing"
 	"time"
+
+	"mosquitto-bouncer/plugin/backendurl"
 )
 
 // What is misread, over real connections.

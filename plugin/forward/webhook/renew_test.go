@@ -3,8 +3,6 @@ package webhook
 import (
 	"crypto/tls"
 	"crypto/x509"
-	"mosquitto-bouncer/plugin/backendurl"
-	"mosquitto-bouncer/plugin/forward"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -12,6 +10,9 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"mosquitto-bouncer/plugin/backendurl"
+	"mosquitto-bouncer/plugin/forward"
 )
 
 // TestRenew exchanges token, client certificate and CA while a request is under way: that one ends as it began, and every
