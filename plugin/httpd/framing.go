@@ -15,7 +15,7 @@ const chunked = -1
 // framing refuses a request in which two readers could find different headers, or a different end: one before this server
 // may take what follows for another client's request (RFC 9112, section 11.2). fasthttp itself refuses repeated
 // Content-Length and Host, Transfer-Encoding in HTTP/1.0, unknown codings and chunk sizes that are no number. The
-// connection of a request that is refused must be closed: nobody knows where the next one begins.
+// connection of a request that is refused must be closed: where the next one begins is not known.
 func framing(header *fasthttp.RequestHeader) *Error {
 	switch string(header.Protocol()) {
 	case "HTTP/1.0", "HTTP/1.1":

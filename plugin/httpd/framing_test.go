@@ -12,6 +12,76 @@ import (
 	"github.com/valyala/fasthttp"
 )
 
+// post begins a request for a command, behind follows one.
+const (
+	post   = "POST /v1/devices/d/commands HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer token\r\nContent-Type: application/json\r\n"
+	behind = "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+)
+
+// misframed are requests in which two readers could find different headers, or a different end.
+var misframed = map[string]string{
+	"identity":                        post + "Transfer-Encoding: identity\r\n\r\n",
+	"Identity, with a length":         post + "Transfer-Encoding: Identity\r\nContent-Length: 1\r\n\r\n1",
+	"a length, then identity":         post + "Content-Length: 1\r\nTransfer-Encoding: identity\r\n\r\n1",
+	"an empty coding":                 post + "Transfer-Encoding:\r\n\r\n",
+	"gzip":                            post + "Transfer-Encoding: gzip\r\n\r\n",
+	"gzip, chunked":                   post + "Transfer-Encoding: gzip, chunked\r\n\r\n1\r\n1\r\n0\r\n\r\n",
+	"chunked, chunked":                post + "Transfer-Encoding: chunked, chunked\r\n\r\n1\r\n1\r\n0\r\n\r\n",
+	"chunked, identity":               post + "Transfer-Encoding: chunked, identity\r\n\r\n1\r\n1\r\n0\r\n\r\n",
+	"chunked twice":                   post + "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n1\r\n0\r\n\r\n",
+	"chunked and identity":            post + "Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n\r\n1\r\n1\r\n0\r\n\r\n",
+	"identity and chunked":            post + "Transfer-Encoding: identity\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n1\r\n0\r\n\r\n",
+	"xchunked":                        post + "Transfer-Encoding: xchunked\r\n\r\n1\r\n1\r\n0\r\n\r\n",
+	"chunked;x":                       post + "Transfer-Encoding: chunked;x\r\n\r\n1\r\n1\r\n0\r\n\r\n",
+	"chunked behind a tab":            post + "Transfer-Encoding: \x0bchunked\r\n\r\n1\r\n1\r\n0\r\n\r\n",
+	"in quotes":                       post + "Transfer-Encoding: \"chunked\"\r\n\r\n1\r\n1\r\n0\r\n\r\n",
+	"a blank before the colon":        post + "Transfer-Encoding : chunked\r\n\r\n1\r\n1\r\n0\r\n\r\n",
+	"a blank in the name":             post + "Transfer Encoding: chunked\r\n\r\n",
+	"both":                            post + "Transfer-Encoding: chunked\r\nContent-Length: 1\r\n\r\n1\r\n1\r\n0\r\n\r\n",
+	"HTTP/1.0":                        strings.Replace(post, "HTTP/1.1", "HTTP/1.0", 1) + "Transfer-Encoding: chunked\r\n\r\n1\r\n1\r\n0\r\n\r\n",
+	"HTTP/1.2":                        strings.Replace(post, "HTTP/1.1", "HTTP/1.2", 1) + "Content-Length: 1\r\n\r\n1",
+	"HTTP/2.0":                        strings.Replace(post, "HTTP/1.1", "HTTP/2.0", 1) + "Content-Length: 1\r\n\r\n1",
+	"the preface of HTTP/2":           "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+	"the same length twice":           post + "Content-Length: 1\r\nContent-Length: 1\r\n\r\n1",
+	"a list of lengths":               post + "Content-Length: 1, 1\r\n\r\n1",
+	"+1":                              post + "Content-Length: +1\r\n\r\n1",
+	"-1":                              post + "Content-Length: -1\r\n\r\n1",
+	"0x1":                             post + "Content-Length: 0x1\r\n\r\n1",
+	"1_0":                             post + "Content-Length: 1_0\r\n\r\n1",
+	"no length":                       post + "Content-Length:\r\n\r\n1",
+	"a length beyond 64 bits":         post + "Content-Length: 18446744073709551617\r\n\r\n1",
+	"a chunk of 0x1":                  post + "Transfer-Encoding: chunked\r\n\r\n0x1\r\n1\r\n0\r\n\r\n",
+	"a chunk of -1":                   post + "Transfer-Encoding: chunked\r\n\r\n-1\r\n1\r\n0\r\n\r\n",
+	"a chunk of +1":                   post + "Transfer-Encoding: chunked\r\n\r\n+1\r\n1\r\n0\r\n\r\n",
+	"a chunk behind a blank":          post + "Transfer-Encoding: chunked\r\n\r\n 1\r\n1\r\n0\r\n\r\n",
+	"a chunk of nothing":              post + "Transfer-Encoding: chunked\r\n\r\n\r\n1\r\n0\r\n\r\n",
+	"a chunk size of 17 digits":       post + "Transfer-Encoding: chunked\r\n\r\n10000000000000001\r\n1\r\n0\r\n\r\n",
+	"a chunk size that ends with LF":  post + "Transfer-Encoding: chunked\r\n\r\n1\n1\r\n0\r\n\r\n",
+	"an extension with LF":            post + "Transfer-Encoding: chunked\r\n\r\n1;a\n1\r\n0\r\n\r\n",
+	"an extension with CR":            post + "Transfer-Encoding: chunked\r\n\r\n1;a\rb\r\n1\r\n0\r\n\r\n",
+	"a chunk that is longer":          post + "Transfer-Encoding: chunked\r\n\r\n1\r\n12\r\n0\r\n\r\n",
+	"a folded header":                 post + "X: a\r\n b\r\nContent-Length: 1\r\n\r\n1",
+	"a folded header with a tab":      post + "X: a\r\n\tb\r\nContent-Length: 1\r\n\r\n1",
+	"a folded coding":                 post + "Transfer-Encoding:\r\n chunked\r\n\r\n1\r\n1\r\n0\r\n\r\n",
+	"a folded first header":           "POST /v1/devices/d/commands HTTP/1.1\r\n Host: x\r\nAuthorization: Bearer token\r\nContent-Type: application/json\r\nContent-Length: 1\r\n\r\n1",
+	"NUL":                             post + "X: a\x00b\r\nContent-Length: 1\r\n\r\n1",
+	"CR in a value":                   post + "X: a\rContent-Length: 2\r\nContent-Length: 1\r\n\r\n1",
+	"CR CR LF":                        post + "X: a\r\r\nContent-Length: 1\r\n\r\n1",
+	"LF alone":                        post + "X: a\nContent-Length: 1\r\n\r\n1",
+	"LF LF":                           post + "Content-Length: 1\n\nTransfer-Encoding: chunked\r\n\r\n1",
+	"an escape in a value":            post + "X: a\x1bb\r\nContent-Length: 1\r\n\r\n1",
+	"a header without a name":         post + ": a\r\nContent-Length: 1\r\n\r\n1",
+	"a header without a colon":        post + "a\r\nContent-Length: 1\r\n\r\n1",
+	"NUL in a name":                   post + "X\x00: a\r\nContent-Length: 1\r\n\r\n1",
+	"two hosts":                       post + "Host: y\r\nContent-Length: 1\r\n\r\n1",
+	"no host":                         strings.Replace(post, "Host: x\r\n", "", 1) + "Content-Length: 1\r\n\r\n1",
+	"two blanks behind the method":    strings.Replace(post, "POST ", "POST  ", 1) + "Content-Length: 1\r\n\r\n1",
+	"a blank in the target":           strings.Replace(post, "commands ", "commands x ", 1) + "Content-Length: 1\r\n\r\n1",
+	"a tab in the target":             strings.Replace(post, "commands ", "commands\tx ", 1) + "Content-Length: 1\r\n\r\n1",
+	"a method that is no token":       strings.Replace(post, "POST", "PO(ST", 1) + "Content-Length: 1\r\n\r\n1",
+	"a trailer that changes the size": post + "Transfer-Encoding: chunked\r\n\r\n1\r\n1\r\n0\r\nContent-Length: 5\r\n\r\n",
+}
+
 // TestFraming: a request whose end, or whose headers, two readers could find in different places is refused, and its
 // connection is closed: what stands behind it is never taken for another request.
 func TestFraming(t *testing.T) {
@@ -20,70 +90,7 @@ func TestFraming(t *testing.T) {
 		served++
 		return Command{ID: "x", Body: []byte("1")}, nil
 	}}, nil)
-	const post = "POST /v1/devices/d/commands HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer token\r\nContent-Type: application/json\r\n"
-	const behind = "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
-	for name, text := range map[string]string{
-		"identity":                        post + "Transfer-Encoding: identity\r\n\r\n",
-		"Identity, with a length":         post + "Transfer-Encoding: Identity\r\nContent-Length: 1\r\n\r\n1",
-		"a length, then identity":         post + "Content-Length: 1\r\nTransfer-Encoding: identity\r\n\r\n1",
-		"an empty coding":                 post + "Transfer-Encoding:\r\n\r\n",
-		"gzip":                            post + "Transfer-Encoding: gzip\r\n\r\n",
-		"gzip, chunked":                   post + "Transfer-Encoding: gzip, chunked\r\n\r\n1\r\n1\r\n0\r\n\r\n",
-		"chunked, chunked":                post + "Transfer-Encoding: chunked, chunked\r\n\r\n1\r\n1\r\n0\r\n\r\n",
-		"chunked, identity":               post + "Transfer-Encoding: chunked, identity\r\n\r\n1\r\n1\r\n0\r\n\r\n",
-		"chunked twice":                   post + "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n1\r\n0\r\n\r\n",
-		"chunked and identity":            post + "Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n\r\n1\r\n1\r\n0\r\n\r\n",
-		"identity and chunked":            post + "Transfer-Encoding: identity\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n1\r\n0\r\n\r\n",
-		"xchunked":                        post + "Transfer-Encoding: xchunked\r\n\r\n1\r\n1\r\n0\r\n\r\n",
-		"chunked;x":                       post + "Transfer-Encoding: chunked;x\r\n\r\n1\r\n1\r\n0\r\n\r\n",
-		"chunked behind a tab":            post + "Transfer-Encoding: \x0bchunked\r\n\r\n1\r\n1\r\n0\r\n\r\n",
-		"in quotes":                       post + "Transfer-Encoding: \"chunked\"\r\n\r\n1\r\n1\r\n0\r\n\r\n",
-		"a blank before the colon":        post + "Transfer-Encoding : chunked\r\n\r\n1\r\n1\r\n0\r\n\r\n",
-		"a blank in the name":             post + "Transfer Encoding: chunked\r\n\r\n",
-		"both":                            post + "Transfer-Encoding: chunked\r\nContent-Length: 1\r\n\r\n1\r\n1\r\n0\r\n\r\n",
-		"HTTP/1.0":                        strings.Replace(post, "HTTP/1.1", "HTTP/1.0", 1) + "Transfer-Encoding: chunked\r\n\r\n1\r\n1\r\n0\r\n\r\n",
-		"HTTP/1.2":                        strings.Replace(post, "HTTP/1.1", "HTTP/1.2", 1) + "Content-Length: 1\r\n\r\n1",
-		"HTTP/2.0":                        strings.Replace(post, "HTTP/1.1", "HTTP/2.0", 1) + "Content-Length: 1\r\n\r\n1",
-		"the preface of HTTP/2":           "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
-		"the same length twice":           post + "Content-Length: 1\r\nContent-Length: 1\r\n\r\n1",
-		"a list of lengths":               post + "Content-Length: 1, 1\r\n\r\n1",
-		"+1":                              post + "Content-Length: +1\r\n\r\n1",
-		"-1":                              post + "Content-Length: -1\r\n\r\n1",
-		"0x1":                             post + "Content-Length: 0x1\r\n\r\n1",
-		"1_0":                             post + "Content-Length: 1_0\r\n\r\n1",
-		"no length":                       post + "Content-Length:\r\n\r\n1",
-		"a length beyond 64 bits":         post + "Content-Length: 18446744073709551617\r\n\r\n1",
-		"a chunk of 0x1":                  post + "Transfer-Encoding: chunked\r\n\r\n0x1\r\n1\r\n0\r\n\r\n",
-		"a chunk of -1":                   post + "Transfer-Encoding: chunked\r\n\r\n-1\r\n1\r\n0\r\n\r\n",
-		"a chunk of +1":                   post + "Transfer-Encoding: chunked\r\n\r\n+1\r\n1\r\n0\r\n\r\n",
-		"a chunk behind a blank":          post + "Transfer-Encoding: chunked\r\n\r\n 1\r\n1\r\n0\r\n\r\n",
-		"a chunk of nothing":              post + "Transfer-Encoding: chunked\r\n\r\n\r\n1\r\n0\r\n\r\n",
-		"a chunk size of 17 digits":       post + "Transfer-Encoding: chunked\r\n\r\n10000000000000001\r\n1\r\n0\r\n\r\n",
-		"a chunk size that ends with LF":  post + "Transfer-Encoding: chunked\r\n\r\n1\n1\r\n0\r\n\r\n",
-		"an extension with LF":            post + "Transfer-Encoding: chunked\r\n\r\n1;a\n1\r\n0\r\n\r\n",
-		"an extension with CR":            post + "Transfer-Encoding: chunked\r\n\r\n1;a\rb\r\n1\r\n0\r\n\r\n",
-		"a chunk that is longer":          post + "Transfer-Encoding: chunked\r\n\r\n1\r\n12\r\n0\r\n\r\n",
-		"a folded header":                 post + "X: a\r\n b\r\nContent-Length: 1\r\n\r\n1",
-		"a folded header with a tab":      post + "X: a\r\n\tb\r\nContent-Length: 1\r\n\r\n1",
-		"a folded coding":                 post + "Transfer-Encoding:\r\n chunked\r\n\r\n1\r\n1\r\n0\r\n\r\n",
-		"a folded first header":           "POST /v1/devices/d/commands HTTP/1.1\r\n Host: x\r\nAuthorization: Bearer token\r\nContent-Type: application/json\r\nContent-Length: 1\r\n\r\n1",
-		"NUL":                             post + "X: a\x00b\r\nContent-Length: 1\r\n\r\n1",
-		"CR in a value":                   post + "X: a\rContent-Length: 2\r\nContent-Length: 1\r\n\r\n1",
-		"CR CR LF":                        post + "X: a\r\r\nContent-Length: 1\r\n\r\n1",
-		"LF alone":                        post + "X: a\nContent-Length: 1\r\n\r\n1",
-		"LF LF":                           post + "Content-Length: 1\n\nTransfer-Encoding: chunked\r\n\r\n1",
-		"an escape in a value":            post + "X: a\x1bb\r\nContent-Length: 1\r\n\r\n1",
-		"a header without a name":         post + ": a\r\nContent-Length: 1\r\n\r\n1",
-		"a header without a colon":        post + "a\r\nContent-Length: 1\r\n\r\n1",
-		"NUL in a name":                   post + "X\x00: a\r\nContent-Length: 1\r\n\r\n1",
-		"two hosts":                       post + "Host: y\r\nContent-Length: 1\r\n\r\n1",
-		"no host":                         strings.Replace(post, "Host: x\r\n", "", 1) + "Content-Length: 1\r\n\r\n1",
-		"two blanks behind the method":    strings.Replace(post, "POST ", "POST  ", 1) + "Content-Length: 1\r\n\r\n1",
-		"a blank in the target":           strings.Replace(post, "commands ", "commands x ", 1) + "Content-Length: 1\r\n\r\n1",
-		"a tab in the target":             strings.Replace(post, "commands ", "commands\tx ", 1) + "Content-Length: 1\r\n\r\n1",
-		"a method that is no token":       strings.Replace(post, "POST", "PO(ST", 1) + "Content-Length: 1\r\n\r\n1",
-		"a trailer that changes the size": post + "Transfer-Encoding: chunked\r\n\r\n1\r\n1\r\n0\r\nContent-Length: 5\r\n\r\n",
-	} {
+	for name, text := range misframed {
 		conn, err := net.Dial("tcp", s.Addr().String())
 		if err != nil {
 			t.Fatal(err)

@@ -34,14 +34,14 @@ type Refusal struct {
 	Unreported int
 }
 
-// A guard holds back those who guess the token. It never sees a request that has it, so nobody can slow those.
+// A guard holds back those who guess the token. It never sees a request that has it, so these cannot be slowed.
 //
 // A bucket is forgotten only when it is full again, and is then no different from a new one. So no number of addresses
 // gets a client its guesses back: where all buckets are in use, the addresses that have none share one.
 //
 // Safe for concurrent use.
 type guard struct {
-	report func(Refusal)         // called without a lock; nil: nobody is told
+	report func(Refusal)         // called without a lock; may be nil
 	warn   func(Refusal, uint64) // called once a logInterval at most, with the refusals since the last call
 
 	refused, limited atomic.Uint64 // answered with 401, and with 429

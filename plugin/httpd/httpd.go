@@ -13,12 +13,13 @@ import (
 	"io"
 	"log/slog"
 	"net"
-	"runtime/debug"
 	"strings"
 	"sync/atomic"
 	"time"
 
 	"github.com/valyala/fasthttp"
+
+	"mosquitto-bouncer/plugin/crash"
 )
 
 // Limits. What a client may cost is their product: some 20 MiB.
@@ -105,7 +106,7 @@ type Options struct {
 	MinTTL, MaxTTL time.Duration
 	Version        string
 	Log            *slog.Logger
-	// Refused is told of requests without the valid token, at a bounded rate, by many goroutines; nil: nobody is.
+	// Refused is called for requests without the valid token, at a bounded rate, by many goroutines. It may be nil.
 	Refused func(Refusal)
 }
 
@@ -163,11 +164,7 @@ func Start(o Options, service Service) (*Server, error) {
 	}
 	go func() {
 		defer close(s.served)
-		defer func() {
-			if v := recover(); v != nil {
-				o.Log.Error("internal error, caught; please report it", "where", "http", "panic", fmt.Sprint(v), "stack", string(debug.Stack()))
-			}
-		}()
+		defer crash.Log(o.Log, "http")
 		if err := s.server.Serve(listener); err != nil && s.ctx.Err() == nil {
 			o.Log.Error("the HTTP listener has ended; restart the broker", "listen", o.Listen, "error", err)
 		}
@@ -205,7 +202,7 @@ func (s *Server) Stop() error {
 	_ = s.ln.Close() // which a server that has not got round to serving does not do
 	<-s.served
 	if errors.Is(err, context.DeadlineExceeded) {
-		return nil // whoever dawdles is cut off with the process
+		return nil // the remaining connections are dropped at exit
 	}
 	return err
 }
@@ -214,7 +211,7 @@ func (s *Server) Stop() error {
 func (s *Server) handle(ctx *fasthttp.RequestCtx) {
 	defer func() {
 		if v := recover(); v != nil {
-			s.options.Log.Error("internal error, caught; please report it", "where", "http", "panic", fmt.Sprint(v), "stack", string(debug.Stack()))
+			crash.Report(s.options.Log, "http", v)
 			s.problem(ctx, &Error{Status: 500, Reason: "internal", Detail: "an error of the gateway; its log has more"})
 		}
 		s.answers[min(ctx.Response.StatusCode()/100, 5)].Add(1)

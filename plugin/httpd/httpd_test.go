@@ -37,7 +37,7 @@ func (aService) Metrics(io.Writer) (string, error) { return "", errors.New("a se
 
 const testToken = "token"
 
-func start(t *testing.T, s Service, change func(*Options)) *Server {
+func start(t testing.TB, s Service, change func(*Options)) *Server {
 	t.Helper()
 	o := Options{Listen: "127.0.0.1:0", Token: []byte(testToken), MinTTL: time.Second, MaxTTL: time.Hour, Version: "1", Log: slog.New(slog.DiscardHandler)}
 	if change != nil {

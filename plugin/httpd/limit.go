@@ -17,12 +17,12 @@ const acceptAgain = 100 * time.Millisecond
 
 // A limitListener bounds the connections, in all and of one peer. Where there is one too many, a connection is closed on
 // which no valid token has come yet: of the peer that has most of those, the one that has been open longest. A connection
-// that has brought the token is never closed for another. So whoever has no token can close only connections of others
+// that has brought the token is never closed for another. So a client without the token can close only connections of others
 // who have none, and first of all their own.
 //
 // fasthttp has both limits, but with the one it takes a connection apart that is still being read when the server stops,
 // and with the other it waits, before it accepts another connection, for a TLS handshake that may never come. And fasthttp
-// ends for good when a connection cannot be accepted, while the descriptors are the broker's too: whoever opens enough
+// ends for good when a connection cannot be accepted, while the descriptors are the broker's too: a client that opens enough
 // connections to that must not end this.
 type limitListener struct {
 	net.Listener

@@ -73,7 +73,7 @@ type request struct {
 	trusted bool              // it has the token
 }
 
-// route finds what a request is for. Whoever has no token learns nothing but whether the gateway is well.
+// route finds what a request is for. A client without the token learns nothing but whether the gateway is well.
 func (s *Server) route(ctx *fasthttp.RequestCtx) error {
 	if e := framing(&ctx.Request.Header); e != nil {
 		ctx.SetConnectionClose()
@@ -119,7 +119,7 @@ func (s *Server) admit(ctx *fasthttp.RequestCtx, open bool) (trusted bool, err e
 	if open && times(ctx, "Authorization") == 0 {
 		return false, nil
 	}
-	// What is open says more to whoever has the token, so that a wrong one is a guess there too.
+	// An open path says more to a client with the token, so a wrong one is a guess there too.
 	if wait := s.guard.guess(ctx.RemoteAddr(), time.Now()); wait > 0 {
 		return false, &Error{Status: 429, Reason: "too_many_guesses", RetryAfter: wait,
 			Detail: "too many requests without the token came from this address; correct the token, and try again later"}
@@ -308,7 +308,7 @@ func (s *Server) health(ctx *request) error {
 		ctx.SetBodyString("{\"status\":\"ok\"}\n")
 		return nil
 	}
-	e := &Error{Status: 503, Reason: "unhealthy", Detail: "the gateway does not work as it should; whoever has the token is told why"}
+	e := &Error{Status: 503, Reason: "unhealthy", Detail: "the gateway does not work as it should; send the request with the token to read why"}
 	if ctx.trusted {
 		e.Detail = strings.Join(wrong, "; ")
 	}
