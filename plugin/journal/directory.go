@@ -104,37 +104,6 @@ func list(dir string) (listing, error) {
 	return l, nil
 }
 
-// makeReserve makes a file that takes size bytes on the disk. Where there is no room it stays as it was.
-func makeReserve(dir string, size int64) (err error) {
-	f, err := os.OpenFile(filepath.Join(dir, reserveName), os.O_WRONLY|os.O_CREATE, 0o600)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return err
-	}
-	if err := allocate(f, size); err != nil {
-		return errors.Join(err, f.Truncate(min(info.Size(), size)))
-	}
-	return f.Truncate(size)
-}
-
-// allocate makes f take size bytes on the disk. Where that cannot be asked for, zeros are written.
-func allocate(f *os.File, size int64) error {
-	if err := unix.Fallocate(int(f.Fd()), 0, 0, size); !errors.Is(err, unix.EOPNOTSUPP) {
-		return err
-	}
-	zeros := make([]byte, minReserve)
-	for at := int64(0); at < size; at += int64(len(zeros)) {
-		if _, err := f.WriteAt(zeros[:min(int64(len(zeros)), size-at)], at); err != nil {
-			return err
-		}
-	}
-	return f.Sync()
-}
-
 func syncDirectory(dir string, fsync func(*os.File) error) error {
 	d, err := os.Open(dir)
 	if err != nil {
