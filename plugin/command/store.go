@@ -1,20 +1,16 @@
 package command
 
 import (
-	"container/heap"
 	"context"
 	"database/sql"
 	"errors"
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"os"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"mosquitto-bouncer/plugin/sqlite"
 )
 
 // FileName is the database's name in the state directory.
@@ -151,116 +147,6 @@ func orDefault[T int | int64 | time.Duration](v, d T) T {
 		return d
 	}
 	return v
-}
-
-func (s *Store) open() error {
-	if err := sqlite.Ensure(s.path); err != nil {
-		return err
-	}
-	// WAL, because only this process uses the database; FULL, because the sender is told that a command is kept.
-	o := sqlite.Options{Busy: 2 * time.Second, Journal: "WAL", Synchronous: "FULL"}
-	ctx := context.Background()
-	var err error
-	if s.db, err = sqlite.Open(s.path, o); err != nil {
-		return err
-	}
-	if s.conn, err = s.db.Conn(ctx); err != nil {
-		return err
-	}
-	if err := schema().Migrate(ctx, s.conn); err != nil {
-		return err
-	}
-	o.QueryOnly = true
-	if s.read, err = sqlite.Open(s.path, o); err != nil {
-		return err
-	}
-	s.read.SetMaxOpenConns(4)
-	if s.file, err = os.Stat(s.path); err != nil {
-		return err
-	}
-	return s.load(ctx)
-}
-
-// load reads the unfinished commands, and how many there are of each state.
-func (s *Store) load(ctx context.Context) error {
-	rows, err := s.conn.QueryContext(ctx, "SELECT "+columns+" FROM commands WHERE finished = 0 ORDER BY id")
-	if err != nil {
-		return err
-	}
-	defer rows.Close()
-	for rows.Next() {
-		c, err := scan(rows)
-		if err != nil {
-			return err
-		}
-		s.reserve(c.Device, len(c.Body))
-		s.add(&entry{Command: c, finished: make(chan struct{}), at: -1})
-	}
-	if err := rows.Err(); err != nil {
-		return err
-	}
-	rows, err = s.conn.QueryContext(ctx, "SELECT state, count(*) FROM commands GROUP BY state")
-	if err != nil {
-		return err
-	}
-	defer rows.Close()
-	for rows.Next() {
-		var state State
-		var n int64
-		if err := rows.Scan(&state, &n); err != nil {
-			return err
-		}
-		s.counts.ByState[state] = n
-	}
-	return rows.Err()
-}
-
-const columns = "id, device, coalesce(key, ''), body, state, created, expires, sent, finished, result, dropped"
-
-func scan(row interface{ Scan(...any) error }) (c Command, err error) {
-	var created, expires, sent, finished int64
-	err = row.Scan(&c.ID, &c.Device, &c.Key, &c.Body, &c.State, &created, &expires, &sent, &finished, &c.Result, &c.ResultDropped)
-	c.Created, c.Expires = time.Unix(0, created), time.Unix(expires, 0)
-	c.SentAt, c.FinishedAt = timeOf(sent), timeOf(finished)
-	return c, err
-}
-
-func timeOf(nanoseconds int64) time.Time {
-	if nanoseconds == 0 {
-		return time.Time{}
-	}
-	return time.Unix(0, nanoseconds)
-}
-
-func nanoseconds(t time.Time) int64 {
-	if t.IsZero() {
-		return 0
-	}
-	return t.UnixNano()
-}
-
-// reserve makes room for a command. s.mu is held, or nobody else knows s yet.
-func (s *Store) reserve(device string, size int) {
-	s.reserved++
-	s.waiting.Store(int64(s.reserved))
-	s.perDevice[device]++
-	s.bytes += int64(size)
-}
-
-func (s *Store) release(device string, size int) {
-	s.reserved--
-	s.waiting.Store(int64(s.reserved))
-	if s.perDevice[device]--; s.perDevice[device] == 0 {
-		delete(s.perDevice, device)
-	}
-	s.bytes -= int64(size)
-}
-
-// add takes an unfinished command into memory.
-func (s *Store) add(e *entry) {
-	s.entries[e.ID] = e
-	s.byDevice[e.Device] = append(s.byDevice[e.Device], e)
-	heap.Push(&s.expiry, e)
 }
 
 // Create stores a command for a device, and returns it when it will survive a crash. Where the device has had a command
@@ -462,50 +348,9 @@ func (s *Store) Close() (err error) {
 	return err
 }
 
-func (s *Store) disconnect() error {
-	var errs []error
-	if s.read != nil {
-		errs = append(errs, s.read.Close())
-	}
-	if s.conn != nil {
-		errs = append(errs, s.conn.Close())
-	}
-	if s.db != nil {
-		errs = append(errs, s.db.Close())
-	}
-	return errors.Join(errs...)
-}
-
 func (s *Store) poke() {
 	select {
 	case s.kick <- struct{}{}:
 	default:
 	}
-}
-
-// failed says which database failed, and what to do where that can be told.
-func (s *Store) failed(err error) error {
-	return sqlite.File{Holds: "commands", Path: s.path, Busy: "another program has it open, and none may"}.Failed(err)
-}
-
-// expiryHeap has the command first that expires first.
-type expiryHeap []*entry
-
-func (h expiryHeap) Len() int           { return len(h) }
-func (h expiryHeap) Less(i, j int) bool { return h[i].Expires.Before(h[j].Expires) }
-func (h expiryHeap) Swap(i, j int) {
-	h[i], h[j] = h[j], h[i]
-	h[i].at, h[j].at = i, j
-}
-func (h *expiryHeap) Push(x any) {
-	e := x.(*entry)
-	e.at = len(*h)
-	*h = append(*h, e)
-}
-func (h *expiryHeap) Pop() any {
-	old := *h
-	e := old[len(old)-1]
-	old[len(old)-1] = nil
-	*h, e.at = old[:len(old)-1], -1
-	return e
 }
