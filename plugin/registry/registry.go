@@ -19,15 +19,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"maps"
-	"math"
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"mosquitto-bouncer/plugin/sqlite"
 )
 
 const (
@@ -69,15 +65,6 @@ type Registry struct {
 	nextEnd int64           // when the first of them does, in seconds since 1970; 0: none
 	keyless bool            // reported that secrets cannot be opened
 }
-
-// A fault is why the database cannot be followed just now; "" for none.
-type fault string
-
-const (
-	missing  fault = "missing"
-	locked   fault = "locked"
-	unusable fault = "unusable"
-)
 
 // Open loads the devices of the database at path, which must exist, and follows it from then on in a goroutine that
 // Close ends. It waits up to five seconds for another program's transaction. A database that may not be written is used
@@ -163,33 +150,6 @@ func (r *Registry) WasRegistered(id []byte) bool {
 	_, was := (*gone)[string(id)]
 	return was
 }
-
-// OnChange has changed called after every change that Lookup and WasRegistered see, by the goroutine that follows the
-// database, in place of what an earlier call named. It must return at once.
-func (r *Registry) OnChange(changed func()) { r.changed.Store(&changed) }
-
-// A Change is something that has become different about a device.
-type Change struct {
-	ID   string
-	What ChangeKind
-}
-
-// A ChangeKind is what has become different.
-type ChangeKind string
-
-// The kinds of changes. Their texts are an interface: the audit log uses them.
-const (
-	Added       ChangeKind = "added"
-	Removed     ChangeKind = "removed"
-	Disabled    ChangeKind = "disabled"
-	Enabled     ChangeKind = "enabled"
-	NewSecrets  ChangeKind = "secrets"      // rotated, replaced, or an old one has ended
-	Certificate ChangeKind = "certificates" // which are pinned
-)
-
-// OnChanges has told called with what changed after every change that Lookup sees, by the goroutine that follows the
-// database, in place of what an earlier call named. It must return at once, and may keep the slice.
-func (r *Registry) OnChanges(told func([]Change)) { r.told.Store(&told) }
 
 // SetKey has secrets opened under another key from the next poll on.
 func (r *Registry) SetKey(k *Key) { r.newKey.Store(k) }
@@ -312,41 +272,6 @@ func (r *Registry) publish(before *snapshot, d *delta) (after *snapshot, added i
 	return after, added, nil
 }
 
-// tell says to those who want to know that, and what, has changed.
-func (r *Registry) tell(before *snapshot, d *delta) {
-	if changed := r.changed.Load(); changed != nil {
-		(*changed)()
-	}
-	told := r.told.Load()
-	if told == nil {
-		return
-	}
-	changes := make([]Change, 0, len(d.put)+len(d.drop))
-	for _, device := range d.put {
-		known := before.lookup([]byte(device.ID))
-		if known == nil {
-			changes = append(changes, Change{device.ID, Added})
-			known = &Device{ID: device.ID, Secrets: device.Secrets, rare: device.rare} // what it came with is no change
-		}
-		switch {
-		case device.Disabled && !known.Disabled:
-			changes = append(changes, Change{device.ID, Disabled})
-		case !device.Disabled && known.Disabled:
-			changes = append(changes, Change{device.ID, Enabled})
-		}
-		if !sameSecrets(device, known) {
-			changes = append(changes, Change{device.ID, NewSecrets})
-		}
-		if !samePins(device, known) {
-			changes = append(changes, Change{device.ID, Certificate})
-		}
-	}
-	for _, device := range d.drop {
-		changes = append(changes, Change{device.ID, Removed})
-	}
-	(*told)(changes)
-}
-
 // noteEnds remembers which devices have a secret that ends.
 func (r *Registry) noteEnds(devices []*Device) {
 	for _, d := range devices {
@@ -389,115 +314,4 @@ func (r *Registry) endSecrets(now int64) {
 	r.current.Store(before.with(d.put, nil))
 	r.tell(before, d)
 	r.log.Info("rotated secrets have ended", "devices", len(d.put))
-}
-
-// number gives the devices of a delta their serials, and returns how many are new to the snapshot. A device that comes
-// back after a removal has the serial it had, so that what others keep by serial outlives the removal.
-func (r *Registry) number(before *snapshot, d *delta) (added int, err error) {
-	for _, device := range d.put {
-		if known := before.lookup([]byte(device.ID)); known != nil {
-			device.Serial = known.Serial
-			continue
-		}
-		added++
-		if serial, ok := r.removed[device.ID]; ok {
-			device.Serial = serial
-			delete(r.removed, device.ID)
-			continue
-		}
-		if serial, ok := r.reserved[device.ID]; ok {
-			device.Serial = serial
-			delete(r.reserved, device.ID)
-			continue
-		}
-		if r.serials == math.MaxUint32 {
-			return 0, errSerials
-		}
-		device.Serial = r.serials
-		r.serials++
-	}
-	for _, device := range d.drop {
-		r.removed[device.ID] = device.Serial
-	}
-	return added, nil
-}
-
-var errKeyless = errors.New("secrets are encrypted under another key than the one in [registry] key_file, or none is set")
-
-var errSerials = errors.New("more than 4294967295 different device ids since the start; restart the broker")
-
-// Reserve returns the serial of the device with this id, as it is or as it will be: one that is not registered has it
-// when it comes. It is for what is known of devices from before Open.
-func (r *Registry) Reserve(id string) (uint32, error) {
-	r.numbering.Lock()
-	defer r.numbering.Unlock()
-	if d := r.current.Load().lookup([]byte(id)); d != nil {
-		return d.Serial, nil
-	}
-	if serial, ok := r.removed[id]; ok {
-		return serial, nil
-	}
-	serial, ok := r.reserved[id]
-	if ok {
-		return serial, nil
-	}
-	if r.serials == math.MaxUint32 {
-		return 0, errSerials
-	}
-	if r.reserved == nil {
-		r.reserved = make(map[string]uint32)
-	}
-	serial = r.serials
-	r.reserved[id] = serial
-	r.serials++
-	return serial, nil
-}
-
-// report logs the outcome of a poll where it differs from the last one. A short lock is no fault: every writer holds
-// one.
-func (r *Registry) report(err error) {
-	now := faultOf(err)
-	if now == locked {
-		if r.waits++; r.waits < lockedPolls {
-			return
-		}
-	} else {
-		r.waits = 0
-	}
-	if now == r.fault {
-		return
-	}
-	r.fault = now
-	if now == "" {
-		r.log.Info("device database followed again", "database", r.source.path, "devices", r.Len())
-		return
-	}
-	r.log.Warn("device database not followed; its last good state stays in force",
-		"database", r.source.path, "fault", string(now), "devices", r.Len(), "error", err)
-}
-
-func faultOf(err error) fault {
-	switch {
-	case err == nil:
-		return ""
-	case errors.Is(err, fs.ErrNotExist):
-		return missing
-	case sqlite.IsBusy(err), errors.Is(err, errOverwritten):
-		return locked
-	default:
-		return unusable
-	}
-}
-
-// reportKeyless logs when secrets begin and cease to lack their key.
-func (r *Registry) reportKeyless(d *delta) {
-	switch {
-	case d.keyless != nil && !r.keyless:
-		r.keyless = true
-		r.log.Error("secrets cannot be opened; what was known of their devices stays in force, new ones are left out",
-			"database", r.source.path, "error", d.keyless)
-	case d.keyless == nil && d.full && r.keyless:
-		r.keyless = false
-		r.log.Info("every secret can be opened again", "database", r.source.path)
-	}
 }

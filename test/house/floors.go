@@ -82,10 +82,6 @@ var overSize = map[string]string{
 	"plugin/brokerconf/brokerconf_test.go": "not split yet",
 	"plugin/deadletter/deadletter_test.go": "not split yet",
 	"plugin/gateway.go":                    "not split into rooms yet",
-	"plugin/registry/registry.go":          "not split yet",
-	"plugin/registry/registry_test.go":     "not split yet",
-	"plugin/registry/rotate_test.go":       "not split yet",
-	"plugin/registry/source.go":            "not split yet",
 	"plugin/replay/replay_test.go":         "not split yet",
 	"plugin.Gateway":                       "what the gate needs is still in it",
 }
