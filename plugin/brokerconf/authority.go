@@ -63,18 +63,6 @@ func (c *Config) Last(key string, listener int) (found Line, ok bool) {
 	return found, ok
 }
 
-// LoadedForAll reports whether a global_plugin line loads the plugin whose
-// library is the file self, for every client whatever per_listener_settings is.
-// Mosquitto knows that setting from 2.1 on.
-func (c *Config) LoadedForAll(self string) bool {
-	for _, l := range c.LinesOf(self) {
-		if l.Key == "global_plugin" {
-			return true
-		}
-	}
-	return false
-}
-
 func isOn(l Line) bool { return l.Value == "true" || l.Value == "1" }
 
 func sameFile(a, b string) bool {
