@@ -11,6 +11,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"mosquitto-bouncer/plugin/forward/forwardtest"
 )
 
 func batches(cfg Config, f func(ms []Message) reply) Config {
@@ -84,9 +86,9 @@ func TestBatchIsolatesPoison(t *testing.T) {
 		if got := strings.Join(sent, "; "); got != want {
 			t.Errorf("\n got %s\nwant %s", got, want)
 		}
-		if s.Delivered != 6 || s.Dead != 2 || s.Retries != 0 || x.store.graves() != "a/3 refused 422 4, b/2 refused 422 4" ||
-			x.store.letters[1].Excerpt != "b2 is poison" {
-			t.Errorf("%+v %s", s, x.store.graves())
+		if s.Delivered != 6 || s.Dead != 2 || s.Retries != 0 || x.store.Graves() != "a/3 refused 422 4, b/2 refused 422 4" ||
+			x.store.Letters[1].Excerpt != "b2 is poison" {
+			t.Errorf("%+v %s", s, x.store.Graves())
 		}
 	})
 }
@@ -132,8 +134,8 @@ func isolatesFailure(t *testing.T, failure reply) {
 		if all := "a1 a2 a3 b1 c1 d1 e1"; sent[0] != all || !slices.Contains(sent[1:3], all) {
 			t.Errorf("the first two are not the same: %q", sent)
 		}
-		if s := x.drain(); s.Delivered != 8 || x.store.count("dead") != 1 || !strings.HasPrefix(x.store.graves(), "a/2 expired 0 ") {
-			t.Errorf("%+v %s", s, x.store.graves())
+		if s := x.drain(); s.Delivered != 8 || x.store.Count("dead") != 1 || !strings.HasPrefix(x.store.Graves(), "a/2 expired 0 ") {
+			t.Errorf("%+v %s", s, x.store.Graves())
 		}
 	})
 }
@@ -180,8 +182,8 @@ func TestBatchMaxAge(t *testing.T) {
 			}
 		}
 		s := x.drain()
-		if strings.Join(sent, "; ") != "a2 a3; b3" || x.store.graves() != "a/1 expired 0 0, b/1 expired 0 0, b/2 expired 0 0" || s.Dead != 3 {
-			t.Errorf("%q %s %+v", sent, x.store.graves(), s)
+		if strings.Join(sent, "; ") != "a2 a3; b3" || x.store.Graves() != "a/1 expired 0 0, b/1 expired 0 0, b/2 expired 0 0" || s.Dead != 3 {
+			t.Errorf("%q %s %+v", sent, x.store.Graves(), s)
 		}
 	})
 }
@@ -199,8 +201,8 @@ func TestBatchPanics(t *testing.T) {
 		for n := range 4 {
 			x.enqueue(message("a", n+1))
 		}
-		if s := x.drain(); s.Delivered != 3 || s.Dead != 1 || x.store.graves() != "a/2 panic 0 9" {
-			t.Errorf("%+v %s", s, x.store.graves())
+		if s := x.drain(); s.Delivered != 3 || s.Dead != 1 || x.store.Graves() != "a/2 panic 0 9" {
+			t.Errorf("%+v %s", s, x.store.Graves())
 		}
 	})
 }
@@ -316,8 +318,8 @@ func TestBatchProperty(t *testing.T) {
 			if s.Accepted != 3000 || s.Delivered < 2500 || s.Dead < 50 || s.Down || x.retrying != 0 || x.outage.lanes != 0 || x.readyN != 0 {
 				t.Errorf("seed %d: %+v retrying %d failing %d", seed, s, x.retrying, x.outage.lanes)
 			}
-			for _, l := range x.store.letters {
-				n, _ := strconv.Atoi(number(&l.Message))
+			for _, l := range x.store.Letters {
+				n, _ := strconv.Atoi(forwardtest.Number(l.MessageID))
 				if l.Reason != ReasonPanic && (l.Reason != ReasonRefused || l.Status != 400 || l.Excerpt != "poison" || !poison(n)) {
 					t.Errorf("dead letter %+v", l)
 				}

@@ -21,7 +21,7 @@ func TestFleetsRefused(t *testing.T) {
 						return reply{status: status}
 					})
 					x := start(t, cfg)
-					x.store.anyOrder = unordered
+					x.store.AnyOrder = unordered
 					for n := range 3 * devices {
 						x.enqueue(message(fmt.Sprint("d", n%devices), n))
 					}
@@ -70,10 +70,10 @@ func TestOneDeviceUnauthorized(t *testing.T) {
 		if s := x.Stats(); s.Dead != 0 || s.Pending != 2 || s.Delivered != 3600 || refusing > 36 {
 			t.Errorf("refusing %d of 3600 s: %+v", refusing, s)
 		}
-		if n := x.log.count("refusing every message"); n > 15 {
+		if n := x.log.Count("refusing every message"); n > 15 {
 			t.Errorf("%d lines", n)
 		}
-		if x.log.count("refuses a device and takes messages of others", "device=denied", "status=401") == 0 {
+		if x.log.Count("refuses a device and takes messages of others", "device=denied", "status=401") == 0 {
 			t.Errorf("log:\n%.2000s", x.log)
 		}
 		denied = false
@@ -104,7 +104,7 @@ func TestBatchIsolatesDoubtful(t *testing.T) {
 				t.Errorf("%d devices: %+v", devices, s)
 			}
 			time.Sleep(5 * time.Minute)
-			if got := x.store.graves(); !strings.HasPrefix(got, "d1/1 refused 403 ") || x.Stats().Dead != 1 {
+			if got := x.store.Graves(); !strings.HasPrefix(got, "d1/1 refused 403 ") || x.Stats().Dead != 1 {
 				t.Errorf("%d devices: %q, %+v", devices, got, x.Stats())
 			}
 		})
@@ -146,12 +146,12 @@ func TestStoppedDevicesAreNotAsked(t *testing.T) {
 			registered := 3
 			cfg.Registered = func() int { return registered }
 			x := start(t, cfg)
-			x.store.fail = func(operation string, _ *Message) error {
+			x.store.failWith(func(operation string, _ *Message) error {
 				if operation == "dead" {
 					return ErrNoRoom
 				}
 				return nil
-			}
+			})
 			for _, device := range []string{"a", "b", "c"} {
 				x.enqueue(message(device, 1))
 			}
@@ -206,7 +206,7 @@ func TestOnlyDeviceUnordered(t *testing.T) {
 		})
 		cfg.Unordered = true
 		x := start(t, cfg)
-		x.store.anyOrder = true
+		x.store.AnyOrder = true
 		for n := range 600 {
 			x.enqueue(message("gateway", n))
 			time.Sleep(time.Second)

@@ -1,15 +1,15 @@
 package forward
 
 import (
-	"bytes"
 	"context"
-	"fmt"
-	"log/slog"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"mosquitto-bouncer/plugin/forward/forwardtest"
+	"mosquitto-bouncer/plugin/testkit"
 
 	"go.uber.org/goleak"
 )
@@ -18,46 +18,12 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
-// logBuffer is a log that a test can read while it is written.
-type logBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *logBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *logBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
-}
-
-// count returns how many lines contain all of the parts.
-func (l *logBuffer) count(parts ...string) (n int) {
-	for line := range strings.Lines(l.String()) {
-		all := true
-		for _, part := range parts {
-			all = all && strings.Contains(line, part)
-		}
-		if all {
-			n++
-		}
-	}
-	return n
-}
-
-func (l *logBuffer) logger() *slog.Logger { return slog.New(slog.NewTextHandler(l, nil)) }
-
 // fixture is a Forwarder with what it said.
 type fixture struct {
 	*Forwarder
 	t        testing.TB
 	store    *memory
-	log      *logBuffer
+	log      *testkit.Log
 	patience time.Duration
 	mu       sync.Mutex
 	answers  []Answer
@@ -65,8 +31,8 @@ type fixture struct {
 
 func start(t testing.TB, cfg Config) *fixture {
 	t.Helper()
-	x := &fixture{t: t, store: newMemory(t), log: &logBuffer{}, patience: time.Hour} // on synthetic time
-	x.store.anyOrder = cfg.Unordered
+	x := &fixture{t: t, store: newMemory(t), log: &testkit.Log{}, patience: time.Hour} // on synthetic time
+	x.store.AnyOrder = cfg.Unordered
 	f, err := New(cfg, x.store, func(a Answer) {
 		m := *a.Message
 		m.Payload = slices.Clone(m.Payload)
@@ -74,7 +40,7 @@ func start(t testing.TB, cfg Config) *fixture {
 		x.mu.Lock()
 		defer x.mu.Unlock()
 		x.answers = append(x.answers, a)
-	}, x.log.logger())
+	}, x.log.Logger())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -115,41 +81,16 @@ func (x *fixture) drain() Stats {
 		x.t.Fatalf("Close: %v\nlog:\n%s", err, x.log)
 	}
 	s := x.Stats()
-	if s.Pending != 0 || s.Lanes != 0 || s.InFlight != 0 || s.Accepted != s.Delivered+s.Dead ||
-		s.Delivered != uint64(x.store.count("delivered")) ||
-		s.Dead != uint64(x.store.count("dead")) || x.store.count("") != 0 {
+	if s.Pending != 0 || s.Lanes != 0 || s.InFlight != 0 {
 		x.t.Fatalf("after Close: %+v", s)
 	}
-	observed := uint64(0)
-	for _, n := range s.Latency.Counts {
-		observed += n
-	}
-	if observed != s.Delivered {
-		x.t.Fatalf("%d latencies of %d deliveries", observed, s.Delivered)
-	}
+	x.store.Settled(s.Accepted, s.Delivered, s.Dead, s.Latency.Counts[:])
 	return s
-}
-
-// eventually waits for a condition.
-func eventually(t testing.TB, what string, cond func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); !cond(); time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("never: %s", what)
-		}
-	}
 }
 
 // message returns the n-th message of a device.
 func message(device string, n int) Message {
-	return Message{
-		DeviceID:   device,
-		MessageID:  fmt.Sprintf("550e8400-e29b-41d4-a716-%012d", n),
-		Timestamp:  1727712000,
-		AcceptedAt: time.Now(),
-		Topic:      "device/" + device + "/data",
-		Payload:    fmt.Appendf(nil, `{"n":%d}`, n),
-	}
+	return Message(forwardtest.NewMessage(device, n))
 }
 
 func TestBackoff(t *testing.T) {
@@ -180,7 +121,7 @@ func TestNewRefuses(t *testing.T) {
 		"backend: concurrency, maximum age,":   {Concurrency: -1},
 		"backend: batch is 1001; at most 1000": {Batch: 1001},
 	} {
-		if _, err := New(cfg, newMemory(t), nil, (&logBuffer{}).logger()); err == nil || !strings.HasPrefix(err.Error(), want) {
+		if _, err := New(cfg, newMemory(t), nil, (&testkit.Log{}).Logger()); err == nil || !strings.HasPrefix(err.Error(), want) {
 			t.Errorf("got %v, want %s...", err, want)
 		}
 	}

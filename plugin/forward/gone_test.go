@@ -69,7 +69,7 @@ func TestGoneDevice(t *testing.T) {
 		if got := fmt.Sprint(r.sent[len(r.sent)-3:]); got != "[a.x/1 a/1 a/2]" && got != "[a/1 a.x/1 a/2]" && got != "[a/1 a/2 a.x/1]" {
 			t.Error(got)
 		}
-		if x.log.count("backend answered 410 Gone, the device's messages are kept until delivery is resumed", "device=a ", "url=http://backend/a") < 2 {
+		if x.log.Count("backend answered 410 Gone, the device's messages are kept until delivery is resumed", "device=a ", "url=http://backend/a") < 2 {
 			t.Errorf("log:\n%s", x.log)
 		}
 	})
@@ -113,7 +113,7 @@ func TestGoneEverything(t *testing.T) {
 			if s := x.drain(); s.Delivered != 100 {
 				t.Errorf("%+v", s)
 			}
-			if x.log.count("level=ERROR", "backend answered 410 Gone, all messages are kept until delivery is resumed", "url=http://backend/in") != 1 {
+			if x.log.Count("level=ERROR", "backend answered 410 Gone, all messages are kept until delivery is resumed", "url=http://backend/in") != 1 {
 				t.Errorf("log:\n%s", x.log)
 			}
 		})
@@ -197,7 +197,7 @@ func TestPanicInGone(t *testing.T) {
 			t.Errorf("%+v, %d calls", s, calls)
 		}
 		x.Resume("a")
-		if s := x.drain(); s.Delivered != 1 || x.log.count("telling that the backend is gone panicked") != 1 {
+		if s := x.drain(); s.Delivered != 1 || x.log.Count("telling that the backend is gone panicked") != 1 {
 			t.Errorf("%+v log:\n%s", s, x.log)
 		}
 	})

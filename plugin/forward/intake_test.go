@@ -8,6 +8,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"mosquitto-bouncer/plugin/testkit"
 )
 
 // Enqueue wakes nobody; Dispatch wakes an idle worker, and a busy one looks by itself.
@@ -55,13 +57,13 @@ func TestNoArrivalIsMissed(t *testing.T) {
 			for n := range 2000 {
 				x.enqueue(message(fmt.Sprint("d", p), n+1))
 				if rand.N(4) == 0 {
-					eventually(t, "the message", func() bool { return x.intake.n.Load() == 0 })
+					testkit.Eventually(t, "the message", func() bool { return x.intake.n.Load() == 0 })
 				}
 			}
 		})
 	}
 	wg.Wait()
-	eventually(t, "all messages", func() bool { return x.store.count("") == 0 })
+	testkit.Eventually(t, "all messages", func() bool { return x.store.Count("") == 0 })
 	x.drain()
 }
 

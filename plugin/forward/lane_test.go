@@ -6,6 +6,8 @@ import (
 	"runtime"
 	"testing"
 	"unsafe"
+
+	"mosquitto-bouncer/plugin/testkit"
 )
 
 func TestLaneIsAFIFO(t *testing.T) {
@@ -68,7 +70,7 @@ func TestIndexMemory(t *testing.T) {
 		cfg.Suspended = []string{""} // nothing is sent
 		store := newMemory(t)
 		before := heapInUse()
-		f, err := New(cfg, store, nil, (&logBuffer{}).logger())
+		f, err := New(cfg, store, nil, (&testkit.Log{}).Logger())
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -7,6 +7,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"mosquitto-bouncer/plugin/forward/forwardtest"
 )
 
 // One device uses all connections, and another that comes does not wait for its backlog.
@@ -130,7 +132,7 @@ func TestUnorderedGone(t *testing.T) {
 		if s := x.Stats(); calls != 1 || s.SuspendedDevices != 1 || s.Delivered != 100 || s.Pending != 101 || s.InFlight != 0 {
 			t.Errorf("%d calls, %+v", calls, s)
 		}
-		if q := x.Slowest(1); len(q) != 1 || q[0].Messages != 101 || !q[0].Suspended || q[0].Oldest != firstPosition {
+		if q := x.Slowest(1); len(q) != 1 || q[0].Messages != 101 || !q[0].Suspended || q[0].Oldest != forwardtest.FirstPosition {
 			t.Errorf("%+v", q)
 		}
 		status = 200
@@ -246,7 +248,7 @@ func TestBlocked(t *testing.T) {
 			if q := x.Queues("a"); q[0].Messages != 2 || !q[0].Blocked {
 				t.Errorf("%+v", q)
 			}
-			if n := x.log.count("there is no room for its dead letter", "device=a", "its share is taken"); n != 1 {
+			if n := x.log.Count("there is no room for its dead letter", "device=a", "its share is taken"); n != 1 {
 				t.Errorf("log:\n%s", x.log)
 			}
 			x.Unblock("a") // in vain

@@ -8,6 +8,9 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"mosquitto-bouncer/plugin/forward/forwardtest"
+	"mosquitto-bouncer/plugin/testkit"
 )
 
 // What waits is told right wherever it is: in its lane, in flight, in back-off, suspended, or enqueued just now.
@@ -30,7 +33,7 @@ func TestQueues(t *testing.T) {
 			x.enqueue(message(device, n))
 		}
 		synctest.Wait()
-		position := func(n int) uint64 { return firstPosition + positionStep*uint64(n) }
+		position := func(n int) uint64 { return forwardtest.FirstPosition + forwardtest.PositionStep*uint64(n) }
 		got := x.Slowest(10)
 		if len(got) > 0 {
 			if got[0].Failures < 1 {
@@ -89,13 +92,9 @@ func TestQueuesOfBatches(t *testing.T) {
 				oldest uint64
 			}
 			want, got := map[string]left{}, map[string]left{}
-			x.store.mu.Lock()
-			for i, r := range slices.Backward(x.store.records) {
-				if r.became == "" {
-					want[r.DeviceID] = left{want[r.DeviceID].n + 1, firstPosition + positionStep*uint64(i)}
-				}
-			}
-			x.store.mu.Unlock()
+			x.store.EachPending(func(pos uint64, m *forwardtest.Message) {
+				want[m.DeviceID] = left{want[m.DeviceID].n + 1, pos}
+			})
 			last := uint64(0)
 			for _, q := range x.Slowest(100) {
 				got[q.Device] = left{q.Messages, q.Oldest}
@@ -142,7 +141,7 @@ func TestQueuesOfBatches(t *testing.T) {
 func BenchmarkSlowest(b *testing.B) {
 	cfg := with(nil)
 	cfg.Suspended = []string{""}
-	f, err := New(cfg, newMemory(b), nil, (&logBuffer{}).logger())
+	f, err := New(cfg, newMemory(b), nil, (&testkit.Log{}).Logger())
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -3,6 +3,8 @@ package forward
 import (
 	"sync/atomic"
 	"testing"
+
+	"mosquitto-bouncer/plugin/testkit"
 )
 
 // blocked makes each request wait for a value on release.
@@ -26,7 +28,7 @@ func TestFull(t *testing.T) {
 		t.Errorf("%+v", s)
 	}
 	release <- struct{}{}
-	eventually(t, "room", func() bool { return x.Enqueue(message("d", 1)) == nil })
+	testkit.Eventually(t, "room", func() bool { return x.Enqueue(message("d", 1)) == nil })
 	close(release)
 	if s := x.drain(); s.Delivered != 4 {
 		t.Errorf("%+v", s)
@@ -59,7 +61,7 @@ func TestOneDeviceLeavesRoom(t *testing.T) {
 			}
 			x.enqueue(message("b", 1))
 			close(release)
-			eventually(t, "room", func() bool { return x.Enqueue(one) == nil })
+			testkit.Eventually(t, "room", func() bool { return x.Enqueue(one) == nil })
 			if s := x.drain(); s.Delivered != sent+2 || x.crowding.Load() != nil {
 				t.Errorf("%+v", s)
 			}
@@ -70,7 +72,7 @@ func TestOneDeviceLeavesRoom(t *testing.T) {
 func TestEnqueueAllocations(t *testing.T) {
 	block := make(chan struct{})
 	store := &endless{m: message("a", 1)}
-	x, err := New(with(func(*Message) reply { <-block; return reply{status: 200} }), store, nil, (&logBuffer{}).logger())
+	x, err := New(with(func(*Message) reply { <-block; return reply{status: 200} }), store, nil, (&testkit.Log{}).Logger())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -12,6 +12,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"mosquitto-bouncer/plugin/testkit"
 )
 
 var errDown = errors.New("connection refused")
@@ -175,11 +177,11 @@ func TestBreaker(t *testing.T) {
 			"backend answers again, sending at full rate":           1,
 			"backend takes messages again":                          1,
 		} {
-			if got := x.log.count(line); got != want {
+			if got := x.log.Count(line); got != want {
 				t.Errorf("%d lines %q, want %d", got, line, want)
 			}
 		}
-		if n := x.log.count("backend does not take messages, retrying", `error="connection refused"`, "pending="); n < 9 || n > 11 {
+		if n := x.log.Count("backend does not take messages, retrying", `error="connection refused"`, "pending="); n < 9 || n > 11 {
 			t.Errorf("%d warnings in %v, want one a minute", n, outageTime)
 		}
 	})
@@ -222,10 +224,10 @@ func TestMaxAge(t *testing.T) {
 		if s.Dead != 2 || fmt.Sprint(r.sent, r.at) != "[a/1 a/1 a/2] [0s 40s 1m20s]" {
 			t.Errorf("%+v %v %v", s, r.sent, r.at)
 		}
-		if n := x.log.count("message is dead", "device=a", "reason=expired", "status=0"); n != 2 {
+		if n := x.log.Count("message is dead", "device=a", "reason=expired", "status=0"); n != 2 {
 			t.Errorf("%d lines:\n%s", n, x.log)
 		}
-		if n := x.log.count("takes messages again"); n != 0 {
+		if n := x.log.Count("takes messages again"); n != 0 {
 			t.Errorf("a recovery that was none:\n%s", x.log)
 		}
 	})
@@ -251,7 +253,7 @@ func TestPanicInDelivery(t *testing.T) {
 		if s.Dead != 1 || s.Delivered != 2 || s.Retries != 3 {
 			t.Errorf("%+v", s)
 		}
-		if n := x.log.count("message is dead", "reason=panic", "message_id=550e8400-e29b-41d4-a716-000000000001"); n != 1 {
+		if n := x.log.Count("message is dead", "reason=panic", "message_id=550e8400-e29b-41d4-a716-000000000001"); n != 1 {
 			t.Errorf("log:\n%s", x.log)
 		}
 	})
@@ -262,7 +264,7 @@ func TestCloseWithBlockedCallback(t *testing.T) {
 		release := make(chan struct{})
 		store := newMemory(t)
 		f, err := New(with(func(*Message) reply { return reply{status: 200, body: []byte("x")} }), store,
-			func(Answer) { <-release }, (&logBuffer{}).logger())
+			func(Answer) { <-release }, (&testkit.Log{}).Logger())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -354,10 +356,10 @@ func TestLogIsQuiet(t *testing.T) {
 		if s := x.drain(); s.Dead != 5001 {
 			t.Errorf("%+v", s)
 		}
-		if n := x.log.count("message is dead", "status=422"); n != 101 {
+		if n := x.log.Count("message is dead", "status=422"); n != 101 {
 			t.Errorf("%d lines, want 101", n)
 		}
-		if n := x.log.count("lines_suppressed=4900"); n != 1 {
+		if n := x.log.Count("lines_suppressed=4900"); n != 1 {
 			t.Errorf("log:\n%s", x.log)
 		}
 	})
@@ -433,7 +435,7 @@ func TestProperty(t *testing.T) {
 				s.InFlight != 0 || s.Down || x.retrying != 0 || x.outage.lanes != 0 || len(x.waiting) != 0 {
 				t.Errorf("seed %d: %+v retrying %d failing %d", seed, s, x.retrying, x.outage.lanes)
 			}
-			died += uint64(x.log.count("reason=panic"))
+			died += uint64(x.log.Count("reason=panic"))
 			if len(x.answers) != int(s.Delivered) {
 				t.Errorf("%d answers for %d deliveries", len(x.answers), s.Delivered)
 			}

@@ -11,6 +11,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"mosquitto-bouncer/plugin/testkit"
 )
 
 // socketSink is a Sink that has nothing to do with HTTP: a line for each message over a Unix socket, and a line back.
@@ -103,7 +105,7 @@ func TestSocketSink(t *testing.T) {
 	if s := x.drain(); s.Delivered != 23 || s.Dead != 1 || s.Retries != 6 || s.Down || s.Refusing {
 		t.Errorf("%+v", s)
 	}
-	if got := x.store.graves(); got != "b/5 refused 3 1" || x.store.letters[0].Excerpt != "too hot" {
+	if got := x.store.Graves(); got != "b/5 refused 3 1" || x.store.Letters[0].Excerpt != "too hot" {
 		t.Errorf("dead letters: %s", got)
 	}
 	for device, ns := range taken {
@@ -129,7 +131,7 @@ func TestSocketSink(t *testing.T) {
 func TestSocketSinkWithoutServer(t *testing.T) {
 	x := start(t, Config{Sink: socketSink{filepath.Join(t.TempDir(), "nothing")}, Concurrency: 2})
 	x.enqueue(message("a", 1))
-	eventually(t, "a failure", func() bool { return x.Stats().Retries > 0 })
+	testkit.Eventually(t, "a failure", func() bool { return x.Stats().Retries > 0 })
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
 	if err := x.Close(ctx); err == nil || x.Stats().Pending != 1 || x.Stats().Dead != 0 {

@@ -134,7 +134,7 @@ func refusesEverybody(t *testing.T, status, batch int) {
 		if requests < 1000 || requests > 10000 {
 			t.Errorf("%d requests in two hours", requests)
 		}
-		if n := x.log.count("backend is refusing every message", fmt.Sprint("status=", status), "advice="); n < 100 || n > 121 {
+		if n := x.log.Count("backend is refusing every message", fmt.Sprint("status=", status), "advice="); n < 100 || n > 121 {
 			t.Errorf("%d lines in two hours:\n%.2000s", n, x.log)
 		}
 		if strings.Contains(x.log.String(), "takes messages again") || strings.Contains(x.log.String(), "answers again") {
@@ -150,7 +150,7 @@ func refusesEverybody(t *testing.T, status, batch int) {
 		if s := x.Stats(); s.Delivered != 1000 || s.Refusing || s.RefusingStatus != 0 {
 			t.Errorf("healed: %+v", s)
 		}
-		if n := x.log.count("backend takes messages again", "after=2h0m"); n != 1 {
+		if n := x.log.Count("backend takes messages again", "after=2h0m"); n != 1 {
 			t.Errorf("%d lines of recovery", n)
 		}
 	})
@@ -184,10 +184,10 @@ func TestBackendRefusesOneDevice(t *testing.T) {
 			if d := time.Since(begun); d < time.Minute || d > 5*time.Minute || tries != 10 {
 				t.Errorf("%d tries in %v", tries, d)
 			}
-			if got := x.store.graves(); got != fmt.Sprintf("unknown/1 refused %d 10", status) || x.store.letters[0].Excerpt != "no such device" {
+			if got := x.store.Graves(); got != fmt.Sprintf("unknown/1 refused %d 10", status) || x.store.Letters[0].Excerpt != "no such device" {
 				t.Error(got)
 			}
-			if n := x.log.count("refuses a message, and is asked some more times", "device=unknown"); n != 9 {
+			if n := x.log.Count("refuses a message, and is asked some more times", "device=unknown"); n != 9 {
 				t.Errorf("%d lines:\n%s", n, x.log)
 			}
 		})
@@ -227,7 +227,7 @@ func TestRefusingOverRestart(t *testing.T) {
 		if s := second.Stats(); s.Delivered != 100 || s.Refusing {
 			t.Errorf("%+v", s)
 		}
-		if n := second.log.count("takes messages again"); n != 1 {
+		if n := second.log.Count("takes messages again"); n != 1 {
 			t.Errorf("log:\n%s", second.log)
 		}
 	})
@@ -245,13 +245,13 @@ func TestRefusalIsNoRecovery(t *testing.T) {
 		if s := x.Stats(); s.Dead != 1 {
 			t.Fatalf("%+v", s)
 		}
-		if x.log.count("takes messages again") != 0 {
+		if x.log.Count("takes messages again") != 0 {
 			t.Errorf("log:\n%s", x.log)
 		}
 		status = 200
 		x.enqueue(message("a", 2))
 		synctest.Wait()
-		if x.log.count("takes messages again") != 1 {
+		if x.log.Count("takes messages again") != 1 {
 			t.Errorf("log:\n%s", x.log)
 		}
 	})

@@ -7,6 +7,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"mosquitto-bouncer/plugin/testkit"
 )
 
 var errDisk = errors.New("no space left on device")
@@ -50,12 +52,12 @@ func TestDeadLetterIsStoredAgain(t *testing.T) {
 		if s.StoreErrors != 9 || s.Retries != 0 || s.Down {
 			t.Errorf("%+v", s)
 		}
-		if x.store.graves() != "a/2 refused 422 1" || x.store.letters[0].Excerpt != "temperature: too hot" {
-			t.Errorf("%s: %+v", x.store.graves(), x.store.letters)
+		if x.store.Graves() != "a/2 refused 422 1" || x.store.Letters[0].Excerpt != "temperature: too hot" {
+			t.Errorf("%s: %+v", x.store.Graves(), x.store.Letters)
 		}
-		if x.log.count("a message is held up, trying again", "device=a",
+		if x.log.Count("a message is held up, trying again", "device=a",
 			`error="storing the dead letter of a message that is refused: no space left on device"`) != 8 ||
-			x.log.count("storing a dead letter panicked") != 1 || x.log.count("message is dead", "message_id=550e8400-e29b-41d4-a716-000000000002", "reason=refused") != 1 {
+			x.log.Count("storing a dead letter panicked") != 1 || x.log.Count("message is dead", "message_id=550e8400-e29b-41d4-a716-000000000002", "reason=refused") != 1 {
 			t.Errorf("log:\n%s", x.log)
 		}
 	})
@@ -99,10 +101,10 @@ func TestLoadFails(t *testing.T) {
 			if got := fmt.Sprint(without(r.sent, "b/1")); got != "[a/1 a/2 a/4]" {
 				t.Error(got)
 			}
-			if x.store.graves() != "a/3 unreadable 0 0" {
-				t.Error(x.store.graves())
+			if x.store.Graves() != "a/3 unreadable 0 0" {
+				t.Error(x.store.Graves())
 			}
-			if x.log.count("a message is held up, trying again", "device=a", `error="no space left on device"`) != int(errors) {
+			if x.log.Count("a message is held up, trying again", "device=a", `error="no space left on device"`) != int(errors) {
 				t.Errorf("log:\n%s", x.log)
 			}
 		})
@@ -133,8 +135,8 @@ func TestStorePanics(t *testing.T) {
 		for n := range 3 {
 			x.enqueue(message("a", n+1))
 		}
-		if s := x.drain(); s.Delivered != 2 || s.Dead != 1 || x.store.graves() != "a/2 panic 0 0" {
-			t.Errorf("%+v %s", s, x.store.graves())
+		if s := x.drain(); s.Delivered != 2 || s.Dead != 1 || x.store.Graves() != "a/2 panic 0 0" {
+			t.Errorf("%+v %s", s, x.store.Graves())
 		}
 	})
 }
@@ -143,7 +145,7 @@ func TestStorePanics(t *testing.T) {
 func TestDeliveredPanics(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		store := &clumsy{memory: newMemory(t)}
-		f, err := New(with(func(*Message) reply { return reply{status: 200} }), store, nil, (&logBuffer{}).logger())
+		f, err := New(with(func(*Message) reply { return reply{status: 200} }), store, nil, (&testkit.Log{}).Logger())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -193,7 +195,7 @@ func TestCounts(t *testing.T) {
 				return reply{status: 422}
 			}
 			return reply{status: 200}
-		}), store, nil, (&logBuffer{}).logger())
+		}), store, nil, (&testkit.Log{}).Logger())
 		if err != nil {
 			t.Fatal(err)
 		}

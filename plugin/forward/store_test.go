@@ -1,141 +1,33 @@
 package forward
 
 import (
-	"fmt"
-	"slices"
-	"strings"
-	"sync"
 	"testing"
+
+	"mosquitto-bouncer/plugin/forward/forwardtest"
 )
 
-// memory is a Store that keeps everything in memory and checks what it is told.
-type memory struct {
-	t testing.TB
+// memory is forwardtest's Store as a Store.
+type memory struct{ *forwardtest.Store }
 
-	mu      sync.Mutex
-	records []record
-	settled map[string]uint64 // by device: the position that was settled last
-	letters []letter
-	// anyOrder says that a device's messages may be settled in any order.
-	anyOrder bool
-	// fail, if not nil, is asked before every operation (load, delivered or dead); it may panic.
-	fail func(operation string, m *Message) error
-}
+func newMemory(t testing.TB) *memory { return &memory{forwardtest.NewStore(t)} }
 
-type record struct {
-	Message
-	became string // "" while pending
-}
-
-type letter struct {
-	DeadLetter
-	Message
-}
-
-// Positions are neither dense nor from zero.
-const firstPosition, positionStep = 1<<32 + 17, 13
-
-func newMemory(t testing.TB) *memory { return &memory{t: t, settled: make(map[string]uint64)} }
-
-func (s *memory) add(m Message) uint64 {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	m.Payload = slices.Clone(m.Payload)
-	s.records = append(s.records, record{Message: m})
-	return uint64(firstPosition + positionStep*(len(s.records)-1))
-}
-
-func (s *memory) at(pos uint64) *record {
-	i := (pos - firstPosition) / positionStep
-	if pos < firstPosition || (pos-firstPosition)%positionStep != 0 || i >= uint64(len(s.records)) {
-		s.t.Errorf("no message at %d", pos)
-		return new(record)
-	}
-	return &s.records[i]
-}
-
-func (s *memory) check(operation string, pos uint64) (Message, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	r := s.at(pos)
-	if r.became != "" {
-		s.t.Errorf("%s of a message that is %s", operation, r.became)
-	}
-	if s.fail == nil {
-		return r.Message, nil
-	}
-	return r.Message, s.fail(operation, &r.Message)
-}
+func (s *memory) add(m Message) uint64 { return s.Add(forwardtest.Message(m)) }
 
 func (s *memory) Load(pos uint64, m *Message) error {
-	r, err := s.check("load", pos)
-	if err != nil {
-		return err
-	}
-	if m.DeviceID != r.DeviceID || len(m.Payload) != 0 || m.Traceparent != "" || m.MessageID != "" {
-		s.t.Errorf("load into %+v", m)
-	}
-	m.Payload = append(m.Payload, r.Payload...)
-	m.MessageID, m.Timestamp, m.AcceptedAt, m.Topic, m.Traceparent = r.MessageID, r.Timestamp, r.AcceptedAt, r.Topic, r.Traceparent
-	return nil
+	return s.Store.Load(pos, (*forwardtest.Message)(m))
 }
 
-func (s *memory) settle(pos uint64, became string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	r := s.at(pos)
-	r.became = became
-	if last := s.settled[r.DeviceID]; pos <= last && !s.anyOrder {
-		s.t.Errorf("%s: %d is %s after %d was settled", r.DeviceID, pos, became, last)
-	}
-	s.settled[r.DeviceID] = pos
+func (s *memory) Dead(device string, pos uint64, d DeadLetter) error {
+	return s.Store.Dead(device, pos, forwardtest.DeadLetter(d))
 }
 
-func (s *memory) Delivered(pos uint64) {
-	s.check("delivered", pos)
-	s.settle(pos, "delivered")
-}
-
-func (s *memory) Dead(_ string, pos uint64, d DeadLetter) error {
-	m, err := s.check("dead", pos)
-	if err != nil {
-		return err
+func (s *memory) failWith(f func(operation string, m *Message) error) {
+	if f == nil {
+		s.FailWith(nil)
+		return
 	}
-	s.settle(pos, "dead")
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.letters = append(s.letters, letter{DeadLetter: d, Message: m})
-	return nil
-}
-
-// count returns how many messages became what is asked for; "": are pending.
-func (s *memory) count(became string) (n int) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for i := range s.records {
-		if s.records[i].became == became {
-			n++
-		}
-	}
-	return n
-}
-
-// graves lists the dead letters: device/n reason status attempts.
-func (s *memory) graves() string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	lines := []string{}
-	for _, l := range s.letters {
-		lines = append(lines, fmt.Sprintf("%s/%s %s %d %d", l.DeviceID, number(&l.Message), l.Reason, l.Status, l.Attempts))
-	}
-	return strings.Join(lines, ", ")
+	s.FailWith(func(operation string, m *forwardtest.Message) error { return f(operation, (*Message)(m)) })
 }
 
 // number returns n of message(device, n).
-func number(m *Message) string { return strings.TrimLeft(m.MessageID[24:], "0") }
-
-func (s *memory) failWith(f func(operation string, m *Message) error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.fail = f
-}
+func number(m *Message) string { return forwardtest.Number(m.MessageID) }

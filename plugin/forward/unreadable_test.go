@@ -26,13 +26,13 @@ func TestUnreadableAnswer(t *testing.T) {
 			x.enqueue(message("b", n+1))
 		}
 		s := x.drain()
-		if s.Delivered != 5 || s.Dead != 1 || s.Retries != maxUnreadable-1 || s.Down || x.store.graves() != "a/1 unreadable_answer 200 10" {
-			t.Errorf("%+v %s", s, x.store.graves())
+		if s.Delivered != 5 || s.Dead != 1 || s.Retries != maxUnreadable-1 || s.Down || x.store.Graves() != "a/1 unreadable_answer 200 10" {
+			t.Errorf("%+v %s", s, x.store.Graves())
 		}
 		if d := time.Since(begun); tries != maxUnreadable || d < time.Second || d > time.Minute {
 			t.Errorf("%d tries in %v", tries, d)
 		}
-		if x.log.count("message is dead", "reason=unreadable_answer", "status=200", `error="cannot be read"`) != 1 {
+		if x.log.Count("message is dead", "reason=unreadable_answer", "status=200", `error="cannot be read"`) != 1 {
 			t.Errorf("log:\n%s", x.log)
 		}
 	})
@@ -54,8 +54,8 @@ func TestUnreadableAnswerInBatch(t *testing.T) {
 			x.enqueue(message("b", n+1))
 		}
 		s := x.drain()
-		if s.Delivered != 7 || s.Dead != 1 || x.store.graves() != "a/3 unreadable_answer 200 10" || tries != 13 {
-			t.Errorf("%+v %s, %d tries", s, x.store.graves(), tries)
+		if s.Delivered != 7 || s.Dead != 1 || x.store.Graves() != "a/3 unreadable_answer 200 10" || tries != 13 {
+			t.Errorf("%+v %s, %d tries", s, x.store.Graves(), tries)
 		}
 	})
 }

@@ -29,8 +29,11 @@ var floors = map[string]floor{
 	"plugin/secret":    ground,
 	"plugin/smalldisk": ground,
 	"plugin/sqlite":    ground,
+	"plugin/testkit":   ground,
 	"plugin/textfile":  ground,
 	"plugin/writable":  ground,
+
+	"plugin/forward/forwardtest": ground,
 
 	"plugin/audit":        leaf,
 	"plugin/brokerconf":   leaf,

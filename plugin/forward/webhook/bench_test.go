@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"mosquitto-bouncer/plugin/forward"
+	"mosquitto-bouncer/plugin/testkit"
 
 	"github.com/valyala/fasthttp"
 )
@@ -23,7 +24,7 @@ func BenchmarkForward(b *testing.B) {
 		store := &endless{m: message("", 1)}
 		store.m.Payload = []byte(`{"temperature":22.5,"humidity":60,"status":"ok"}`)
 		cfg.idle = 50 * time.Millisecond
-		f, err := forwarder(cfg, store, nil, &logBuffer{})
+		f, err := forwarder(cfg, store, nil, &testkit.Log{})
 		if err != nil {
 			b.Fatal(err)
 		}

@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"mosquitto-bouncer/plugin/forward"
+	"mosquitto-bouncer/plugin/testkit"
 )
 
 // BenchmarkOneDevice measures what one device gets through, a message at a time, to a backend that answers in one segment
@@ -18,7 +19,7 @@ func BenchmarkOneDevice(b *testing.B) {
 		b.Run(name, func(b *testing.B) {
 			s := backendOf(b, nil, func(c *talk) bool { return c.segments(apart) })
 			store := &endless{m: message("", 1)}
-			f, err := forwarder(Config{URL: s.url, Concurrency: 1}, store, nil, &logBuffer{})
+			f, err := forwarder(Config{URL: s.url, Concurrency: 1}, store, nil, &testkit.Log{})
 			if err != nil {
 				b.Fatal(err)
 			}

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"mosquitto-bouncer/plugin/forward"
+	"mosquitto-bouncer/plugin/testkit"
 )
 
 // talk is one connection of a scripted backend.
@@ -192,7 +193,7 @@ func TestAnswerBelongsToItsRequest(t *testing.T) {
 				t.Cleanup(release)
 				x := start(t, Config{URL: s.url, TLS: config[1], Concurrency: 1, FatalStatuses: []int{304}, idle: 2 * time.Second})
 				x.enqueue(message("a", 1))
-				eventually(t, "a's answer", func() bool { s := x.Stats(); return s.Delivered+s.Dead == 1 })
+				testkit.Eventually(t, "a's answer", func() bool { s := x.Stats(); return s.Delivered+s.Dead == 1 })
 				if test.later != "" || test.then != "" {
 					release()
 				}
@@ -240,7 +241,7 @@ func TestConnectionsAreKept(t *testing.T) {
 			const messages = 42
 			for n := range messages {
 				x.enqueue(message("a", n))
-				eventually(t, "delivery", func() bool { s := x.Stats(); return s.Delivered+s.Dead == uint64(n+1) })
+				testkit.Eventually(t, "delivery", func() bool { s := x.Stats(); return s.Delivered+s.Dead == uint64(n+1) })
 			}
 			if n := s.accepted.Load(); n != 1 {
 				t.Errorf("%d connections for %d messages; log:\n%s", n, messages, x.log)
@@ -316,7 +317,7 @@ func TestAnswerBeforeTheRequestIsWritten(t *testing.T) {
 				x := start(t, Config{URL: s.url, TLS: config[1], Concurrency: 1, idle: 2 * time.Second})
 				if test.used {
 					x.enqueue(message("small", 1))
-					eventually(t, "delivery", func() bool { return x.Stats().Delivered == 1 })
+					testkit.Eventually(t, "delivery", func() bool { return x.Stats().Delivered == 1 })
 				}
 				x.enqueue(bigMessage("big"))
 				got := x.drain()
@@ -361,7 +362,7 @@ func TestTwoSegments(t *testing.T) {
 		s := backendOf(t, config[0], func(c *talk) bool { return c.segments(apart) })
 		x := start(t, Config{URL: s.url, TLS: config[1], Concurrency: 1, idle: 2 * time.Second})
 		x.enqueue(message("a", 0))
-		eventually(t, "delivery", func() bool { return x.Stats().Delivered == 1 })
+		testkit.Eventually(t, "delivery", func() bool { return x.Stats().Delivered == 1 })
 		begun := time.Now()
 		for n := range messages {
 			x.enqueue(message("a", n+1))

@@ -1,19 +1,17 @@
 package webhook
 
 import (
-	"bytes"
 	"context"
-	"fmt"
-	"log/slog"
 	"slices"
-	"strings"
 	"sync"
 	"testing"
 	"time"
 
-	"mosquitto-bouncer/plugin/forward"
-
 	"go.uber.org/goleak"
+
+	"mosquitto-bouncer/plugin/forward"
+	"mosquitto-bouncer/plugin/forward/forwardtest"
+	"mosquitto-bouncer/plugin/testkit"
 )
 
 func TestMain(m *testing.M) {
@@ -39,54 +37,20 @@ func (m patient) Run() int {
 	return code
 }
 
-// logBuffer is a log that a test can read while it is written.
-type logBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *logBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *logBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
-}
-
-// count returns how many lines contain all of the parts.
-func (l *logBuffer) count(parts ...string) (n int) {
-	for line := range strings.Lines(l.String()) {
-		all := true
-		for _, part := range parts {
-			all = all && strings.Contains(line, part)
-		}
-		if all {
-			n++
-		}
-	}
-	return n
-}
-
-func (l *logBuffer) logger() *slog.Logger { return slog.New(slog.NewTextHandler(l, nil)) }
-
 // fixture is a Forwarder with what it said.
 type fixture struct {
 	*forward.Forwarder
 	t        testing.TB
 	sink     *Sink
 	store    *memory
-	log      *logBuffer
+	log      *testkit.Log
 	patience time.Duration
 	mu       sync.Mutex
 	answers  []forward.Answer
 }
 
 // forwarder makes a Forwarder of a Sink. A batch waits for an hour to be full.
-func forwarder(cfg Config, store forward.Store, answer func(forward.Answer), log *logBuffer) (*forward.Forwarder, error) {
+func forwarder(cfg Config, store forward.Store, answer func(forward.Answer), log *testkit.Log) (*forward.Forwarder, error) {
 	sink, err := New(cfg)
 	if err != nil {
 		return nil, err
@@ -94,14 +58,14 @@ func forwarder(cfg Config, store forward.Store, answer func(forward.Answer), log
 	return forwarderOf(sink, cfg, store, answer, log)
 }
 
-func forwarderOf(sink *Sink, cfg Config, store forward.Store, answer func(forward.Answer), log *logBuffer) (*forward.Forwarder, error) {
+func forwarderOf(sink *Sink, cfg Config, store forward.Store, answer func(forward.Answer), log *testkit.Log) (*forward.Forwarder, error) {
 	to := forward.Config{Sink: sink, Concurrency: cfg.Concurrency, Batch: cfg.Batch, Linger: time.Hour}
-	return forward.New(to, store, answer, log.logger())
+	return forward.New(to, store, answer, log.Logger())
 }
 
 func start(t testing.TB, cfg Config) *fixture {
 	t.Helper()
-	x := &fixture{t: t, store: newMemory(t), log: &logBuffer{}, patience: 20 * time.Second}
+	x := &fixture{t: t, store: newMemory(t), log: &testkit.Log{}, patience: 20 * time.Second}
 	if cfg.idle == 0 {
 		cfg.idle = 50 * time.Millisecond // fasthttp's cleaner outlives Close by as much
 	}
@@ -157,41 +121,16 @@ func (x *fixture) drain() forward.Stats {
 		x.t.Fatalf("Close: %v\nlog:\n%s", err, x.log)
 	}
 	s := x.Stats()
-	if s.Pending != 0 || s.Lanes != 0 || s.InFlight != 0 || s.Accepted != s.Delivered+s.Dead ||
-		s.Delivered != uint64(x.store.count("delivered")) ||
-		s.Dead != uint64(x.store.count("dead")) || x.store.count("") != 0 {
+	if s.Pending != 0 || s.Lanes != 0 || s.InFlight != 0 {
 		x.t.Fatalf("after Close: %+v", s)
 	}
-	observed := uint64(0)
-	for _, n := range s.Latency.Counts {
-		observed += n
-	}
-	if observed != s.Delivered {
-		x.t.Fatalf("%d latencies of %d deliveries", observed, s.Delivered)
-	}
+	x.store.Settled(s.Accepted, s.Delivered, s.Dead, s.Latency.Counts[:])
 	return s
-}
-
-// eventually waits for a condition.
-func eventually(t testing.TB, what string, cond func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); !cond(); time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("never: %s", what)
-		}
-	}
 }
 
 // message returns the n-th message of a device.
 func message(device string, n int) forward.Message {
-	return forward.Message{
-		DeviceID:   device,
-		MessageID:  fmt.Sprintf("550e8400-e29b-41d4-a716-%012d", n),
-		Timestamp:  1727712000,
-		AcceptedAt: time.Now(),
-		Topic:      "device/" + device + "/data",
-		Payload:    fmt.Appendf(nil, `{"n":%d}`, n),
-	}
+	return forward.Message(forwardtest.NewMessage(device, n))
 }
 
 // bomb is a courier that panics.

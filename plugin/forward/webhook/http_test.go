@@ -18,6 +18,8 @@ import (
 
 	"mosquitto-bouncer/plugin/backendurl"
 	"mosquitto-bouncer/plugin/forward"
+	"mosquitto-bouncer/plugin/forward/forwardtest"
+	"mosquitto-bouncer/plugin/testkit"
 )
 
 func backend(t testing.TB, h http.HandlerFunc) *httptest.Server {
@@ -286,7 +288,7 @@ func TestPoisonHoldsNobody(t *testing.T) {
 	if s := x.drain(); s.Delivered != 2 || s.Dead != 1 || s.Retries != 0 || s.AnswersDropped != 0 {
 		t.Errorf("%+v", s)
 	}
-	if n := x.log.count("level=WARN", `msg="message is dead" device=a message_id=550e8400-e29b-41d4-a716-000000000002 reason=refused status=422`); n != 1 {
+	if n := x.log.Count("level=WARN", `msg="message is dead" device=a message_id=550e8400-e29b-41d4-a716-000000000002 reason=refused status=422`); n != 1 {
 		t.Errorf("log:\n%s", x.log)
 	}
 	if strings.Contains(x.log.String(), `{\"n\"`) || len(x.answers) != 0 {
@@ -321,17 +323,17 @@ func TestExcerpt(t *testing.T) {
 	}
 	x.drain()
 	want := []string{"no \"temperature\"\n", "", body[:maxExcerpt], strings.Repeat("x", maxExcerpt-1) + "?", "?\u00e9\x00", ""}
-	for i, l := range x.store.letters {
+	for i, l := range x.store.Letters {
 		if l.DiedAt.IsZero() {
 			t.Errorf("%d: it never died", i+1)
 		}
 		l.DiedAt = time.Time{}
-		if l.DeadLetter != (forward.DeadLetter{Reason: forward.ReasonRefused, Status: 422, Excerpt: want[i], Attempts: 1}) {
+		if l.DeadLetter != (forwardtest.DeadLetter{Reason: forward.ReasonRefused, Status: 422, Excerpt: want[i], Attempts: 1}) {
 			t.Errorf("%d: %+v", i+1, l.DeadLetter)
 		}
 	}
-	if len(x.store.letters) != len(want) {
-		t.Errorf("%d dead letters", len(x.store.letters))
+	if len(x.store.Letters) != len(want) {
+		t.Errorf("%d dead letters", len(x.store.Letters))
 	}
 }
 
@@ -360,7 +362,7 @@ func TestResetsMidResponse(t *testing.T) {
 	if s := x.drain(); s.Delivered != 1 || len(x.answers) != 1 || string(x.answers[0].Body) != "\r\n\r\n" {
 		t.Errorf("%+v %v", s, x.answers)
 	}
-	if x.log.count("backend does not take messages, retrying", "device=a") != 1 || x.log.count("backend takes messages again") != 1 {
+	if x.log.Count("backend does not take messages, retrying", "device=a") != 1 || x.log.Count("backend takes messages again") != 1 {
 		t.Errorf("log:\n%s", x.log)
 	}
 	keys := map[string]bool{}
@@ -394,7 +396,7 @@ func TestStaleKeepAlive(t *testing.T) {
 	// So that the client only finds out when it writes or reads.
 	for n := range 3 {
 		x.enqueue(message("a", n+1))
-		eventually(t, "delivery", func() bool { return x.Stats().Delivered == uint64(n+1) })
+		testkit.Eventually(t, "delivery", func() bool { return x.Stats().Delivered == uint64(n+1) })
 		<-closed
 	}
 	if s := x.drain(); s.Delivered != 3 || s.Retries != 0 || opened.Load() != 3 {
@@ -433,7 +435,7 @@ func TestSlowBackend(t *testing.T) {
 	if s := x.drain(); s.Delivered != 1 || s.Retries < 1 {
 		t.Errorf("%+v", s)
 	}
-	if x.log.count("retrying", `error="no answer within 50ms (backend.timeout)"`) != 1 {
+	if x.log.Count("retrying", `error="no answer within 50ms (backend.timeout)"`) != 1 {
 		t.Errorf("log:\n%s", x.log)
 	}
 }
@@ -475,8 +477,8 @@ func TestAnswerLimits(t *testing.T) {
 		x.answers[0].ContentType != "application/json" || string(x.answers[1].Body) != "ok" || x.answers[1].ContentType != "" {
 		t.Errorf("%d answers: %.200v", len(x.answers), x.answers)
 	}
-	if x.log.count("backend's answer dropped", "message_id=", "longer than 65536 bytes") != 2 ||
-		x.log.count("backend's answer dropped", "gzip") != 1 {
+	if x.log.Count("backend's answer dropped", "message_id=", "longer than 65536 bytes") != 2 ||
+		x.log.Count("backend's answer dropped", "gzip") != 1 {
 		t.Errorf("log:\n%s", x.log)
 	}
 }

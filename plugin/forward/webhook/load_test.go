@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"mosquitto-bouncer/plugin/forward"
+	"mosquitto-bouncer/plugin/testkit"
 )
 
 func TestOrderAndConcurrency(t *testing.T) {
@@ -101,7 +102,7 @@ func TestCloseGivesUp(t *testing.T) {
 			x.enqueue(message(fmt.Sprint("d", n), 1))
 		}
 		if name != "dead" {
-			eventually(t, "requests in flight", func() bool { return x.Stats().InFlight == 2 })
+			testkit.Eventually(t, "requests in flight", func() bool { return x.Stats().InFlight == 2 })
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 		defer cancel()
@@ -121,7 +122,7 @@ func TestCloseGivesUp(t *testing.T) {
 
 func TestPanicInAnswer(t *testing.T) {
 	s := backend(t, func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "x") })
-	var log logBuffer
+	var log testkit.Log
 	var calls atomic.Int32
 	store := newMemory(t)
 	f, err := forwarder(Config{URL: s.URL, idle: time.Millisecond}, store, func(forward.Answer) {
@@ -141,7 +142,7 @@ func TestPanicInAnswer(t *testing.T) {
 	if s := f.Stats(); s.Delivered != 2 || s.Retries != 0 || s.AnswersDropped != 1 || calls.Load() != 2 {
 		t.Errorf("%+v, %d calls", s, calls.Load())
 	}
-	if log.count("handing over an answer panicked", `panic="callback went wrong"`, "stack=") != 1 {
+	if log.Count("handing over an answer panicked", `panic="callback went wrong"`, "stack=") != 1 {
 		t.Errorf("log:\n%s", &log)
 	}
 }
@@ -217,7 +218,7 @@ func TestCloseRacesEnqueue(t *testing.T) {
 			}
 		})
 	}
-	eventually(t, "some messages", func() bool { return accepted.Load() > 100 })
+	testkit.Eventually(t, "some messages", func() bool { return accepted.Load() > 100 })
 	if err := x.Close(t.Context()); err != nil {
 		t.Error(err)
 	}

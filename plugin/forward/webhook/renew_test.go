@@ -13,6 +13,7 @@ import (
 
 	"mosquitto-bouncer/plugin/backendurl"
 	"mosquitto-bouncer/plugin/forward"
+	"mosquitto-bouncer/plugin/testkit"
 )
 
 // TestRenew exchanges token, client certificate and CA while a request is under way: that one ends as it began, and every
@@ -57,7 +58,7 @@ func TestRenew(t *testing.T) {
 	}
 	x := start(t, Config{URL: s.URL, TLS: own(before, "old"), BearerToken: []byte("old-token"), SigningSecret: []byte("old-secret"), Concurrency: 2, idle: time.Second})
 	x.enqueue(message("first", 1))
-	eventually(t, "delivery", func() bool { return x.Stats().Delivered == 1 })
+	testkit.Eventually(t, "delivery", func() bool { return x.Stats().Delivered == 1 })
 	x.enqueue(message("slow", 1))
 	<-held
 	serve(after)
@@ -69,7 +70,7 @@ func TestRenew(t *testing.T) {
 	for _, device := range []string{"a", "b", "a2", "b2"} {
 		x.enqueue(message(device, 1))
 	}
-	eventually(t, "delivery", func() bool { return x.Stats().Delivered == 5 })
+	testkit.Eventually(t, "delivery", func() bool { return x.Stats().Delivered == 5 })
 	close(release)
 	if got := x.drain(); got.Delivered != 6 || got.Retries != 0 {
 		t.Errorf("%+v; log:\n%s", got, x.log)

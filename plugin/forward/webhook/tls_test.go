@@ -16,6 +16,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"mosquitto-bouncer/plugin/testkit"
 )
 
 // certificate makes a certificate; issuer nil: a CA.
@@ -100,8 +102,8 @@ func TestTLS(t *testing.T) {
 	} {
 		x := start(t, Config{URL: s.URL, TLS: cfg})
 		x.enqueue(message("a", 1))
-		eventually(t, "a retry", func() bool { return x.Stats().Retries > 0 && x.log.count("retrying") > 0 })
-		if x.log.count("retrying", want) != 1 || x.Stats().Delivered != 0 {
+		testkit.Eventually(t, "a retry", func() bool { return x.Stats().Retries > 0 && x.log.Count("retrying") > 0 })
+		if x.log.Count("retrying", want) != 1 || x.Stats().Delivered != 0 {
 			t.Errorf("%s: %+v; log:\n%s", want, x.Stats(), x.log)
 		}
 	}
