@@ -1,14 +1,12 @@
 package outbox
 
 import (
-	"bytes"
 	"encoding/binary"
 	"errors"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -21,6 +19,7 @@ import (
 	"mosquitto-bouncer/plugin/journal"
 	"mosquitto-bouncer/plugin/registry"
 	"mosquitto-bouncer/plugin/replay"
+	"mosquitto-bouncer/plugin/testkit"
 )
 
 // entryOf is Options.Entry: tag and client.
@@ -30,31 +29,13 @@ func entryOf(a *journal.Accepted) (e replay.Entry) {
 	return e
 }
 
-// aLog is what was logged. Safe for concurrent use.
-type aLog struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (l *aLog) Write(b []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.Write(b)
-}
-
-func (l *aLog) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.String()
-}
-
 // aBox is an open outbox with one registered device, sensor_001, and a real backend.
 type aBox struct {
 	*Outbox
 	t         *testing.T
 	options   Options
 	seen      *replay.Set
-	log       *aLog
+	log       *testkit.Log
 	delivered atomic.Int64 // requests
 }
 
@@ -71,7 +52,7 @@ func aSink(t *testing.T, url string) forward.Sink {
 // openBox opens one; change, if not nil, changes its options.
 func openBox(t *testing.T, change func(*Options)) *aBox {
 	t.Helper()
-	b := &aBox{t: t, log: new(aLog)}
+	b := &aBox{t: t, log: new(testkit.Log)}
 	backend := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { b.delivered.Add(1) }))
 	t.Cleanup(backend.Close)
 	dir := t.TempDir()
