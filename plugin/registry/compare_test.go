@@ -7,15 +7,17 @@ import (
 	"testing"
 	"time"
 
+	"mosquitto-bouncer/plugin/testkit"
+
 	"golang.org/x/sys/unix"
 )
 
 // following opens a registry, ends its goroutine, and returns what the goroutine did every quarter of a second. Each pass
 // of the comparison begins at once.
-func following(t *testing.T, path string) (r *Registry, log *records, poll func()) {
+func following(t *testing.T, path string) (r *Registry, log *testkit.Log, poll func()) {
 	t.Helper()
-	log = new(records)
-	r, err := open(&source{path: path, busy: openBusy, log: log.logger()}, log.logger(), options{compareEvery: time.Hour})
+	log = new(testkit.Log)
+	r, err := open(&source{path: path, busy: openBusy, log: log.Logger()}, log.Logger(), options{compareEvery: time.Hour})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -55,12 +57,12 @@ func TestComparisonOfWhatCannotBeOpened(t *testing.T) {
 	if backErr := back(); backErr != nil {
 		t.Fatal(backErr)
 	}
-	if err == nil || !strings.Contains(err.Error(), "must be able to read it") || log.count("not followed") != 1 || log.count("followed again") != 0 {
+	if err == nil || !strings.Contains(err.Error(), "must be able to read it") || log.Count("not followed") != 1 || log.Count("followed again") != 0 {
 		t.Errorf("%v: %s", err, log)
 	}
 	r.compare.next = time.Now()
 	poll()
-	if _, err := r.Health(); err != nil || log.count("followed again") != 1 {
+	if _, err := r.Health(); err != nil || log.Count("followed again") != 1 {
 		t.Errorf("%v: %s", err, log)
 	}
 }
@@ -89,7 +91,7 @@ func TestComparisonGoesOnAfterALock(t *testing.T) {
 		t.Error(err, r.compare.pass, p.last)
 	}
 	execute(t, db, "COMMIT")
-	if err := r.compareSome(t.Context()); err != nil || r.compare.pass != nil || log.count("does not show") != 0 {
+	if err := r.compareSome(t.Context()); err != nil || r.compare.pass != nil || log.Count("does not show") != 0 {
 		t.Error(err, log)
 	}
 }
@@ -110,11 +112,11 @@ func TestComparisonOfATableThatIsRemade(t *testing.T) {
 	r.compare.pass = p
 	execute(t, db, "CREATE TABLE n(device_id TEXT PRIMARY KEY, shared_secret TEXT, created_at INTEGER) WITHOUT ROWID; INSERT INTO n SELECT * FROM devices; DROP TABLE devices; ALTER TABLE n RENAME TO devices")
 	poll()
-	if r.compare.pass != nil || !r.compare.again || log.count("not followed") != 0 {
+	if r.compare.pass != nil || !r.compare.again || log.Count("not followed") != 0 {
 		t.Errorf("%v: %s", r.compare, log)
 	}
 	poll()
-	if _, err := r.Health(); err != nil || r.compare.again || log.count("not followed") != 0 {
+	if _, err := r.Health(); err != nil || r.compare.again || log.Count("not followed") != 0 {
 		t.Errorf("%v: %s", err, log)
 	}
 }

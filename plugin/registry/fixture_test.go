@@ -1,52 +1,28 @@
 package registry
 
 import (
-	"bytes"
 	"database/sql"
 	"errors"
 	"fmt"
-	"log/slog"
 	"os"
 	"path/filepath"
-	"strings"
-	"sync"
 	"testing"
 	"time"
+
+	"mosquitto-bouncer/plugin/testkit"
 
 	"github.com/mattn/go-sqlite3"
 )
 
-// records collects what is logged.
-type records struct {
-	mu    sync.Mutex
-	lines bytes.Buffer
-}
-
-func (r *records) Write(p []byte) (int, error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.lines.Write(p)
-}
-
-func (r *records) String() string {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.lines.String()
-}
-
-func (r *records) count(text string) int { return strings.Count(r.String(), text) }
-
-func (r *records) logger() *slog.Logger { return slog.New(slog.NewTextHandler(r, nil)) }
-
-func openRegistry(tb testing.TB, path string) (*Registry, *records) {
+func openRegistry(tb testing.TB, path string) (*Registry, *testkit.Log) {
 	tb.Helper()
 	return openRegistryWith(tb, path, nil)
 }
 
-func openRegistryWith(tb testing.TB, path string, key *Key) (*Registry, *records) {
+func openRegistryWith(tb testing.TB, path string, key *Key) (*Registry, *testkit.Log) {
 	tb.Helper()
-	log := new(records)
-	r, err := Open(path, log.logger(), WithKey(key))
+	log := new(testkit.Log)
+	r, err := Open(path, log.Logger(), WithKey(key))
 	if err != nil {
 		tb.Fatal(err)
 	}

@@ -31,7 +31,7 @@ func TestRowsThatAreNoDevices(t *testing.T) {
 	if r.Len() != 3 || r.state("good") != "secret" || r.state("12") != "34" || r.state("odd-time") != "secret" {
 		t.Errorf("%d devices; good is %s, 12 is %s, odd-time is %s", r.Len(), r.state("good"), r.state("12"), r.state("odd-time"))
 	}
-	if log.count("rows=8 named=8") != 1 {
+	if log.Count("rows=8 named=8") != 1 {
 		t.Error(log)
 	}
 	for _, want := range []string{
@@ -40,25 +40,25 @@ func TestRowsThatAreNoDevices(t *testing.T) {
 		`id=X'676F6F64' reason="the id is of type blob, not text; run: UPDATE`, `id="\"empty\"" reason="no secret"`,
 		`id="\"blob\"" reason="the secret is of type blob, not text"`,
 	} {
-		if log.count(want) != 1 {
+		if log.Count(want) != 1 {
 			t.Errorf("not once: %s\n%s", want, log)
 		}
 	}
 
 	execute(t, db, "UPDATE devices SET shared_secret = '' WHERE device_id = 'good'")
 	r.becomes(t, "good", "unknown")
-	if log.count(`id="\"good\"" reason="no secret"`) != 1 {
+	if log.Count(`id="\"good\"" reason="no secret"`) != 1 {
 		t.Error(log)
 	}
 	insert(t, db, []byte{0, 0xff}, "hush-8") // while it is followed
-	within(t, 2*time.Second, "named", func() bool { return log.count(`id=X'00FF' reason="the id is of type blob`) == 1 })
+	within(t, 2*time.Second, "named", func() bool { return log.Count(`id=X'00FF' reason="the id is of type blob`) == 1 })
 	insert(t, db, "nothing", "\x00\x00")
-	within(t, 2*time.Second, "named", func() bool { return log.count(`id="\"nothing\"" reason="the secret is of NUL bytes alone`) == 1 })
+	within(t, 2*time.Second, "named", func() bool { return log.Count(`id="\"nothing\"" reason="the secret is of NUL bytes alone`) == 1 })
 	insert(t, db, "blanks", " \t\u00a0")
-	within(t, 2*time.Second, "named", func() bool { return log.count(`id="\"blanks\"" reason="the secret is of white space alone`) == 1 })
+	within(t, 2*time.Second, "named", func() bool { return log.Count(`id="\"blanks\"" reason="the secret is of white space alone`) == 1 })
 	insert(t, db, "good", "again")
 	r.becomes(t, "good", "again")
-	if log.count("skipped rows") != 5 {
+	if log.Count("skipped rows") != 5 {
 		t.Error(log)
 	}
 	if strings.Contains(log.String(), "hush") {
@@ -121,7 +121,7 @@ func TestNewerVersionWhileRunning(t *testing.T) {
 	insert(t, db, "a", "one")
 	r, log := openRegistry(t, path)
 	execute(t, db, "PRAGMA user_version = 3; UPDATE devices SET shared_secret = 'two'")
-	within(t, 2*time.Second, "reported", func() bool { return log.count("newest known 2") == 1 })
+	within(t, 2*time.Second, "reported", func() bool { return log.Count("newest known 2") == 1 })
 	if got := r.state("a"); got != "one" {
 		t.Errorf("a is %s", got)
 	}

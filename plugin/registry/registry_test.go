@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"mosquitto-bouncer/plugin/testkit"
+
 	"github.com/mattn/go-sqlite3"
 	"go.uber.org/goleak"
 )
@@ -244,7 +246,7 @@ func TestChangeLogIsBoundedAndAGapIsSeen(t *testing.T) {
 		t.Errorf("the change log has %d entries", n)
 	}
 	// The line comes after what it tells of.
-	within(t, 5*time.Second, "logged", func() bool { return log.count("added=25000 changed=1 removed=0") == 1 })
+	within(t, 5*time.Second, "logged", func() bool { return log.Count("added=25000 changed=1 removed=0") == 1 })
 	insert(t, db, "a", "three")
 	r.becomes(t, "a", "three")
 }
@@ -277,10 +279,10 @@ func TestClose(t *testing.T) {
 }
 
 func TestPollSurvivesAPanic(t *testing.T) {
-	log := new(records)
+	log := new(testkit.Log)
 	path := newPath(t)
 	db := pythonDatabase(t, path)
-	r := &Registry{log: log.logger(), source: &source{path: path, log: log.logger()}, skipped: newSkipLog()}
+	r := &Registry{log: log.Logger(), source: &source{path: path, log: log.Logger()}, skipped: newSkipLog()}
 	r.compare = comparison{every: time.Hour, next: time.Now().Add(time.Hour)}
 	r.current.Store(newSnapshot())
 	insert(t, db, "a", "one")
@@ -290,13 +292,13 @@ func TestPollSurvivesAPanic(t *testing.T) {
 	for range 3 {
 		r.poll(t.Context())
 	}
-	if log.count("panic: ") != 1 || log.count("fault=unusable") != 1 {
+	if log.Count("panic: ") != 1 || log.Count("fault=unusable") != 1 {
 		t.Error(log)
 	}
 	insert(t, db, "b", "two") // the panic left no lock behind
 	r.current.Store(newSnapshot())
 	r.poll(t.Context())
-	if r.state("b") != "two" || log.count("followed again") != 1 {
+	if r.state("b") != "two" || log.Count("followed again") != 1 {
 		t.Errorf("b is %s: %s", r.state("b"), log)
 	}
 	if err := r.source.close(); err != nil {
@@ -319,8 +321,8 @@ func TestCanceled(t *testing.T) {
 }
 
 func TestFaultsAreReportedOnceEach(t *testing.T) {
-	log := new(records)
-	r := &Registry{log: log.logger(), source: &source{path: "devices.db"}}
+	log := new(testkit.Log)
+	r := &Registry{log: log.Logger(), source: &source{path: "devices.db"}}
 	r.current.Store(newSnapshot())
 	busy, gone := sqlite3.Error{Code: sqlite3.ErrBusy}, fmt.Errorf("stat: %w", fs.ErrNotExist)
 	for i, step := range []struct {

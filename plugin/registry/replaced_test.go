@@ -7,6 +7,8 @@ import (
 	"os"
 	"testing"
 	"time"
+
+	"mosquitto-bouncer/plugin/testkit"
 )
 
 // A backup restored in place keeps the file, and may well have a change log as long as the one it replaces.
@@ -49,7 +51,7 @@ func TestTableMadeAnew(t *testing.T) {
 	r.becomes(t, "a", "three")
 
 	execute(t, db, "DROP TABLE devices")
-	within(t, 2*time.Second, "reported", func() bool { return log.count("fault=unusable") == 1 })
+	within(t, 2*time.Second, "reported", func() bool { return log.Count("fault=unusable") == 1 })
 	if got := r.state("a"); got != "three" {
 		t.Errorf("a is %s while the table is missing", got)
 	}
@@ -72,7 +74,7 @@ func TestFileReplacedOrRemoved(t *testing.T) {
 	if err := os.Rename(path, path+".away"); err != nil {
 		t.Fatal(err)
 	}
-	within(t, 2*time.Second, "reported", func() bool { return log.count("fault=missing") == 1 })
+	within(t, 2*time.Second, "reported", func() bool { return log.Count("fault=missing") == 1 })
 	if got := r.state("a"); got != "one" {
 		t.Errorf("a is %s while the file is missing", got)
 	}
@@ -83,7 +85,7 @@ func TestFileReplacedOrRemoved(t *testing.T) {
 	db = pythonDatabase(t, path)
 	insert(t, db, "a", "two")
 	r.becomes(t, "a", "two")
-	within(t, time.Second, "recovery reported", func() bool { return log.count("followed again") == 1 })
+	within(t, time.Second, "recovery reported", func() bool { return log.Count("followed again") == 1 })
 
 	if err := os.WriteFile(path+".new", []byte("this is not a database, not even nearly; it is a text of some length"), 0o600); err != nil {
 		t.Fatal(err)
@@ -91,7 +93,7 @@ func TestFileReplacedOrRemoved(t *testing.T) {
 	if err := os.Rename(path+".new", path); err != nil {
 		t.Fatal(err)
 	}
-	within(t, 2*time.Second, "reported", func() bool { return log.count("fault=unusable") == 1 })
+	within(t, 2*time.Second, "reported", func() bool { return log.Count("fault=unusable") == 1 })
 	if got := r.state("a"); got != "two" {
 		t.Errorf("a is %s while the file is no database", got)
 	}
@@ -99,8 +101,8 @@ func TestFileReplacedOrRemoved(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.becomes(t, "a", "one")
-	within(t, time.Second, "recovery reported", func() bool { return log.count("followed again") == 2 })
-	if log.count("fault=") != 2 {
+	within(t, time.Second, "recovery reported", func() bool { return log.Count("followed again") == 2 })
+	if log.Count("fault=") != 2 {
 		t.Error(log)
 	}
 }
@@ -122,7 +124,7 @@ func TestLongWriter(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	within(t, 5*time.Second, "reported", func() bool { return log.count("fault=locked") == 1 })
+	within(t, 5*time.Second, "reported", func() bool { return log.Count("fault=locked") == 1 })
 	if got := r.state("a"); got != "one" {
 		t.Errorf("a is %s before the commit", got)
 	}
@@ -130,8 +132,8 @@ func TestLongWriter(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.becomes(t, "a", "two")
-	within(t, time.Second, "recovery reported", func() bool { return log.count("followed again") == 1 })
-	if log.count("fault=") != 1 {
+	within(t, time.Second, "recovery reported", func() bool { return log.Count("followed again") == 1 })
+	if log.Count("fault=") != 1 {
 		t.Error(log)
 	}
 }
@@ -150,8 +152,8 @@ func TestOpenBesideAWriter(t *testing.T) {
 	if _, err := writer.ExecContext(t.Context(), "BEGIN IMMEDIATE"); err != nil {
 		t.Fatal(err)
 	}
-	log := new(records)
-	r, err := open(&source{path: path, busy: 10 * time.Millisecond, log: log.logger()}, log.logger(), options{})
+	log := new(testkit.Log)
+	r, err := open(&source{path: path, busy: 10 * time.Millisecond, log: log.Logger()}, log.Logger(), options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -159,7 +161,7 @@ func TestOpenBesideAWriter(t *testing.T) {
 	if got := r.state("a"); got != "one" {
 		t.Errorf("a is %s", got)
 	}
-	if log.count("could not be migrated") != 1 {
+	if log.Count("could not be migrated") != 1 {
 		t.Error(log)
 	}
 	for _, statement := range []string{"UPDATE devices SET shared_secret = 'two'", "COMMIT"} {
@@ -189,8 +191,8 @@ func TestReadOnly(t *testing.T) {
 				}
 				version = len(migrations())
 			}
-			log := new(records)
-			r, err := open(&source{path: path, readOnly: true, busy: openBusy, log: log.logger()}, log.logger(), options{})
+			log := new(testkit.Log)
+			r, err := open(&source{path: path, readOnly: true, busy: openBusy, log: log.Logger()}, log.Logger(), options{})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -205,7 +207,7 @@ func TestReadOnly(t *testing.T) {
 			if got := scalar[int](t, db, "PRAGMA user_version"); got != version {
 				t.Errorf("version became %d", got)
 			}
-			if got, want := log.count("could not be migrated"), map[bool]int{false: 1, true: 0}[migrated]; got != want {
+			if got, want := log.Count("could not be migrated"), map[bool]int{false: 1, true: 0}[migrated]; got != want {
 				t.Errorf("%d warnings, want %d: %s", got, want, log)
 			}
 			if !migrated {
@@ -230,7 +232,7 @@ func TestFileWithoutWritePermission(t *testing.T) {
 		t.Fatal(err)
 	}
 	r, log := openRegistry(t, path)
-	if r.state("a") != "one" || log.count("could not be migrated") != 1 {
+	if r.state("a") != "one" || log.Count("could not be migrated") != 1 {
 		t.Errorf("a is %s: %s", r.state("a"), log)
 	}
 }

@@ -237,7 +237,7 @@ func TestImport(t *testing.T) {
 	if _, err := s.Import(t.Context(), devices(nil)); !errors.Is(err, ErrExists) {
 		t.Error(err)
 	}
-	if log.count("not followed") > 0 {
+	if log.Count("not followed") > 0 {
 		t.Errorf("readers were kept out: %s", log)
 	}
 }

@@ -10,6 +10,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"mosquitto-bouncer/plugin/testkit"
 )
 
 const tableText = "(device_id TEXT PRIMARY KEY, shared_secret TEXT NOT NULL, created_at INTEGER NOT NULL)"
@@ -141,7 +143,7 @@ func TestWaysToChange(t *testing.T) {
 			if _, err := r.Health(); err != nil {
 				t.Error(err)
 			}
-			if name == "triggers that were away for the change" && log.count("was changed in a way that its change log does not show") != 1 {
+			if name == "triggers that were away for the change" && log.Count("was changed in a way that its change log does not show") != 1 {
 				t.Error(log)
 			}
 		})
@@ -174,9 +176,9 @@ func TestComparisonFindsWhatNothingElseShows(t *testing.T) {
 		execute(t, db, "CREATE TABLE devices"+table)
 		execute(t, db, `WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i + 1 < 2500)
 			INSERT INTO devices SELECT printf('d%04d', i), 'one', 0 FROM n`)
-		log := new(records)
-		from := &source{path: path, busy: openBusy, log: log.logger()}
-		r, err := open(from, log.logger(), options{compareEvery: time.Hour})
+		log := new(testkit.Log)
+		from := &source{path: path, busy: openBusy, log: log.Logger()}
+		r, err := open(from, log.Logger(), options{compareEvery: time.Hour})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -195,7 +197,7 @@ func TestComparisonFindsWhatNothingElseShows(t *testing.T) {
 		}
 		r.poll(t.Context())
 		pass()
-		if log.count("does not show") != 0 {
+		if log.Count("does not show") != 0 {
 			t.Fatal(log)
 		}
 		all := r.current.Load()
@@ -214,7 +216,7 @@ func TestComparisonFindsWhatNothingElseShows(t *testing.T) {
 		} {
 			wrong()
 			pass()
-			if log.count("does not show") != i+1 || r.Len() != 2500 || r.state("d2300") != "one" || r.state("d1500") != "one" ||
+			if log.Count("does not show") != i+1 || r.Len() != 2500 || r.state("d2300") != "one" || r.state("d1500") != "one" ||
 				r.state("gone") != "unknown" || r.state("d0001") != "one" {
 				t.Errorf("%s, %d: %s", table, i, log)
 			}
@@ -282,7 +284,7 @@ func TestTwoRowsOfOneID(t *testing.T) {
 		execute(t, db, "INSERT INTO devices VALUES (?, 'x', 1)", string(rune('b'+i)))
 		r.becomes(t, string(rune('b'+i)), "x")
 	}
-	if log.count("the id is there twice") != 1 {
+	if log.Count("the id is there twice") != 1 {
 		t.Error(log)
 	}
 }
@@ -308,7 +310,7 @@ func TestWhatCannotBeUsedIsReported(t *testing.T) {
 			execute(t, db, c.do)
 			within(t, 5*time.Second, "reported", func() bool {
 				_, err := r.Health()
-				return err != nil && strings.Contains(err.Error(), c.cure) && log.count("not followed") == 1
+				return err != nil && strings.Contains(err.Error(), c.cure) && log.Count("not followed") == 1
 			})
 			if !strings.Contains(log.String(), c.cure) || r.state("a") != "one" {
 				t.Errorf("a is %s: %s", r.state("a"), log)
@@ -329,9 +331,9 @@ func TestReread(t *testing.T) {
 	insert(t, db, "a", "one")
 	insert(t, db, []byte("x"), "one")
 	r, log := openRegistry(t, path)
-	before := log.count("id=X'78'")
+	before := log.Count("id=X'78'")
 	r.Reread()
-	within(t, 2*time.Second, "named again", func() bool { return log.count("id=X'78'") == before+1 })
+	within(t, 2*time.Second, "named again", func() bool { return log.Count("id=X'78'") == before+1 })
 	if r.state("a") != "one" {
 		t.Error(r.state("a"))
 	}
