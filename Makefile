@@ -56,7 +56,7 @@ deb: ## the Debian packages, amd64 and arm64, with a bill of materials, into bui
 	@scripts/deb
 
 .PHONY: test-deb
-test-deb: ## the package in fresh containers of each release: gate, upgrade, purge, beside dynamic security
+test-deb: ## the package in fresh containers of each release: gate, upgrade, purge, together with dynamic security
 	@scripts/test-deb
 
 .PHONY: test-outage

@@ -40,7 +40,7 @@ func TestDeadLettersAreBounded(t *testing.T) {
 		return func() bool { return bytes.Contains(g.Ask("GET", "/metrics", "").Text, []byte("\n"+line+"\n")) }
 	}
 	g.Eventually("the device stops", metric("bouncer_blocked_devices 1"))
-	_, err := g.Broker.WaitLog(g.Limit(), 0, broker.Contains("bouncer: the device's messages wait, there is no room for its dead letter",
+	_, err := g.Broker.WaitLog(g.Limit(), 0, broker.Contains("bouncer: the device's messages wait: there is no room for its dead letter",
 		"device=sensor_001", "bouncerctl dead", "device_share"))
 	g.Must(err)
 	g.Accept(good, 1, good.Sign("1"))

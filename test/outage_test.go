@@ -133,7 +133,7 @@ func TestDiskFull(t *testing.T) {
 		child.Env = append(os.Environ(), private+"=1")
 		out, err := child.CombinedOutput()
 		if os.Geteuid() != 0 || strings.Contains(string(out), "unshare failed") || strings.Contains(string(out), "cannot mount") {
-			t.Skipf("a file system to fill can be mounted as root alone, with the right to mount: %s", out)
+			t.Skipf("only root with the right to mount can mount a file system to fill: %s", out)
 		}
 		if err != nil || !strings.Contains(string(out), "--- PASS: TestDiskFull") {
 			t.Fatalf("%v\n%s", err, out)

@@ -168,7 +168,7 @@ func TestRenewedSecrets(t *testing.T) {
 		}
 	}
 	text := strings.Join(b.Log().Lines(0), "\n")
-	for _, line := range []string{"secrets and certificates were renewed", "backend.bearer_token_file", "http.cert_file", "are no pair"} {
+	for _, line := range []string{"secrets and certificates were renewed", "backend.bearer_token_file", "http.cert_file", "do not belong together"} {
 		if !strings.Contains(text, line) {
 			t.Errorf("the log does not have %q", line)
 		}

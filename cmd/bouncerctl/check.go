@@ -35,10 +35,10 @@ the bouncer.toml of --config is checked, with the mosquitto.conf next to it or
 else ` + systemConf + `, if there is one.
 
 Each finding is a line "FILE:LINE: what is wrong; what to do". An error keeps the
-broker from starting, or devices or the gate from working; a warning may be meant
-so. Options of mosquitto.conf that do not concern the plugin are not looked at.
-Run it as root: whether the broker's user can read the files is checked then, and
-only then. It exits with 1 if there is an error.`,
+broker from starting, or devices or the gate from working; a warning may be
+intended. Options of mosquitto.conf that do not concern the plugin are not checked.
+Run it as root: only then can it check whether the broker's user can read the
+files. It exits with 1 if there is an error.`,
 		Example: `  bouncerctl check
   bouncerctl check /srv/bouncer/mosquitto.conf --host broker.example.org`,
 		Args: func(c *cobra.Command, args []string) error {
@@ -75,7 +75,7 @@ only then. It exits with 1 if there is an error.`,
 			return printReport(c.OutOrStdout(), report)
 		},
 	}
-	c.Flags().StringArrayVar(&hosts, "host", nil, "a `name` or address of the broker that the certificate must be for; repeatable")
+	c.Flags().StringArrayVar(&hosts, "host", nil, "a `name` or address of the broker that the certificate must be valid for; repeatable")
 	c.Flags().StringVar(&version, "broker-version", "", "the broker's `version`, such as 2.0.11 (default: that of the one installed)")
 	return c
 }

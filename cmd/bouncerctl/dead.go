@@ -8,9 +8,9 @@ func newDead(configFile *string) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "dead",
 		Short: "List dead letters, requeue and drop them",
-		Long: `Manage the dead letters: messages that were accepted and that the backend will
-not have, or that could not be delivered in time. They are kept until they are
-requeued or dropped, whether the broker runs or not.`,
+		Long: `Manage the dead letters: accepted messages that the backend refused, or that could
+not be delivered in time. They are kept until they are requeued or dropped. The
+broker may run or not.`,
 		Example: `  bouncerctl dead list --since 24h
   bouncerctl dead requeue --device sensor_001`,
 	}

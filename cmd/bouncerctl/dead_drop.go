@@ -13,9 +13,9 @@ func newDeadDrop(configFile *string) *cobra.Command {
 		Use:   "drop {ID... | --device ID | --all --yes}",
 		Short: "Remove dead letters for good",
 		Long: `Remove dead letters for good: the messages are lost. Letters that were requeued
-and not yet taken back are dropped as well.
+and not yet taken back are dropped too.
 
-ID is a letter's number in the list. Of several, all are dropped or none.`,
+ID is a letter's number in the list. If there are several, all are dropped or none.`,
 		Example: `  bouncerctl dead drop 17 18
   bouncerctl dead drop --device sensor_001`,
 		RunE: func(c *cobra.Command, args []string) error {

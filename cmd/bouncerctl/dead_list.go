@@ -33,9 +33,9 @@ func newDeadList(configFile *string) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "list",
 		Short: "List the dead letters",
-		Long: `List the dead letters, the last to die first, and how many there are.
+		Long: `List the dead letters, the newest first, and how many there are.
 
-A letter is "dead", or "requeued" while the broker has yet to take it back.`,
+A letter is "dead", or "requeued" until the broker has taken it back.`,
 		Example: `  bouncerctl dead list
   bouncerctl dead list --device sensor_001 --reason refused --since 24h
   bouncerctl dead list --limit 0 --json | jq '.letters[] | select(.status == 422) | .id'`,

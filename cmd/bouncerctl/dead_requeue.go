@@ -12,12 +12,12 @@ func newDeadRequeue(configFile *string) *cobra.Command {
 	var s selection
 	c := &cobra.Command{
 		Use:   "requeue {ID... | --device ID | --all}",
-		Short: "Have dead letters delivered again",
-		Long: `Have dead letters delivered again: the broker takes them back within seconds, or
-once it runs, each behind what its device has queued, and with the idempotency
-key it had. What the backend refuses once more is a dead letter again.
+		Short: "Deliver dead letters again",
+		Long: `Deliver dead letters again. The broker takes them back within seconds, or when it
+runs. Each goes behind the device's queued messages and keeps its idempotency key.
+A message that the backend refuses again becomes a dead letter again.
 
-ID is a letter's number in the list. Of several, all are requeued or none.`,
+ID is a letter's number in the list. If there are several, all are requeued or none.`,
 		Example: `  bouncerctl dead requeue 17 18
   bouncerctl dead requeue --all`,
 		RunE: func(c *cobra.Command, args []string) error {

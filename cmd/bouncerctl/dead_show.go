@@ -21,7 +21,7 @@ func newDeadShow(configFile *string) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "show ID",
 		Short: "Show a dead letter",
-		Long: `Show a dead letter: the message, and what the backend said to it.
+		Long: `Show a dead letter: the message and the backend's answer to it.
 
 ID is its number in the list.`,
 		Example: `  bouncerctl dead show 17

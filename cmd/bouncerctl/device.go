@@ -14,8 +14,8 @@ func newDevice(configFile *string) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "device",
 		Short: "Register devices, show, renew, disable and remove them",
-		Long: `Manage the registry of devices. What is changed is in force within a second,
-whether the broker runs or not.`,
+		Long: `Manage the registry of devices. The broker may run or not; a running one applies
+a change within a second.`,
 		Example: `  bouncerctl device add sensor_001
   bouncerctl device list`,
 	}
@@ -31,7 +31,7 @@ whether the broker runs or not.`,
 		newDeviceUnpin(configFile),
 		newDeviceRemove(configFile),
 		newDeviceRelease(configFile),
-		newDeviceChange(configFile, "disable", "Refuse a device's publishes for the time being",
+		newDeviceChange(configFile, "disable", "Refuse a device's publishes until it is enabled again",
 			`Disconnect a device and refuse its publishes until it is enabled again. It may
 still connect.`,
 			func(s *registry.Store, ctx context.Context, id string) error { return s.SetDisabled(ctx, id, true) }, "Disabled %s."),

@@ -39,10 +39,10 @@ certificate, the CA's certificate, and a README that shows how to publish.
 
 ID is 1 to 64 of A-Z a-z 0-9 . _ : - and becomes the certificate's common name.
 The secret is 64 random hexadecimal digits unless one is given; the text itself
-is the key. Of the file of --secret-file, a byte order mark at its beginning and one
-line end, LF or CRLF, at its end are not part of the secret; UTF-16 is read too.
-The CA is the one in pki/ next to bouncer.toml. With --csr the
-device has made its private key, which never leaves it.`,
+is the key. In the file of --secret-file, a byte order mark at the beginning and one
+line end, LF or CRLF, at the end are not part of the secret. The file may be UTF-16.
+The CA is the one in pki/ next to bouncer.toml. With --csr the device makes its own
+private key, which never leaves it.`,
 		Example: `  bouncerctl device add sensor_001
   bouncerctl device add sensor_002 --out /media/usb/sensor_002
   bouncerctl device add sensor_003 --csr sensor_003.csr --pin
@@ -67,10 +67,10 @@ device has made its private key, which never leaves it.`,
 			return o.run(id, *configFile, c.InOrStdin(), c.OutOrStdout())
 		},
 	}
-	c.Flags().StringVar(&o.secretFile, "secret-file", "", "read the secret from `file`, - for standard input; one line end at its end is not part of it")
+	c.Flags().StringVar(&o.secretFile, "secret-file", "", "read the secret from `file`, - for standard input; a line end at its end is not part of it")
 	c.Flags().StringVar(&o.out, "out", "", "the `directory` to make (default devices/ID next to the database)")
 	c.Flags().StringVar(&o.csr, "csr", "", "certify the key of the certificate signing request in `file`, - for standard input, instead of making one")
-	c.Flags().BoolVar(&o.pin, "pin", false, "accept the device with this certificate alone")
+	c.Flags().BoolVar(&o.pin, "pin", false, "accept the device only with this certificate")
 	c.Flags().BoolVar(&o.noCert, "no-cert", false, "make no certificate: the device has one of another CA")
 	return c
 }

@@ -34,10 +34,10 @@ func newDeviceImport(configFile *string) *cobra.Command {
 		Short: "Register many devices at once, all or none",
 		Long: `Register the devices in a file of comma-separated values, - for standard input:
 all of them, or none if anything is wrong with one. The first line names the
-columns: id, or device_id; and secret, or shared_secret, which may be left out or
-empty for a secret to be made. Semicolons or tabs may stand for the commas. A byte
-order mark is left out, and so is the line that Windows PowerShell's Export-Csv
-writes before the columns; UTF-16 is read too.
+columns: id, or device_id; and secret, or shared_secret. If the secret is left out
+or empty, a secret is made. Semicolons or tabs may separate the columns. A byte
+order mark is ignored, and so is the line that Windows PowerShell's Export-Csv
+writes before the columns. The file may be UTF-16.
 
 With --out, it makes a bundle for each device as "device add" does, in a
 directory named after the device. Without --out, each line must have a secret.`,

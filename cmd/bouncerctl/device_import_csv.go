@@ -44,7 +44,7 @@ func readCSV(name string, stdin io.Reader, makeSecrets bool) (devices []registry
 		return nil, nil, fmt.Errorf("%s: %w", name, err)
 	}
 	if strings.ContainsRune(strings.Join(header, ""), '\r') {
-		return nil, nil, fmt.Errorf("%s: its lines end with CR alone, as on old Macs; save it with LF or CRLF", name)
+		return nil, nil, fmt.Errorf("%s: its lines end with only CR, as on old Macs; save it with LF or CRLF", name)
 	}
 	id, secret, err := columns(header)
 	if err != nil {
@@ -81,7 +81,7 @@ func readCSV(name string, stdin io.Reader, makeSecrets bool) (devices []registry
 		case makeSecrets:
 			d.Secret = newSecret()
 		default:
-			return nil, nil, fmt.Errorf("%s: device %q has no secret; write one there, or have it made with --out DIR", at, d.ID)
+			return nil, nil, fmt.Errorf("%s: device %q has no secret; write one there, or use --out DIR to make one", at, d.ID)
 		}
 		devices = append(devices, d)
 	}
@@ -120,7 +120,7 @@ func columns(header []string) (id, secret int, err error) {
 			return 0, 0, fmt.Errorf("unknown column %q; the first line must name the columns: id,secret", column)
 		}
 		if *at >= 0 {
-			return 0, 0, fmt.Errorf("column %q is there twice; remove one", column)
+			return 0, 0, fmt.Errorf("column %q is given twice; remove one", column)
 		}
 		*at = i
 	}

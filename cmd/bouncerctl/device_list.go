@@ -28,11 +28,11 @@ func newDeviceList(configFile *string) *cobra.Command {
 		Use:   "list",
 		Short: "List the registered devices",
 		Long: `List the registered devices in the order of their ids, without their secrets.
-A row whose id is not text is no device: it comes last, with its id as an SQL
-literal, X'6131' for example, by which "bouncerctl device remove" takes it.
+A row whose id is not text is not a device: it comes last, with its id as an SQL
+literal, for example X'6131', which "bouncerctl device remove" accepts.
 
---disabled and --expiring choose; with both, those that are both are listed. The
-time of a certificate is known of those that bouncerctl made.`,
+--disabled and --expiring filter the list; with both, a device must match both. The
+expiry is known only for certificates that bouncerctl made.`,
 		Example: `  bouncerctl device list
   bouncerctl device list --expiring 30d --csv
   bouncerctl device list --json | jq -r '.[] | select(.disabled) | .id'`,
@@ -53,7 +53,7 @@ time of a certificate is known of those that bouncerctl made.`,
 	c.Flags().BoolVar(&o.json, "json", false, "print a JSON array, a device a line")
 	c.Flags().BoolVar(&o.csv, "csv", false, "print comma-separated values with a header (RFC 4180)")
 	c.Flags().BoolVar(&o.disabled, "disabled", false, "only devices that are disabled")
-	c.Flags().Var((*span)(&o.expiring), "expiring", "only devices whose certificate expires within this time, or has, such as 30d")
+	c.Flags().Var((*span)(&o.expiring), "expiring", "only devices whose certificate has expired or expires within this time, such as 30d")
 	c.Flag("expiring").DefValue = ""
 	return c
 }

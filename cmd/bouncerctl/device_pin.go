@@ -16,11 +16,11 @@ import (
 func newDevicePin(configFile *string) *cobra.Command {
 	return &cobra.Command{
 		Use:   "pin ID CERTIFICATE...",
-		Short: "Accept a device with certain certificates alone",
-		Long: `Accept a device only when it comes with one of these certificates, whatever else
-its CA has signed in its name. CERTIFICATE is a PEM file, or the SHA-256
-fingerprint in hexadecimal, as "openssl x509 -fingerprint -sha256" shows it. What
-was pinned before is replaced. With another certificate a publish is refused as
+		Short: "Accept a device only with certain certificates",
+		Long: `Accept a device only when it uses one of these certificates, even if its CA has
+signed others in its name. CERTIFICATE is a PEM file, or the SHA-256 fingerprint
+in hexadecimal, as "openssl x509 -fingerprint -sha256" shows it. Certificates that
+were pinned before are replaced. With another certificate a publish is refused as
 no_tls_identity.`,
 		Example: `  bouncerctl device pin sensor_001 /etc/mosquitto-bouncer/devices/sensor_001/device.crt`,
 		Args: func(c *cobra.Command, args []string) error {

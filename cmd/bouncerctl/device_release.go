@@ -18,10 +18,10 @@ func newDeviceRelease(configFile *string) *cobra.Command {
 	var all bool
 	c := &cobra.Command{
 		Use:   "release {ID... | --all}",
-		Short: "Let removed devices be clients like any other",
-		Long: `A device that was removed stays confined: with its certificate, a client publishes
-and reads nothing. Release it, and its certificate is that of a client that is no
-device, for which [acl] decides. With --all every removed device is released.`,
+		Short: "Treat removed devices as ordinary clients",
+		Long: `A device that was removed stays confined: a client with its certificate publishes
+and reads nothing. After its release, [acl] decides what a client with this
+certificate may do. With --all every removed device is released.`,
 		Example: `  bouncerctl device release sensor_001 sensor_002
   bouncerctl device release --all`,
 		RunE: func(c *cobra.Command, args []string) error {

@@ -14,13 +14,12 @@ func newDeviceRemove(configFile *string) *cobra.Command {
 	var release bool
 	c := &cobra.Command{
 		Use:   "remove ID",
-		Short: "Make a device unknown",
-		Long: `Make a device unknown: it is disconnected, its publishes are refused, its
-secrets are gone. Its bundle is left where it is. Its certificate still lets it
-connect, but it stays confined to what it was allowed as a device, over restarts
-too: it publishes nothing and reads nothing. With --release that ends, and it is a
-client like any other. To shut out a device that was lost or stolen, disable it
-instead, or revoke its certificate.`,
+		Short: "Remove a device from the registry",
+		Long: `Remove a device from the registry: it is disconnected, its publishes are refused,
+and its secrets are deleted. Its bundle is not removed. It can still connect with
+its certificate, but it stays confined, even after a restart: it publishes nothing
+and reads nothing. With --release it is treated as an ordinary client instead. To
+shut out a device that was lost or stolen, disable it or revoke its certificate.`,
 		Example: `  bouncerctl device remove sensor_001
   bouncerctl device remove dashboard --release`,
 		Args: oneID,
@@ -41,6 +40,6 @@ instead, or revoke its certificate.`,
 			return releaseIDs(c.Context(), c.OutOrStdout(), cfg, []string{id})
 		},
 	}
-	c.Flags().BoolVar(&release, "release", false, "let its certificate be a client like any other")
+	c.Flags().BoolVar(&release, "release", false, "treat its certificate as that of an ordinary client")
 	return c
 }

@@ -27,14 +27,14 @@ func newDeviceRotate(configFile *string) *cobra.Command {
 		Use:   "rotate ID",
 		Short: "Give a device a new secret and accept the old one for a while",
 		Long: `Give a device a new secret and make a directory with it. The old secret stays
-valid for the time of --grace and then ends by itself, so that the device can be
-given the new one meanwhile. Commands to the device are signed with the old one
-until a message that it has signed with the new one is accepted, or the time is
-over. With --now, for a secret that was stolen, every old secret ends at once, and
-nothing is signed with one any more; --grace 0 is the same.
+valid for the time of --grace, so that the device can be given the new one
+meanwhile. Commands to the device are signed with the old secret until a message
+signed with the new one is accepted, or the time is over. With --now, for a secret
+that was stolen, every old secret ends immediately, and no command is signed with
+one; --grace 0 is the same.
 
-Of the file of --secret-file, a byte order mark at its beginning and one line end,
-LF or CRLF, at its end are not part of the secret. UTF-16 is read too.`,
+In the file of --secret-file, a byte order mark at the beginning and one line end,
+LF or CRLF, at the end are not part of the secret. The file may be UTF-16.`,
 		Example: `  bouncerctl device rotate sensor_001
   bouncerctl device rotate sensor_001 --now --out /media/usb/sensor_001`,
 		Args: oneID,
@@ -52,9 +52,9 @@ LF or CRLF, at its end are not part of the secret. UTF-16 is read too.`,
 		},
 	}
 	o.grace = 24 * time.Hour
-	c.Flags().Var((*span)(&o.grace), "grace", "how long the old secret is accepted as well, such as 90m, 24h or 7d")
-	c.Flags().BoolVar(&o.now, "now", false, "end every old secret at once: for one that was stolen")
-	c.Flags().StringVar(&o.add.secretFile, "secret-file", "", "read the new secret from `file`, - for standard input; one line end at its end is not part of it")
+	c.Flags().Var((*span)(&o.grace), "grace", "how long the old secret is still accepted, such as 90m, 24h or 7d")
+	c.Flags().BoolVar(&o.now, "now", false, "end every old secret immediately: for one that was stolen")
+	c.Flags().StringVar(&o.add.secretFile, "secret-file", "", "read the new secret from `file`, - for standard input; a line end at its end is not part of it")
 	c.Flags().StringVar(&o.add.out, "out", "", "the `directory` to make (default devices/ID and the time, next to the database)")
 	return c
 }
@@ -68,7 +68,7 @@ func (o *rotateOptions) run(id, configFile string, stdin io.Reader, stdout io.Wr
 	said := "The old ones are no longer accepted, and nothing is signed with them."
 	if o.grace > 0 {
 		ends = time.Now().Add(o.grace + time.Second - time.Nanosecond).Truncate(time.Second)
-		said = fmt.Sprintf("The old one is accepted as well until %s. Commands are signed with it until then, or until a message signed with the new one is accepted.",
+		said = fmt.Sprintf("The old one is still accepted until %s. Commands are signed with it until then, or until a message signed with the new one is accepted.",
 			ends.UTC().Format(time.RFC3339))
 	}
 	out, err := hand(id, configFile, o.add.out, false, nil, secret, ends, func(ctx context.Context, s *registry.Store, _ bundle.Certificate) error {

@@ -24,13 +24,12 @@ func newDeviceShow(configFile *string) *cobra.Command {
 	var asJSON bool
 	c := &cobra.Command{
 		Use:   "show ID",
-		Short: "Show what is known of a device",
-		Long: `Show what the registry knows of a device: its state, its secrets by age, though
-never a secret itself, and its certificate; and what the gateway knows: when a
-publish was accepted last, how many were accepted and refused since the gateway's
-start, and what waits for the backend. The gateway is asked over its HTTP
-listener ([http] listen in bouncer.toml); where there is none, or the broker does
-not run, the last line says so.`,
+		Short: "Show a device's state, secrets, certificate and backlog",
+		Long: `Show what the registry has about a device: its state, the age of its secrets, but
+never a secret itself, and its certificate. The gateway adds when it last accepted
+a publish, how many it accepted and refused since its start, and the backlog. It
+is asked over its HTTP listener ([http] listen in bouncer.toml). If there is none,
+or the broker does not run, the last line says so.`,
 		Example: `  bouncerctl device show sensor_001
   bouncerctl device show sensor_001 --json`,
 		Args: oneID,

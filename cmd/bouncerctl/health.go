@@ -22,12 +22,12 @@ type unasked struct{ error }
 func newHealth(configFile *string) *cobra.Command {
 	return &cobra.Command{
 		Use:   "health",
-		Short: "Ask a running gateway whether it is well",
-		Long: `Ask a running gateway whether it is well, by the HTTP listener ([http] listen in
-bouncer.toml): whether the broker's event loop runs, the registry can be read and the
-stores can be written. An unreachable backend is not reported. It prints what is
-wrong and exits with 1 if the gateway is not well or does not answer within 5 s,
-and exits with 3 if there is no listener.`,
+		Short: "Check whether a running gateway works",
+		Long: `Check over the HTTP listener ([http] listen in bouncer.toml) whether a running
+gateway works: whether the broker's event loop runs, the registry can be read and
+the stores can be written. An unreachable backend is not reported. If something is
+wrong or there is no answer within 5 s, it prints the problem and exits with 1. It
+exits with 3 if there is no listener.`,
 		Example: `  bouncerctl health --config /srv/bouncer/bouncer.toml`,
 		Args:    noArguments,
 		RunE: func(c *cobra.Command, _ []string) error {

@@ -50,13 +50,13 @@ func newInit() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "init --dir DIR",
 		Short: "Make a CA, a server certificate, a registry and the configuration",
-		Long: `Make all that a broker with the plugin needs in one directory, so that
+		Long: `Make everything that a broker with the plugin needs in one directory, so that
 "mosquitto -c DIR/mosquitto.conf" runs: the configuration of the broker and of
 the plugin, a CA, a server certificate, and an empty registry of devices.
 
 Nothing is ever overwritten. Keys get mode 0600, other files 0640. Run as root,
-it gives the files to the user mosquitto, whom the broker becomes; all but the
-CA's key, which the broker does not need.`,
+it gives the files, except the CA's key, to the user mosquitto, as which the broker
+runs.`,
 		Example: `  bouncerctl init --dir /srv/bouncer --host broker.example.org --host 192.0.2.7`,
 		Args:    noArguments,
 		RunE: func(c *cobra.Command, _ []string) error {
@@ -78,7 +78,7 @@ CA's key, which the broker does not need.`,
 			return o.run(c.OutOrStdout())
 		},
 	}
-	c.Flags().StringVar(&o.dir, "dir", "", "the `directory`, made if need be")
+	c.Flags().StringVar(&o.dir, "dir", "", "the `directory`; it is made if it does not exist")
 	c.Flags().StringArrayVar(&o.hosts, "host", nil, "a `name` or IP address under which devices reach the broker, for its certificate; repeatable (default localhost, 127.0.0.1, ::1 and this host's name)")
 	c.Flags().IntVar(&o.port, "port", defaultListen, "the broker's TLS `port`")
 	c.Flags().StringVar(&o.plugin, "plugin", "", "the "+pluginFile+" `file` (default: the one installed with bouncerctl)")
@@ -212,7 +212,7 @@ func (o *initOptions) report(w io.Writer, dir, plugin string, owner *files.Accou
   devices.db             the registry of devices
   pki/server.crt, .key   for %s
   pki/ca.crt             what the devices trust
-  pki/ca.key             signs devices; anyone who has it can pass for any of them
+  pki/ca.key             signs devices; with it, anyone can impersonate any device
   state/, broker/        what the plugin and the broker remember
 
 Next:
@@ -228,13 +228,13 @@ Next:
 		return
 	}
 	if owner == nil {
-		fmt.Fprintf(w, "\nThere is no user %s yet, whom a broker started as root becomes. Once there is:\n  chgrp -R %s %s && chown %s %s %s\n",
+		fmt.Fprintf(w, "\nThere is no user %s yet, as which a broker started as root runs. When there is:\n  chgrp -R %s %s && chown %s %s %s\n",
 			files.BrokerUser, files.BrokerUser, output.Shell(dir), files.BrokerUser, at(stateDir), at(brokerDir))
 		return
 	}
 	for _, path := range []string{dir, plugin} {
 		if barrier := owner.Barrier(path); barrier != "" {
-			fmt.Fprintf(w, "\nThe user %s, whom a broker started as root becomes, cannot get at %s because of\nthe mode or owner of %s. Change them, or use another directory.\n",
+			fmt.Fprintf(w, "\nThe user %s, as which a broker started as root runs, cannot get at %s because of\nthe mode or owner of %s. Change them, or use another directory.\n",
 				files.BrokerUser, path, barrier)
 		}
 	}

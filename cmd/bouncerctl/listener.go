@@ -118,7 +118,7 @@ func (l *listener) ask(ctx context.Context, path string) (*http.Response, error)
 	}
 	response, err := l.client.Do(request)
 	if errors.Is(err, syscall.ECONNREFUSED) {
-		err = fmt.Errorf("%w; does the broker run, and listen there?", err)
+		err = fmt.Errorf("%w; is the broker running, and does it listen there?", err)
 	}
 	return response, err
 }
@@ -135,7 +135,7 @@ func (l *listener) get(ctx context.Context, path string) ([]byte, error) {
 	case err != nil:
 		return nil, err
 	case response.StatusCode == http.StatusUnauthorized && l.token == "":
-		return nil, fmt.Errorf("%s: it wants a token (401); name the file with it with --token-file", l.url+path)
+		return nil, fmt.Errorf("%s: a token is required (401); name its file with --token-file", l.url+path)
 	case response.StatusCode == http.StatusUnauthorized:
 		return nil, fmt.Errorf("%s: the token is not the listener's (401); restart the broker if token_file has changed", l.url+path)
 	case response.StatusCode != http.StatusOK:

@@ -55,10 +55,9 @@ func newRoot() *cobra.Command {
 		Use:   "bouncerctl",
 		Short: "Prepare and manage a broker with mosquitto-bouncer",
 		Long: `Bouncerctl prepares a Mosquitto broker with mosquitto-bouncer and manages its
-devices. What it changes is in force within a second; the broker need not be
-restarted.
+devices. Changes take effect within a second, without a restart of the broker.
 
-It exits with 0 when done, 1 when it failed, 2 when called wrongly.`,
+The exit code is 0 on success, 1 on failure, 2 for a wrong call.`,
 		Example: `  bouncerctl init --dir /srv/bouncer --host broker.example.org
   bouncerctl device add sensor_001 --config /srv/bouncer/bouncer.toml`,
 		Version:       version,

@@ -27,8 +27,8 @@ func newQueue(configFile *string) *cobra.Command {
 		Use:   "queue",
 		Short: "Show what waits for the backend, by device",
 		Long: `Show how many accepted messages of each device wait for the backend, the longest
-queue first, and since when the oldest does. The journal is only read; the broker
-may run or not. What it does meanwhile may or may not be seen.`,
+queue first, and how long the oldest has waited. The journal is only read; the
+broker may run or not. Its changes during the command may be missing.`,
 		Example: `  bouncerctl queue
   bouncerctl queue --json | jq -r '.devices[] | select(.messages > 1000) | .device'`,
 		Args: noArguments,
@@ -128,7 +128,7 @@ func (q *queue) print(w io.Writer) error {
 	fmt.Fprintf(w, "\nIn all: %s of %s, %s of payload. The journal takes %s.\n", output.Counted(q.messages, "message"),
 		output.Counted(int64(len(q.devices)), "device"), output.Counted(q.bytes, "byte"), output.Counted(q.journal.Bytes, "byte"))
 	if len(q.suspended) > 0 {
-		fmt.Fprintf(w, "Suspended, because the backend answered 410 Gone: %s.\nTo go on: bouncerctl queue resume%s\n",
+		fmt.Fprintf(w, "Suspended, because the backend answered 410 Gone: %s.\nTo continue: bouncerctl queue resume%s\n",
 			suspended(q.suspended), strings.TrimRight(" "+q.suspended[0].Device, " "))
 	}
 	if q.journal.Damaged > 0 || q.journal.Unreadable > 0 {

@@ -19,9 +19,9 @@ func newQueueResume(configFile *string) *cobra.Command {
 	return &cobra.Command{
 		Use:   "resume [DEVICE]",
 		Short: "Deliver again where the backend answered 410 Gone",
-		Long: `Deliver again to a URL of the backend that answered 410 Gone: a device's, where
-the URL of [backend] names the device, else everybody's, without DEVICE. The
-messages have been kept. A running broker goes on within a second.`,
+		Long: `Deliver again to a URL of the backend that answered 410 Gone. If the URL of
+[backend] contains the device id, name the DEVICE; otherwise the URL is that of all
+devices. The messages have been kept. A running broker continues within a second.`,
 		Example: `  bouncerctl queue resume sensor_001
   bouncerctl queue resume`,
 		Args: func(c *cobra.Command, args []string) error {
@@ -67,7 +67,7 @@ messages have been kept. A running broker goes on within a second.`,
 func notSuspended(what string, list []suspension.Suspension) error {
 	switch {
 	case len(list) == 0:
-		return fmt.Errorf("%s is not suspended; nothing is", what)
+		return fmt.Errorf("%s is not suspended; no delivery is", what)
 	case list[0].Device == "":
 		return fmt.Errorf("%s is not suspended, but that for all devices is; to resume it: bouncerctl queue resume", what)
 	}

@@ -105,7 +105,7 @@ func TestQueueResume(t *testing.T) {
 	state := filepath.Join(dir, "state")
 	configArgs := []string{"--config", filepath.Join(dir, "bouncer.toml")}
 	call := func(args ...string) []string { return append(append([]string{"queue"}, args...), configArgs...) }
-	fail(t, 1, "delivery is not suspended; nothing is", call("resume")...)
+	fail(t, 1, "delivery is not suspended; no delivery is", call("resume")...)
 	fail(t, 2, `unexpected argument "b", one device at a time; see bouncerctl queue resume --help`, "queue", "resume", "a", "b")
 
 	j, err := journal.Open(journal.Options{
@@ -121,7 +121,7 @@ func TestQueueResume(t *testing.T) {
 	}
 	set.Gone("", "http://backend")
 	set.Gone("sensor_001", "http://backend/sensor_001")
-	const shown = `Suspended, because the backend answered 410 Gone: all devices, sensor_001.` + "\nTo go on: bouncerctl queue resume\n"
+	const shown = `Suspended, because the backend answered 410 Gone: all devices, sensor_001.` + "\nTo continue: bouncerctl queue resume\n"
 	if got := succeed(t, call()...); !strings.Contains(got, shown) {
 		t.Errorf("got\n%s", got)
 	}

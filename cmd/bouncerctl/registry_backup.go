@@ -18,7 +18,7 @@ func newRegistryBackup(configFile *string) *cobra.Command {
 	return &cobra.Command{
 		Use:   "backup FILE",
 		Short: "Copy the database while it is in use",
-		Long: `Copy the database into a new file, mode 0600, as it is at one moment, while the
+		Long: `Copy a consistent state of the database into a new file, mode 0600, while the
 broker and other programs use it. Secrets in it are as they are stored: see
 "bouncerctl registry encrypt".`,
 		Example: `  bouncerctl registry backup /var/backups/devices-$(date +%F).db`,

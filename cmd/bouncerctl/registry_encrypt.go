@@ -17,8 +17,7 @@ func newRegistryEncrypt(configFile *string) *cobra.Command {
 		Short: "Encrypt every secret in the database under [registry] key_file",
 		Long: `Encrypt every secret in the database under the key in [registry] key_file, in
 place: all or none. The broker must have read the key before, at its start or on
-SIGHUP. Programs that read the secrets in the database themselves cannot any
-more.
+SIGHUP. Other programs can no longer read the secrets in the database.
 
 To change the key: name the new one in bouncer.toml and the old one here.`,
 		Example: `  bouncerctl registry encrypt

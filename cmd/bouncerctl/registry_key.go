@@ -57,7 +57,7 @@ Next:
   1. Name it in %s:
      [registry]
      key_file = %q
-  2. Have the broker read it (SIGHUP), then encrypt:
+  2. Send SIGHUP to the broker, which then reads it. Then encrypt:
      bouncerctl registry encrypt%s
 `, path, *configFile, path, elsewhere(*configFile))
 			return err

@@ -15,11 +15,10 @@ func newRetainedClear(configFile *string) *cobra.Command {
 	var devices, topics []string
 	c := &cobra.Command{
 		Use:   "clear {--device ID | --topic TOPIC}",
-		Short: "Have the broker forget retained messages",
-		Long: `Have the broker forget what it retains on the topics of devices, of removed ones
-too, gated and response, command and rejected topics, or on such topics by their
-names. The plugin publishes an empty
-retained message on each; no subscriber is told.`,
+		Short: "Remove retained messages from the broker",
+		Long: `Remove what the broker retains on all topics of a device, registered or removed:
+gated, response, command and rejected topics; or on such topics by their names. The
+plugin publishes an empty retained message on each; subscribers get nothing.`,
 		Example: `  bouncerctl retained clear --device sensor_001 --device sensor_002
   bouncerctl retained clear --topic device/sensor_001/data`,
 		Args: noArguments,

@@ -32,14 +32,14 @@ func parseSecret(content []byte, name string) ([]byte, error) {
 	case secret == "":
 		return nil, fmt.Errorf("the secret in %s is empty; put the secret there", name)
 	case strings.TrimSpace(secret) == "":
-		return nil, fmt.Errorf("the secret in %s is of blanks alone, which is no secret; put the secret there", name)
+		return nil, fmt.Errorf("the secret in %s consists of blanks only; put the secret there", name)
 	case len(secret) > maxSecretBytes:
 		return nil, fmt.Errorf("the secret in %s is longer than %d bytes; use a shorter one", name, maxSecretBytes)
 	case !utf8.ValidString(secret) || strings.ContainsFunc(secret, unicode.IsControl):
 		return nil, fmt.Errorf("the secret in %s is not one line of text; write its bytes as hexadecimal digits, and sign with those", name)
 	}
 	if strings.ContainsFunc(secret, invisible) {
-		return nil, fmt.Errorf("the secret in %s has a character that is not shown (%s); write it again, by hand if need be", name, invisibleName(secret))
+		return nil, fmt.Errorf("the secret in %s has an invisible character (%s); write it again, by hand if necessary", name, invisibleName(secret))
 	}
 	return []byte(secret), nil
 }

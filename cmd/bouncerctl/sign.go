@@ -21,7 +21,7 @@ func newSign(configFile *string) *cobra.Command {
 		Use:   "sign --device ID",
 		Short: "Make a signed message of a payload",
 		Long: `Read a payload, one JSON value, from standard input, and print the message to
-publish: signed over the payload as it stands, with the present time and a new
+publish: signed over the unchanged payload, with the present time and a new
 message id unless they are given. The secret is the newest of the device in the
 registry, or the one in --secret-file, for which no registry is needed.`,
 		Example: `  bouncerctl sign --device sensor_001 <payload.json

@@ -36,12 +36,12 @@ func TestTextAsWindowsWritesIt(t *testing.T) {
 		"\xff\xfe\x00\x00a\x00\x00\x00": "--secret-file: what is in standard input is UTF-32; save it as UTF-8",
 		inUTF16("secret")[2:]:           "--secret-file: what is in standard input is UTF-16 without a byte order mark; save it as UTF-8",
 		inUTF16("secret") + "x":         "--secret-file: what is in standard input begins as UTF-16 and is not all of it; save it as UTF-8",
-		"\ufeff\ufeffsecret":            "the secret in standard input has a character that is not shown (U+FEFF); write it again, by hand if need be",
-		"secret\u00a0":                  "the secret in standard input has a character that is not shown (U+00A0); write it again, by hand if need be",
-		"secret\u2028\n":                "the secret in standard input has a character that is not shown (U+2028); write it again, by hand if need be",
-		"sec\u3164ret":                  "the secret in standard input has a character that is not shown (U+3164); write it again, by hand if need be",
-		"sec\u200bret":                  "the secret in standard input has a character that is not shown (U+200B); write it again, by hand if need be",
-		" \t ":                          "the secret in standard input is of blanks alone, which is no secret; put the secret there",
+		"\ufeff\ufeffsecret":            "the secret in standard input has an invisible character (U+FEFF); write it again, by hand if necessary",
+		"secret\u00a0":                  "the secret in standard input has an invisible character (U+00A0); write it again, by hand if necessary",
+		"secret\u2028\n":                "the secret in standard input has an invisible character (U+2028); write it again, by hand if necessary",
+		"sec\u3164ret":                  "the secret in standard input has an invisible character (U+3164); write it again, by hand if necessary",
+		"sec\u200bret":                  "the secret in standard input has an invisible character (U+200B); write it again, by hand if necessary",
+		" \t ":                          "the secret in standard input consists of blanks only; put the secret there",
 		"\x00\x00\x00":                  "the secret in standard input is not one line of text; write its bytes as hexadecimal digits, and sign with those",
 	} {
 		for _, command := range [][]string{{"add", "other", "--no-cert"}, {"rotate", "plain"}} {
@@ -65,8 +65,8 @@ func TestTextAsWindowsWritesIt(t *testing.T) {
 	}
 	for content, want := range map[string]string{
 		"id,secret\nx,\"\x00\x00\"\n":  "the secret in standard input:2 is not one line of text",
-		"id,secret\nx,\" \"\n":         "the secret in standard input:2 is of blanks alone",
-		"id,secret\rx,one\ry,two\r":    "its lines end with CR alone",
+		"id,secret\nx,\" \"\n":         "the secret in standard input:2 consists of blanks only",
+		"id,secret\rx,one\ry,two\r":    "its lines end with only CR",
 		"#TYPE x\nid,secret\nx ,one\n": "standard input:3: \"x \" is not a device id",
 		"i\x00d\x00,\x00s\x00":         "standard input: is UTF-16 without a byte order mark",
 	} {

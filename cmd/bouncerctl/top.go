@@ -38,7 +38,7 @@ func newTop(configFile *string) *cobra.Command {
 		Use:   "top",
 		Short: "Watch verdicts, throughput and the slowest devices",
 		Long: `Watch what the gateway does: publishes by verdict, deliveries, what waits for the
-backend, and the devices whose messages wait longest, as the HTTP listener tells
+backend, and the devices whose messages wait longest, from the HTTP listener
 ([http] listen in bouncer.toml). FAILED counts the requests that failed since the
 backend last took or refused a message of the device. On a terminal the screen is
 redrawn every second until Ctrl-C; elsewhere a line is printed. To see all
@@ -46,9 +46,9 @@ devices that have messages waiting: "bouncerctl queue".
 
 The backend is "failing" where requests of the slowest devices fail, "down" where
 those of eight devices have, and "refusing" where it refuses every message, for a
-wrong token or path: nothing is given up then, and one message at a time is
-tried. "Dead" counts the messages that were given up since the journal was made,
-those requeued or dropped since included.`,
+wrong token or path: no message is given up then, and one at a time is tried.
+"Dead" counts the messages that were given up since the journal was made, including
+those that were requeued or dropped.`,
 		Example: `  bouncerctl top
   bouncerctl top --count 1 | tee -a gateway.log`,
 		Args: noArguments,
@@ -71,8 +71,8 @@ those requeued or dropped since included.`,
 			return o.run(ctx, source, c.OutOrStdout(), ok && term.IsTerminal(int(f.Fd())))
 		},
 	}
-	c.Flags().Var((*span)(&o.interval), "interval", "the time between two looks")
-	c.Flags().IntVar(&o.count, "count", 0, "end after so `many` looks at what has changed; 0: with Ctrl-C")
+	c.Flags().Var((*span)(&o.interval), "interval", "the time between two requests")
+	c.Flags().IntVar(&o.count, "count", 0, "end after this `number` of requests that show a change; 0: until Ctrl-C")
 	c.Flags().StringVar(&o.url, "url", "", "the listener's `URL`, https://HOST:PORT (default: as bouncer.toml says)")
 	c.Flags().StringVar(&o.tokenFile, "token-file", "", "with --url: the `file` with the bearer token")
 	c.Flags().StringVar(&o.caFile, "ca-file", "", "with --url: the `file` with the CAs to trust, instead of the system's")
@@ -126,7 +126,7 @@ func (f *figures) add(name string, m *dto.Metric) {
 func (o *topOptions) run(ctx context.Context, l *listener, w io.Writer, redraw bool) error {
 	before, err := l.read(ctx)
 	if err != nil {
-		return fmt.Errorf("the gateway's HTTP listener cannot be asked: %w", err)
+		return fmt.Errorf("the request to the gateway's HTTP listener failed: %w", err)
 	}
 	ticker := time.NewTicker(o.interval)
 	defer ticker.Stop()

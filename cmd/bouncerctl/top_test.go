@@ -67,10 +67,10 @@ bouncer_delivery_seconds_count %d
 		t.Errorf("%q", lines[1])
 	}
 	for want, bad := range map[string][]string{
-		"the token is not the listener's (401)": args("--token-file", filepath.Join(dir, "wrong")),
-		"it wants a token (401); name the file": args(),
-		"connection refused; does the broker":   {"top", "--url", "http://127.0.0.1:1"},
-		"certificate":                           {"top", "--url", server.URL},
+		"the token is not the listener's (401)":    args("--token-file", filepath.Join(dir, "wrong")),
+		"a token is required (401); name its file": args(),
+		"connection refused; is the broker":        {"top", "--url", "http://127.0.0.1:1"},
+		"certificate":                              {"top", "--url", server.URL},
 	} {
 		if got := bouncerctl(t, "", bad...); got.code != 1 || !strings.Contains(got.stderr, want) || strings.Contains(got.stderr, "token\n") {
 			t.Errorf("%q: %+v", want, got)

@@ -29,14 +29,13 @@ func newVerify(configFile *string) *cobra.Command {
 		Short: "Verify a signed message, and show what it should have been signed over",
 		Long: `Read a message as a device publishes it from standard input, and verify it with
 the secrets of its device in the registry, or the one in --secret-file, for which
-no registry is needed. Whether it is fresh, or known, is not looked at.
+no registry is needed. Age and replay are not checked.
 
-Where the signature is not good, the exact bytes are shown that it should have
-been made over, written as in Go or C, and the usual mistakes are tried: if one of
-them gives the signature, it is named, with what to do. So are a timestamp that is
-not in seconds, and what keeps a message from being an envelope. With --signed,
-the bytes that the firmware has signed are compared, and the first difference is
-shown. The secret never is.`,
+If the signature is wrong, it shows the exact bytes to sign, written as in Go or C,
+and tries the usual mistakes: if one of them gives the signature, it names the
+mistake and the correction. It also reports a timestamp that is not in seconds, and
+why a message is not an envelope. With --signed, it compares the bytes that the
+firmware has signed, and shows the first difference. It never shows the secret.`,
 		Example: `  bouncerctl verify <message.json
   bouncerctl verify --secret-file secret --signed firmware-input.bin <message.json`,
 		Args: noArguments,
@@ -58,7 +57,7 @@ shown. The secret never is.`,
 				if e, err = new(envelope.Decoder).Decode(message); err != nil {
 					return wrong
 				}
-				fmt.Fprintln(c.OutOrStdout(), "With that put right:")
+				fmt.Fprintln(c.OutOrStdout(), "With that corrected:")
 			}
 			secrets, err := readSecrets(c.Context(), *configFile, secretFile, string(e.DeviceID), c.InOrStdin())
 			if err != nil {

@@ -169,7 +169,7 @@ func (l *Log) Reopen(o Options) {
 		l.options = o
 		if err := l.open(); err != nil { // which has changed nothing
 			l.options = options
-			l.log.Error("the audit log could not be opened anew; the old file is written on", "error", err)
+			l.log.Error("the audit log could not be reopened; continuing with the old file", "error", err)
 			return
 		}
 		_ = file.Close()
@@ -196,7 +196,7 @@ func (l *Log) Close(limit time.Duration) error {
 	case <-l.done:
 		return nil
 	case <-timer.C:
-		return fmt.Errorf("audit log: %s: still being written after %v; left behind", l.options.File, limit)
+		return fmt.Errorf("audit log: %s: a write has not finished after %v; not waiting any longer", l.options.File, limit)
 	}
 }
 
@@ -330,7 +330,7 @@ func (l *Log) look() {
 		}
 		f, err := os.OpenFile(l.options.File, os.O_WRONLY|os.O_APPEND|syscall.O_NONBLOCK, 0)
 		if err != nil {
-			return fmt.Errorf("%w; send SIGHUP to the broker to have the file made", err)
+			return fmt.Errorf("%w; send SIGHUP to the broker to create the file", err)
 		}
 		defer f.Close()
 		is, err := l.file.Stat()
@@ -338,7 +338,7 @@ func (l *Log) look() {
 			return err
 		}
 		if named, err := f.Stat(); err != nil || !os.SameFile(is, named) {
-			return errors.New("another file has its name now; send SIGHUP to the broker to have it written to")
+			return errors.New("another file has its name now; send SIGHUP to the broker to write to that file")
 		}
 		return nil
 	}()
@@ -354,9 +354,9 @@ func (l *Log) look() {
 func (l *Log) report(err error) {
 	switch {
 	case err != nil && !l.failed:
-		l.log.Error("the audit log cannot be written; records are lost until it can", "file", l.options.File, "error", err)
+		l.log.Error("the audit log cannot be written; records are lost until this is corrected", "file", l.options.File, "error", err)
 	case err == nil && l.failed:
-		l.log.Info("the audit log is written again", "file", l.options.File)
+		l.log.Info("the audit log can be written again", "file", l.options.File)
 	}
 	if l.failed = err != nil; l.failed {
 		l.written.Reset(l.file) // what it held is lost: it would keep the error for ever
@@ -376,10 +376,10 @@ func (l *Log) rotate() {
 	err := l.putAside()
 	switch {
 	case err != nil && l.stuck.IsZero():
-		l.log.Error("the audit log could not be put aside by size, and grows on; the broker's user must be able to write to its directory",
+		l.log.Error("audit log rotation failed; continuing with the current file; the broker's user must be able to write to its directory",
 			"file", l.options.File, "error", err)
 	case err == nil && !l.stuck.IsZero():
-		l.log.Info("the audit log is put aside by size again", "file", l.options.File)
+		l.log.Info("audit log rotation works again", "file", l.options.File)
 	}
 	if l.stuck = time.Now(); err == nil {
 		l.stuck = time.Time{}

@@ -122,7 +122,7 @@ func TestNeverWaits(t *testing.T) {
 	for range 3 * maxQueued {
 		l.Add(Record{Event: Registry})
 	}
-	if err := l.Close(10 * time.Millisecond); err == nil || !strings.Contains(err.Error(), "left behind") {
+	if err := l.Close(10 * time.Millisecond); err == nil || !strings.Contains(err.Error(), "not waiting any longer") {
 		t.Error(err)
 	}
 	close(hang)

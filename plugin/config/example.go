@@ -16,12 +16,12 @@ const (
 // another one is there as a comment.
 func Example(what string, values map[string]string) string {
 	var b strings.Builder
-	writeComment(&b, "The settings of mosquitto-bouncer, at their defaults"+what+". A line may be left out.")
+	writeComment(&b, "The settings of mosquitto-bouncer, at their defaults"+what+". Every line is optional.")
 	b.WriteString("#\n")
-	writeComment(&b, "A key that is not known, or a value out of range, keeps the broker from starting; its log then names the line.")
+	writeComment(&b, "With an unknown key or a value out of range the broker does not start, and its log names the line.")
 	b.WriteString("#\n")
 	writeComment(&b, `Text is in quotes. Durations: "100ms", "5s", "5m", "72h". Sizes: bytes as an integer, or "64KiB", "500MB", "1GiB". `+
-		"Secrets are in files of their own, which must not be readable by every user. "+
+		"Secrets are in separate files, which must not be readable by every user. "+
 		"Live: a change takes effect on SIGHUP; all others need a restart.")
 	table := Settings()
 	for _, section := range sections {

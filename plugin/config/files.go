@@ -75,7 +75,7 @@ func (d *document) keyPair(certKey, keyKey string) []tls.Certificate {
 		pair, err = tls.X509KeyPair(cert, key)
 	}
 	if err != nil {
-		d.problem(certKey, "%q and %q are no pair (%v); name a PEM certificate and its unencrypted private key", certPath, keyPath, err)
+		d.problem(certKey, "%q and %q do not belong together (%v); name a PEM certificate and its unencrypted private key", certPath, keyPath, err)
 		return nil
 	}
 	return []tls.Certificate{pair}

@@ -100,13 +100,13 @@ func TestTLSFiles(t *testing.T) {
 	for source, want := range map[string]string{
 		https + "cert_file = \"cert.pem\"\n":                              "3: backend.cert_file: needs its private key; set backend.key_file",
 		https + "key_file = \"key.pem\"\n":                                "3: backend.key_file: needs its certificate; set backend.cert_file",
-		https + "cert_file = \"cert.pem\"\nkey_file = \"other.pem\"\n":    fmt.Sprintf("3: backend.cert_file: %q and %q are no pair (tls: private key does not match public key); name a PEM certificate and its unencrypted private key", in("cert.pem"), in("other.pem")),
+		https + "cert_file = \"cert.pem\"\nkey_file = \"other.pem\"\n":    fmt.Sprintf("3: backend.cert_file: %q and %q do not belong together (tls: private key does not match public key); name a PEM certificate and its unencrypted private key", in("cert.pem"), in("other.pem")),
 		https + "cert_file = \"cert.pem\"\nkey_file = \"open.pem\"\n":     fmt.Sprintf("4: backend.key_file: %q can be read or changed by every user (mode 0644); run: chmod o= %q", in("open.pem"), in("open.pem")),
 		https + "ca_file = \"key.pem\"\n":                                 fmt.Sprintf("3: backend.ca_file: %q has no certificate in it; name a PEM file of CA certificates", in("key.pem")),
 		https + "ca_file = \"none.pem\"\n":                                fmt.Sprintf("3: backend.ca_file: %q cannot be read: no such file or directory; the broker's user must be able to read it", in("none.pem")),
 		https + "ca_file = \".\"\n":                                       fmt.Sprintf("3: backend.ca_file: %q cannot be read: not a regular file; the broker's user must be able to read it", dir),
-		"[backend]\n\nca_file = \"cert.pem\"\n":                           "3: backend.ca_file: has no use with an http URL; use https in backend.url, or remove the line",
-		"[backend]\n\ncert_file = \"cert.pem\"\nkey_file = \"key.pem\"\n": "3: backend.cert_file: has no use with an http URL; use https in backend.url, or remove the line\nb.toml:4: backend.key_file: has no use with an http URL; use https in backend.url, or remove the line",
+		"[backend]\n\nca_file = \"cert.pem\"\n":                           "3: backend.ca_file: has no effect with an http URL; use https in backend.url, or remove the line",
+		"[backend]\n\ncert_file = \"cert.pem\"\nkey_file = \"key.pem\"\n": "3: backend.cert_file: has no effect with an http URL; use https in backend.url, or remove the line\nb.toml:4: backend.key_file: has no effect with an http URL; use https in backend.url, or remove the line",
 	} {
 		_, err := parse("b.toml", dir, []byte(source))
 		if err == nil || err.Error() != "b.toml:"+want {

@@ -66,7 +66,7 @@ func (d *document) issuersIn(key, path string) (all [][]byte) {
 			break
 		}
 		if block.Type != "CERTIFICATE" {
-			d.problem(key, "%q holds a %s; name a file with CA certificates alone", path, block.Type)
+			d.problem(key, "%q holds a %s; name a file with only CA certificates", path, block.Type)
 			return nil
 		}
 		certificate, err := x509.ParseCertificate(block.Bytes)

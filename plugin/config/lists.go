@@ -27,7 +27,7 @@ func (d *document) commonNames(key string) (names []string) {
 		return nil
 	}
 	if len(list) > maxCertificates {
-		d.problem(key, "has %d names; give %d at the most", len(list), maxCertificates)
+		d.problem(key, "has %d names; give at most %d", len(list), maxCertificates)
 		return nil
 	}
 	for _, v := range list {
@@ -36,7 +36,7 @@ func (d *document) commonNames(key string) (names []string) {
 		case !ok:
 			d.problem(key, "has %s in the list; write common names in quotes, for example %s", kindOf(v), example)
 		case name == "" || len(name) > maxCommonName || !utf8.ValidString(name) || strings.ContainsFunc(name, unicode.IsControl):
-			d.problem(key, "%s is no common name; write 1 to %d bytes of one line of text", quote(name), maxCommonName)
+			d.problem(key, "%s is not a common name; write 1 to %d bytes of one line of text", quote(name), maxCommonName)
 		case slices.Contains(names, name):
 			d.problem(key, "%s is given twice; remove one", quote(name))
 		default:
@@ -58,7 +58,7 @@ func (d *document) statuses(key string) (statuses []int) {
 		return nil
 	}
 	if len(list) > maxFatalStatuses {
-		d.problem(key, "has %d statuses; give %d at most", len(list), maxFatalStatuses)
+		d.problem(key, "has %d statuses; give at most %d", len(list), maxFatalStatuses)
 		return nil
 	}
 	for _, v := range list {

@@ -51,7 +51,7 @@ func TestProblems(t *testing.T) {
 		// Common names.
 		{"[acl]\nunknown_certificates = \"no\"\n", `2: acl.unknown_certificates: is "no"; use one of "others", "deny"`},
 		{"[acl]\ncertificates = \"dashboard\"\n", `2: acl.certificates: is text; write a list of common names, for example ["dashboard", "backend"]`},
-		{"[acl]\ncertificates = [\"\"]\n", `2: acl.certificates: "" is no common name; write 1 to 256 bytes of one line of text`},
+		{"[acl]\ncertificates = [\"\"]\n", `2: acl.certificates: "" is not a common name; write 1 to 256 bytes of one line of text`},
 		{"[acl]\ncertificates = [\"a\", \"b\", \"a\"]\n", `2: acl.certificates: "a" is given twice; remove one`},
 		{"[acl]\ncertificates = [1]\n", `2: acl.certificates: has an integer in the list; write common names in quotes, for example ["dashboard", "backend"]`},
 
@@ -115,12 +115,12 @@ func TestProblems(t *testing.T) {
 		{"[response]\ntopic = \"a/+/{device_id}\"\n", `2: response.topic: "a/+/{device_id}" has a wildcard; write {device_id} for the device id and the other levels out`},
 		{"[command]\ntopic = \"\"\n", `2: command.topic: "" is empty; give a topic of which one level is the device id`},
 		{"[rejected]\ntopic = \"$SYS/{device_id}\"\n", `2: rejected.topic: "$SYS/{device_id}" begins with "$", which is the broker's own; use another topic`},
-		{"[response]\ntopic = \"device/{device_id}/data\"\n", `2: response.topic: "device/{device_id}/data" meets "device/+/data" of publish.topics: the same topic would serve both; change one`},
-		{"[response]\ntopic = \"{device_id}/x/data\"\n", `2: response.topic: "{device_id}/x/data" meets "device/+/data" of publish.topics: the same topic would serve both; change one`},
-		{"[publish]\ntopics = [\"device/+/response\"]\n", `2: publish.topics: "device/+/response" meets "device/{device_id}/response" of response.topic: the same topic would serve both; change one`},
-		{"[publish]\ntopics = [\"device/+/command/result\"]\n[http]\nlisten = \"127.0.0.1:80\"\ntoken_file = \"token\"\n", `2: publish.topics: "device/+/command/result" meets "device/{device_id}/command/result" of command.topic: the same topic would serve both; change one` + "\n" +
+		{"[response]\ntopic = \"device/{device_id}/data\"\n", `2: response.topic: "device/{device_id}/data" overlaps with "device/+/data" of publish.topics: both would use the same topic; change one`},
+		{"[response]\ntopic = \"{device_id}/x/data\"\n", `2: response.topic: "{device_id}/x/data" overlaps with "device/+/data" of publish.topics: both would use the same topic; change one`},
+		{"[publish]\ntopics = [\"device/+/response\"]\n", `2: publish.topics: "device/+/response" overlaps with "device/{device_id}/response" of response.topic: both would use the same topic; change one`},
+		{"[publish]\ntopics = [\"device/+/command/result\"]\n[http]\nlisten = \"127.0.0.1:80\"\ntoken_file = \"token\"\n", `2: publish.topics: "device/+/command/result" overlaps with "device/{device_id}/command/result" of command.topic: both would use the same topic; change one` + "\n" +
 			`5: http.token_file: "/etc/b/token" cannot be read: no such file or directory; the broker's user must be able to read it`},
-		{"[rejected]\ntopic = \"device/{device_id}/command\"\n", `2: rejected.topic: "device/{device_id}/command" meets "device/{device_id}/command" of command.topic: the same topic would serve both; change one`},
+		{"[rejected]\ntopic = \"device/{device_id}/command\"\n", `2: rejected.topic: "device/{device_id}/command" overlaps with "device/{device_id}/command" of command.topic: both would use the same topic; change one`},
 
 		// URL.
 		{"[backend]\nurl = \"\"\n", `2: backend.url: "" does not begin with http:// or https://; write it in full, for example "http://localhost:5000/device/{device_id}/data"`},
@@ -144,7 +144,7 @@ func TestProblems(t *testing.T) {
 		{"[http]\nlisten = \"127.0.0.1:0\"\n", "2: http.listen: \"127.0.0.1:0\" has port \"0\"; use 1 to 65535, for example \"127.0.0.1:8080\""},
 		{"[http]\nlisten = \"127.0.0.1:80\"\n", "2: http.listen: needs a bearer token; set http.token_file"},
 		{"[http]\nlisten = \"0.0.0.0:80\"\n", "2: http.listen: needs a bearer token; set http.token_file\n" +
-			"2: http.listen: \"0.0.0.0:80\" is not a loopback address and would take the token in the clear; set http.cert_file and http.key_file, or listen on 127.0.0.1"},
+			"2: http.listen: \"0.0.0.0:80\" is not a loopback address, and the token would be sent unencrypted; set http.cert_file and http.key_file, or listen on 127.0.0.1"},
 
 		// Several at once, in the order of the lines.
 		{"[publish]\nrate = -1\ntolerance = 5\nrat = 1\n", "2: publish.rate: -1 is out of range; use 0 to 1000000\n" +

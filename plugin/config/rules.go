@@ -62,7 +62,7 @@ func (d *document) backendRules(b *Backend) {
 	}
 	for _, key := range []string{"backend.ca_file", "backend.cert_file", "backend.key_file"} {
 		if d.isSet(key) {
-			d.problem(key, "has no use with an http URL; use https in backend.url, or remove the line")
+			d.problem(key, "has no effect with an http URL; use https in backend.url, or remove the line")
 		}
 	}
 }
@@ -76,7 +76,7 @@ func (d *document) httpRules(h *HTTP) {
 		d.problem("http.listen", "needs a bearer token; set http.token_file")
 	}
 	if h.Listen != "" && !d.isSet("http.cert_file") && !isLoopback(h.Listen) {
-		d.problem("http.listen", "%q is not a loopback address and would take the token in the clear; set http.cert_file and http.key_file, or listen on 127.0.0.1", h.Listen)
+		d.problem("http.listen", "%q is not a loopback address, and the token would be sent unencrypted; set http.cert_file and http.key_file, or listen on 127.0.0.1", h.Listen)
 	}
 }
 
@@ -119,11 +119,11 @@ func (d *document) keepTopicsApart(c *Config) {
 		}
 		i := slices.IndexFunc(seen, func(s named) bool { return overlap(s.topic, n.topic) })
 		if i >= 0 {
-			key, text := n.key, fmt.Sprintf("%s meets %s of %s", quote(n.topic), quote(seen[i].topic), seen[i].key)
+			key, text := n.key, fmt.Sprintf("%s overlaps with %s of %s", quote(n.topic), quote(seen[i].topic), seen[i].key)
 			if _, set := d.lookup(key); !set {
-				key, text = seen[i].key, fmt.Sprintf("%s meets %s of %s", quote(seen[i].topic), quote(n.topic), n.key)
+				key, text = seen[i].key, fmt.Sprintf("%s overlaps with %s of %s", quote(seen[i].topic), quote(n.topic), n.key)
 			}
-			d.problem(key, "%s: the same topic would serve both; change one", text)
+			d.problem(key, "%s: both would use the same topic; change one", text)
 		}
 		seen = append(seen, n)
 	}

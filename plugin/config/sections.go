@@ -14,7 +14,7 @@ type Publish struct {
 	// Topics are the gated topic filters, at least one. In each exactly one level is "+", the device id; none has "#" or
 	// begins with "$", and no topic matches two.
 	Topics []string
-	// Tolerance is how far a timestamp may be off the broker's clock, either way, in whole seconds.
+	// Tolerance is how far a timestamp may differ from the clock of the broker's host, in whole seconds.
 	Tolerance time.Duration
 	// MaxBytes is the largest publish in bytes, the envelope included.
 	MaxBytes int

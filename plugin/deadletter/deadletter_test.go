@@ -212,7 +212,7 @@ func TestBusy(t *testing.T) {
 	err = s.use(t.Context(), func(conn *sql.Conn) error {
 		return sqlite.Write(t.Context(), conn, func() error {
 			_, err := o.Drop(t.Context(), Filter{})
-			want := "dead letters: " + path + ": database is locked; another program has not ended its transaction, try again"
+			want := "dead letters: " + path + ": database is locked; another program has not ended its transaction; try again"
 			if err == nil || err.Error() != want {
 				t.Errorf("got %v, want %s", err, want)
 			}

@@ -39,7 +39,7 @@ func Hold(t *testing.T, kind string, parts map[string]string, files ...string) {
 		switch {
 		case want == string(content):
 		case !*update:
-			t.Errorf("%s is not what the source gives; run make docs", file)
+			t.Errorf("%s is out of date; run make docs", file)
 		default:
 			if err := os.WriteFile(file, []byte(want), 0o644); err != nil {
 				t.Fatal(err)

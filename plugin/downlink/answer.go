@@ -65,6 +65,6 @@ func DropAnswers(answers []Answer, j Journal, log *slog.Logger) {
 		j.Done(a.Position, journal.Delivered)
 	}
 	if len(answers) > 0 {
-		log.Warn("answers to commands were dropped, because [http] listen is not set any more", "answers", len(answers))
+		log.Warn("answers to commands were dropped, because [http] listen is no longer set", "answers", len(answers))
 	}
 }

@@ -86,7 +86,7 @@ func (d *Dispatcher) tryGive(p *Publish) bool {
 	}
 	if err := d.broker.Publish(*p); err != nil {
 		d.refused.Add(1)
-		d.log.Warn("the broker did not take a message for a device", "topic", p.Topic, "error", err)
+		d.log.Warn("the broker did not accept a message for a device", "topic", p.Topic, "error", err)
 		return false
 	}
 	d.published.Add(1)

@@ -136,8 +136,8 @@ func (s *Set) CatchUp(registry Registry) {
 // lose notes that a removed id may be missing here.
 func (s *Set) lose(why string) {
 	if s.lost.Swap(&why) == nil {
-		s.log.Error("not every removed device id is remembered; until that is mended, certificates that are no registered device's "+
-			"have no rights unless [acl] certificates names them: run bouncerctl device release --all to forget the removed ids",
+		s.log.Error("some removed device ids are not remembered; until this is corrected, certificates that do not belong to a registered device "+
+			"have no rights unless [acl] certificates names them: to forget the removed ids, run bouncerctl device release --all",
 			"file", s.path, "why", why)
 	}
 }
@@ -291,13 +291,13 @@ func (s *Set) write(stopping bool) time.Duration {
 		s.mu.Unlock()
 		why := fmt.Sprintf("%s cannot be written: %v", s.path, err)
 		if s.failed.Swap(&why) == nil {
-			s.log.Error("device ids cannot be noted; trying again every second. Who is removed before that is not confined after a restart",
+			s.log.Error("device ids cannot be stored; trying again every second. A device that is removed meanwhile is not confined after a restart",
 				"file", s.path, "error", err)
 		}
 		return retryInterval
 	}
 	if s.failed.Swap(nil) != nil {
-		s.log.Info("device ids are noted again", "file", s.path)
+		s.log.Info("device ids can be stored again", "file", s.path)
 	}
 	return 0
 }

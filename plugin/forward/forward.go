@@ -21,7 +21,7 @@ var (
 	// ErrFull is returned by Admit when Config.MaxPending is reached.
 	ErrFull = errors.New("the queue to the backend is full")
 	// ErrShare is returned by Admit when the device has taken its share of the queue.
-	ErrShare = errors.New("the device has taken its share of the queue to the backend")
+	ErrShare = errors.New("the device has used up its share of the queue to the backend")
 	// ErrClosed is returned by Admit and Close once Close has been called.
 	ErrClosed = errors.New("the forwarder is closed")
 	// ErrUnreadable is what Store.Load returns, wrapped or not, for a message that is damaged or gone for good.
@@ -462,7 +462,7 @@ func (f *Forwarder) Close(ctx context.Context) error {
 	}
 	switch {
 	case stuck:
-		return fmt.Errorf("%d messages were not delivered, and %d deliveries do not end", pending, inFlight)
+		return fmt.Errorf("%d messages were not delivered, and %d deliveries have not ended", pending, inFlight)
 	case pending > 0:
 		return fmt.Errorf("%d messages were not delivered: %w", pending, why)
 	}

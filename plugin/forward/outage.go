@@ -72,22 +72,22 @@ func (f *Forwarder) tell(e *events, a *attempt) {
 			"error", a.Err)
 	}
 	if e.refusing {
-		f.log.Error("backend is refusing every message; nothing is given up, and one message at a time is tried", "status", a.Status,
+		f.log.Error("backend is refusing every message; no message is given up, and one at a time is tried", "status", a.Status,
 			"url", a.Address, "device", a.device, "pending", e.pending, "advice", a.Advice)
 	}
 	if e.doubted {
-		what := "backend refuses a message, and is asked some more times before it becomes a dead letter"
+		what := "backend refuses a message; a few more attempts follow before it becomes a dead letter"
 		if a.fate == kept {
 			what = "backend refuses a device and takes messages of others; the device's messages are kept"
 		}
 		f.sampler.warn(f.log, what, "device", a.device, "message_id", a.messageID, "status", a.Status)
 	}
 	if e.blocked {
-		f.sampler.warn(f.log, "the device's messages wait, there is no room for its dead letter", "device", a.device,
+		f.sampler.warn(f.log, "the device's messages wait: there is no room for its dead letter", "device", a.device,
 			"message_id", a.messageID, "error", a.Err)
 	}
 	if e.down {
-		f.log.Warn("backend seems down, asking with one message at a time", "pending", e.pending)
+		f.log.Warn("backend seems down; trying with one message at a time", "pending", e.pending)
 	}
 	if e.resumed {
 		f.log.Info("backend answers again, sending at full rate", "pending", e.pending)

@@ -173,7 +173,7 @@ func TestBreaker(t *testing.T) {
 			t.Errorf("recovered after %v", d)
 		}
 		for line, want := range map[string]int{
-			"backend seems down, asking with one message at a time": 1,
+			"backend seems down; trying with one message at a time": 1,
 			"backend answers again, sending at full rate":           1,
 			"backend takes messages again":                          1,
 		} {
@@ -276,7 +276,7 @@ func TestCloseWithBlockedCallback(t *testing.T) {
 		defer cancel()
 		begun := time.Now()
 		err = f.Close(ctx)
-		if err == nil || err.Error() != "1 messages were not delivered, and 1 deliveries do not end" {
+		if err == nil || err.Error() != "1 messages were not delivered, and 1 deliveries have not ended" {
 			t.Error(err)
 		}
 		if d := time.Since(begun); d != 3*time.Second+closeGrace {

@@ -187,7 +187,7 @@ func TestBackendRefusesOneDevice(t *testing.T) {
 			if got := x.store.Graves(); got != fmt.Sprintf("unknown/1 refused %d 10", status) || x.store.Letters[0].Excerpt != "no such device" {
 				t.Error(got)
 			}
-			if n := x.log.Count("refuses a message, and is asked some more times", "device=unknown"); n != 9 {
+			if n := x.log.Count("refuses a message; a few more attempts follow", "device=unknown"); n != 9 {
 				t.Errorf("%d lines:\n%s", n, x.log)
 			}
 		})

@@ -222,7 +222,7 @@ func (f *Forwarder) handOver(m *Message, r *Result) (ok bool) {
 func (f *Forwarder) tellDelivered(pos uint64) {
 	defer func() {
 		if p := recover(); p != nil {
-			f.panicked("noting a delivery panicked", nil, p)
+			f.panicked("recording a delivery panicked", nil, p)
 		}
 	}()
 	f.store.Delivered(pos)
@@ -255,7 +255,7 @@ func (f *Forwarder) bury(pos uint64, a *attempt) (err error) {
 func (f *Forwarder) tellGone(a *attempt) {
 	defer func() {
 		if p := recover(); p != nil {
-			f.panicked("telling that the backend is gone panicked", nil, p)
+			f.panicked("reporting that the backend is gone panicked", nil, p)
 		}
 	}()
 	device := a.device

@@ -45,7 +45,7 @@ func framing(header *fasthttp.RequestHeader) *Error {
 		case strings.EqualFold(string(name), "Transfer-Encoding"):
 			codings++
 			if !strings.EqualFold(string(bytes.Trim(value, " \t")), "chunked") {
-				return badFraming("Transfer-Encoding must be chunked, or not be there")
+				return badFraming("Transfer-Encoding must be chunked or absent")
 			}
 		case strings.EqualFold(string(name), "Content-Length"):
 			lengths++
@@ -53,7 +53,7 @@ func framing(header *fasthttp.RequestHeader) *Error {
 	}
 	switch {
 	case codings > 1 || lengths > 1:
-		return badFraming("Transfer-Encoding or Content-Length is there more than once")
+		return badFraming("Transfer-Encoding or Content-Length is given more than once")
 	case codings > 0 && lengths > 0:
 		return badFraming("the request has both Transfer-Encoding and Content-Length; send one of them")
 	}

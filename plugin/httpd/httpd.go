@@ -182,7 +182,7 @@ func (s *Server) listen() (net.Listener, *limitListener, error) {
 	limited := newLimitListener(l, maxConns, maxConnsPerIP)
 	if o.TLS == nil {
 		if addr, ok := l.Addr().(*net.TCPAddr); !ok || !addr.IP.IsLoopback() {
-			return nil, nil, errors.Join(fmt.Errorf("http: %s is no loopback address and would take the token in the clear; give it a certificate, or listen on 127.0.0.1", l.Addr()), l.Close())
+			return nil, nil, errors.Join(fmt.Errorf("http: %s is not a loopback address, and the token would be sent unencrypted; set a certificate, or listen on 127.0.0.1", l.Addr()), l.Close())
 		}
 		return limited, limited, nil
 	}
@@ -212,7 +212,7 @@ func (s *Server) handle(ctx *fasthttp.RequestCtx) {
 	defer func() {
 		if v := recover(); v != nil {
 			crash.Report(s.options.Log, "http", v)
-			s.problem(ctx, &Error{Status: 500, Reason: "internal", Detail: "an error of the gateway; its log has more"})
+			s.problem(ctx, &Error{Status: 500, Reason: "internal", Detail: "internal error of the gateway; its log has the details"})
 		}
 		s.answers[min(ctx.Response.StatusCode()/100, 5)].Add(1)
 	}()

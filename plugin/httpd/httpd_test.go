@@ -59,7 +59,7 @@ func start(t testing.TB, s Service, change func(*Options)) *Server {
 func TestPlainHTTP(t *testing.T) {
 	for _, listen := range []string{"0.0.0.0:0", "[::]:0", ":0"} {
 		s, err := Start(Options{Listen: listen, Token: []byte(testToken), Log: slog.Default()}, aService{})
-		if err == nil || !strings.Contains(err.Error(), "in the clear") {
+		if err == nil || !strings.Contains(err.Error(), "unencrypted") {
 			t.Errorf("%s: %v %v", listen, s, err)
 		}
 	}

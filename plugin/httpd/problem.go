@@ -30,7 +30,7 @@ func (s *Server) problem(ctx *fasthttp.RequestCtx, err error) {
 	e, ok := errors.AsType[*Error](err)
 	if !ok {
 		s.options.Log.Error("a request could not be served", "address", ctx.RemoteIP().String(), "path", string(ctx.Path()), "error", err)
-		e = &Error{Status: 503, Reason: "unavailable", Detail: "the gateway cannot serve this just now; its log has more", RetryAfter: time.Second}
+		e = &Error{Status: 503, Reason: "unavailable", Detail: "the gateway cannot serve this request now; its log says why", RetryAfter: time.Second}
 	}
 	body, err := json.Marshal(struct {
 		Type   string `json:"type"`
@@ -59,7 +59,7 @@ func (s *Server) problem(ctx *fasthttp.RequestCtx, err error) {
 
 // unreadable answers what could not be read as a request. The connection is then closed.
 func (s *Server) unreadable(ctx *fasthttp.RequestCtx, err error) {
-	e := &Error{Status: 400, Reason: "bad_request", Detail: "this is no HTTP request"}
+	e := &Error{Status: 400, Reason: "bad_request", Detail: "this is not an HTTP request"}
 	var timeout interface{ Timeout() bool }
 	_, small := errors.AsType[*fasthttp.ErrSmallBuffer](err)
 	switch {
@@ -70,7 +70,7 @@ func (s *Server) unreadable(ctx *fasthttp.RequestCtx, err error) {
 		lingerAtClose(ctx.Conn())
 		e = &Error{Status: 431, Reason: "headers_too_large", Detail: fmt.Sprintf("the request line and the headers have more than %d bytes", maxHeader)}
 	case errors.As(err, &timeout) && timeout.Timeout():
-		e = &Error{Status: 408, Reason: "too_slow", Detail: fmt.Sprintf("the request did not come within %v", readTimeout)}
+		e = &Error{Status: 408, Reason: "too_slow", Detail: fmt.Sprintf("the request did not arrive within %v", readTimeout)}
 	}
 	s.problem(ctx, e)
 	ctx.SetConnectionClose()
@@ -78,7 +78,7 @@ func (s *Server) unreadable(ctx *fasthttp.RequestCtx, err error) {
 }
 
 var (
-	unauthorized = &Error{Status: 401, Reason: "unauthorized", Detail: "this needs the header Authorization: Bearer, with the token in [http] token_file"}
-	notFound     = &Error{Status: 404, Reason: "no_such_path", Detail: "there is nothing at this path"}
+	unauthorized = &Error{Status: 401, Reason: "unauthorized", Detail: "the header Authorization: Bearer with the token in [http] token_file is required"}
+	notFound     = &Error{Status: 404, Reason: "no_such_path", Detail: "no resource at this path"}
 	tooLarge     = &Error{Status: 413, Reason: "too_large", Detail: fmt.Sprintf("the body has more than %d bytes", MaxBody)}
 )

@@ -15,7 +15,7 @@ type identity struct {
 // newIdentity makes an identity. No session is resumed: each connection proves the certificate that is in force.
 func newIdentity(token []byte, config *tls.Config) (*identity, error) {
 	if len(token) == 0 {
-		return nil, errors.New("http: there is no token, and without one everybody could command the devices")
+		return nil, errors.New("http: there is no token, and without one anyone could send commands to devices")
 	}
 	i := &identity{token: sha256.Sum256(token)}
 	if config != nil {

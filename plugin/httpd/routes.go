@@ -132,10 +132,10 @@ func (s *Server) admit(ctx *fasthttp.RequestCtx, open bool) (trusted bool, err e
 
 func (s *Server) send(ctx *request) error {
 	if times(ctx.RequestCtx, "Content-Type") > 1 {
-		return &Error{Status: 415, Reason: "unsupported_media_type", Detail: "Content-Type is there more than once"}
+		return &Error{Status: 415, Reason: "unsupported_media_type", Detail: "Content-Type is given more than once"}
 	}
 	if kind, _, err := mime.ParseMediaType(string(ctx.Request.Header.ContentType())); err != nil || kind != "application/json" {
-		return &Error{Status: 415, Reason: "unsupported_media_type", Detail: "the body must be JSON, and the header Content-Type: application/json say so"}
+		return &Error{Status: 415, Reason: "unsupported_media_type", Detail: "the body must be JSON, with the header Content-Type: application/json"}
 	}
 	if len(ctx.Request.Header.Peek("Content-Encoding")) > 0 {
 		return &Error{Status: 415, Reason: "unsupported_media_type", Detail: "the body must come without Content-Encoding"}
@@ -145,7 +145,7 @@ func (s *Server) send(ctx *request) error {
 		key = "" // that of a trailer is none
 	}
 	if keys > 1 || len(key) > maxKey || strings.ContainsFunc(key, func(r rune) bool { return r < ' ' || r > '~' }) {
-		return &Error{Status: 400, Reason: "bad_idempotency_key", Detail: fmt.Sprintf("Idempotency-Key must be there once, and be at most %d characters of printable ASCII", maxKey)}
+		return &Error{Status: 400, Reason: "bad_idempotency_key", Detail: fmt.Sprintf("Idempotency-Key must be given at most once, and have at most %d characters of printable ASCII", maxKey)}
 	}
 	ttl, err := duration(ctx.query, "ttl", DefaultTTL, s.options.MinTTL, s.options.MaxTTL)
 	if err != nil {
@@ -201,7 +201,7 @@ const defaultDevices = 10
 
 func (s *Server) devices(ctx *request) error {
 	if ctx.query["order"] != "slowest" {
-		return &Error{Status: 400, Reason: "bad_order", Detail: "order must be slowest; to list all devices is for bouncerctl device list"}
+		return &Error{Status: 400, Reason: "bad_order", Detail: "order must be slowest; to list all devices, use bouncerctl device list"}
 	}
 	limit := defaultDevices
 	if text, given := ctx.query["limit"]; given {

@@ -70,11 +70,11 @@ func percentDecode(s string) (string, error) {
 			continue
 		}
 		if i+2 >= len(s) {
-			return "", fmt.Errorf("%q is no percent-encoding; write %%25 for a percent sign", s[i:])
+			return "", fmt.Errorf("%q is not a percent-encoding; write %%25 for a percent sign", s[i:])
 		}
 		high, low := hexDigit(s[i+1]), hexDigit(s[i+2])
 		if high < 0 || low < 0 {
-			return "", fmt.Errorf("%q is no percent-encoding; write %%25 for a percent sign", s[i:i+3])
+			return "", fmt.Errorf("%q is not a percent-encoding; write %%25 for a percent sign", s[i:i+3])
 		}
 		decoded = append(decoded, byte(high<<4|low))
 		i += 2
@@ -120,7 +120,7 @@ func parseQuery(query string, known []string) (map[string]string, error) {
 		}
 		shown := fmt.Sprintf("%q", name[:min(len(name), maxShown)])
 		if !slices.Contains(known, name) {
-			return nil, &Error{Status: 400, Reason: "unknown_parameter", Detail: fmt.Sprintf("the query parameter %s is not known here; %s", shown, expected(known))}
+			return nil, &Error{Status: 400, Reason: "unknown_parameter", Detail: fmt.Sprintf("unknown query parameter %s; %s", shown, expected(known))}
 		}
 		if _, twice := values[name]; twice {
 			return nil, &Error{Status: 400, Reason: "repeated_parameter", Detail: fmt.Sprintf("the query parameter %s is given more than once; give it once", shown)}

@@ -65,7 +65,7 @@ var ErrNotYet = errors.New("not yet")
 const Patience = time.Minute
 
 // ErrWaiting says that an order was given and not carried out within the time: the broker does not run, or is busy.
-var ErrWaiting = errors.New("the order waits: the broker does not run, or is busy; it is carried out when it runs")
+var ErrWaiting = errors.New("the order waits: the broker does not run, or is busy; the order is carried out when it runs")
 
 // MakeDir makes the directory, for the gateway.
 func MakeDir(dir string) error {

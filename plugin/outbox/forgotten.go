@@ -67,7 +67,7 @@ func restoreForgotten(dir string, seen *replay.Set, now, tolerance int64, log *s
 	if errors.Is(err, journal.ErrDamaged) {
 		// What the clock refuses now it must refuse for good.
 		spans = []replay.Span{{First: 0, Last: now - tolerance - 1}}
-		log.Error("what the journal noted of messages that it dropped is damaged; messages from before the start's "+
+		log.Error("the journal's record of dropped messages is damaged; messages that are older than the start by more than the "+
 			"tolerance are refused even if the clock is set back", "error", err)
 		err = nil
 	}

@@ -29,7 +29,7 @@ func (r *fullReport) round(now time.Time) {
 		return
 	}
 	r.at, r.refused = now, s.Refused-s.OverShare
-	r.log.Error("publishes were refused as overloaded, the journal had no room for them", "count", refused, "bytes", s.Bytes,
+	r.log.Error("publishes were refused as overloaded: the journal had no room for them", "count", refused, "bytes", s.Bytes,
 		"max_bytes", s.MaxBytes, "pending", s.Pending)
 	for _, d := range r.journal.Largest(fullDevices) {
 		r.log.Warn("has most in the journal", "device", d.Device, "bytes", d.Bytes)

@@ -97,7 +97,7 @@ func (r *letterRoom) round(ctx context.Context, now time.Time) {
 func (r *letterRoom) report(u *deadletter.Usage) {
 	if full := u.Full(); full != r.full {
 		if r.full = full; full {
-			r.log.Error("the dead letters take as much room as they may; devices with another one wait, all others go on: "+
+			r.log.Error("the dead letters have reached their maximum size; devices with another one wait, other devices are not affected: "+
 				"requeue or drop letters with bouncerctl dead, raise [dead_letters] max_bytes, or make room on the disk",
 				"bytes", u.Bytes, "max_bytes", u.MaxBytes, "letters", u.Letters)
 		} else {

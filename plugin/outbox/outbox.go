@@ -212,7 +212,7 @@ func (b *Outbox) Close(within time.Duration) {
 	ctx, cancel := context.WithTimeout(context.Background(), within)
 	defer cancel()
 	if err := b.forwarder.Close(ctx); err != nil {
-		b.log.Warn("the backend has not taken every accepted message yet; the rest is delivered after the next start", "why", err)
+		b.log.Warn("some accepted messages are not delivered yet; they are delivered after the next start", "why", err)
 	}
 	b.closeFiles()
 }

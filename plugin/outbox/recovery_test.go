@@ -119,7 +119,7 @@ func TestForgottenStateIsKept(t *testing.T) {
 	}
 	b.restart()
 	now := time.Now().Unix()
-	if !b.seen.Forgotten(0) || !b.seen.Forgotten(now-301) || b.seen.Forgotten(now-290) || strings.Count(b.log.String(), "is damaged; messages from before") != 1 {
+	if !b.seen.Forgotten(0) || !b.seen.Forgotten(now-301) || b.seen.Forgotten(now-290) || strings.Count(b.log.String(), "is damaged; messages that are older") != 1 {
 		t.Errorf("damaged: %v\n%s", b.seen.Spans(), b.log.String())
 	}
 }

@@ -91,7 +91,7 @@ func (r *requeuer) remove(ctx context.Context) bool {
 	err := r.letters.Remove(context.WithoutCancel(ctx), r.taken...)
 	if err != nil {
 		r.complaints.Do(func() {
-			r.log.Warn("requeued dead letters cannot be removed, so no others are requeued; after a restart they are delivered once more", "error", err)
+			r.log.Warn("requeued dead letters cannot be removed, so no others are requeued; after a restart they are delivered again", "error", err)
 		})
 		return false
 	}

@@ -25,7 +25,7 @@ func newStandingKeeper(o *Options) (*standingKeeper, forward.Standing) {
 	k := &standingKeeper{dir: o.StateDir, url: o.BackendURL, log: o.Log, complaints: rate.Sometimes{Interval: complaintInterval}}
 	kept, err := standing.Load(k.dir, k.url)
 	if err != nil {
-		o.Log.Warn("what was known of the backend cannot be read; it is found out again", "error", err)
+		o.Log.Warn("the saved state of the backend cannot be read; it is determined again", "error", err)
 		return k, forward.Standing{}
 	}
 	// A status that is fatal now is not the backend's state any more.
@@ -45,7 +45,7 @@ func (k *standingKeeper) save(f *forward.Forwarder) {
 	}
 	if err := standing.Save(k.dir, k.url, standing.State(s)); err != nil {
 		k.complaints.Do(func() {
-			k.log.Warn("what is known of the backend cannot be written down, and is found out again after a restart", "error", err)
+			k.log.Warn("the state of the backend cannot be saved; it is determined again after a restart", "error", err)
 		})
 		return
 	}

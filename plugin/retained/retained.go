@@ -84,7 +84,7 @@ func Open(path string, wanted func(topic []byte) bool, log *slog.Logger) (*Memor
 		return nil, err
 	}
 	if damaged > 0 {
-		log.Warn("the memory of verified retained messages is damaged; those messages are verified by their signatures", "file", path, "lines", damaged)
+		log.Warn("the record of verified retained messages is damaged; their signatures are verified instead", "file", path, "lines", damaged)
 	}
 	m.loop = loop.New(log, "retained messages", m.write)
 	m.loop.Start()
@@ -192,10 +192,10 @@ func (m *Memory) write(stopping bool) time.Duration {
 	if failed := err != nil; failed != m.failed {
 		m.failed = failed
 		if failed {
-			m.log.Warn("it cannot be noted which retained messages were verified; after a restart they are verified by their signatures",
+			m.log.Warn("the record of verified retained messages cannot be stored; after a restart their signatures are verified again",
 				"error", err)
 		} else {
-			m.log.Info("verified retained messages are noted again", "file", m.path)
+			m.log.Info("the record of verified retained messages can be stored again", "file", m.path)
 		}
 	}
 	return writeInterval

@@ -49,7 +49,7 @@ func Open(path string, o Options) (*Memory, error) {
 	}
 	db, used, err := open(path)
 	if sqlite.IsDamaged(err) {
-		o.Log.Error("the record of which secrets devices use is damaged; begun again, until the devices publish their commands are signed with old secrets",
+		o.Log.Error("the record of which secrets devices use is damaged, and a new one is started; until a device publishes, its commands are signed with its old secret",
 			"database", path, "damaged", path+".damaged", "error", err)
 		if err = errors.Join(os.Rename(path, path+".damaged"), removeJournal(path)); err == nil {
 			db, used, err = open(path)

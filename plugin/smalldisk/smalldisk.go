@@ -22,7 +22,7 @@ func Mount(t *testing.T, options string) string {
 		child.Env = append(os.Environ(), inside+"=1")
 		out, err := child.CombinedOutput()
 		if os.Geteuid() != 0 || strings.Contains(string(out), "unshare failed") || strings.Contains(string(out), "cannot mount") {
-			t.Skipf("a file system to fill can be mounted as root alone, with the right to mount: %s", out)
+			t.Skipf("only root with the right to mount can mount a file system to fill: %s", out)
 		}
 		if err != nil || !strings.Contains(string(out), "--- PASS: "+t.Name()) {
 			t.Fatalf("%v\n%s", err, out)

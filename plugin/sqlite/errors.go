@@ -55,7 +55,7 @@ func (f File) Failed(err error) error {
 func (f File) advice(err error) string {
 	switch {
 	case IsBusy(err):
-		return cmp.Or(f.Busy, "another program has not ended its transaction, try again")
+		return cmp.Or(f.Busy, "another program has not ended its transaction; try again")
 	case IsDamaged(err):
 		return cmp.Or(f.Damaged, "move it away, or restore it from a backup")
 	case IsFull(err):

@@ -243,8 +243,8 @@ func TestFailed(t *testing.T) {
 		err  error
 		want string // how the message ends
 	}{
-		{plain, code(sqlite3.ErrBusy), "; another program has not ended its transaction, try again"},
-		{plain, code(sqlite3.ErrLocked), "; another program has not ended its transaction, try again"},
+		{plain, code(sqlite3.ErrBusy), "; another program has not ended its transaction; try again"},
+		{plain, code(sqlite3.ErrLocked), "; another program has not ended its transaction; try again"},
 		{own, code(sqlite3.ErrBusy), "; own busy"},
 		{own, code(sqlite3.ErrNotADB), "; move it away, or restore it from a backup"},
 		{own, code(sqlite3.ErrCorrupt), "; move it away, or restore it from a backup"},

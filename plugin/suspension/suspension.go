@@ -109,7 +109,7 @@ func (s *Set) Gone(device, url string) {
 	}
 	if err != nil {
 		// Follow then finds no file and has the backend asked again, which is what one would do.
-		s.log.Error("it could not be noted that delivery is suspended; it is tried again", "error", err)
+		s.log.Error("the suspension of delivery could not be stored; trying again", "error", err)
 	}
 }
 

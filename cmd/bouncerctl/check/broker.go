@@ -27,7 +27,7 @@ func (k *checker) plugin() (toml string) {
 			}
 			named = true
 			if v := option.Value; strings.Trim(v, " \t\"'") != v || strings.Contains(v, " #") {
-				k.error(at(option), "the broker takes the rest of the line as it stands, %q; remove blanks, quotes and comments", v)
+				k.error(at(option), "the broker uses the rest of the line unchanged, %q; remove blanks, quotes and comments", v)
 			} else if toml == "" {
 				toml = v
 			}
@@ -108,7 +108,7 @@ func (k *checker) checkBroker() {
 		}
 	}
 	if l, found := k.conf.PluginBefore(self); found && k.before(2, 1, 0) {
-		k.error(at(l), "this plugin stands before mosquitto_bouncer, and what it allows would never be checked; put the lines of mosquitto_bouncer first")
+		k.error(at(l), "this plugin comes before mosquitto_bouncer, and what it allows would never be checked; put the lines of mosquitto_bouncer first")
 	}
 	if l, found := k.lastAnywhere("set_tcp_nodelay"); !found {
 		k.warn(first, "set_tcp_nodelay is not set: a response waits some 40 ms behind the PUBACK; add: set_tcp_nodelay true")

@@ -36,7 +36,7 @@ func (k *checker) checkListeners() {
 func (k *checker) checkListener(i int, where string) bool {
 	certfile, tls := k.last("certfile", i)
 	if anonymous, found := k.anonymous(i); found && isTrue(anonymous) {
-		k.warn(at(anonymous), "allow_anonymous true lets in clients without a certificate; what they publish to gated topics is refused, but they read along unless an acl_file keeps them from it; write: allow_anonymous false")
+		k.warn(at(anonymous), "allow_anonymous true lets in clients without a certificate; what they publish to gated topics is refused, but they can read messages unless an acl_file prevents it; write: allow_anonymous false")
 	}
 	if !tls {
 		k.warn(where, "this listener has no TLS: publishes of its clients to gated topics are refused as no_tls_identity; for devices, add certfile, keyfile, cafile, require_certificate true and use_identity_as_username true")
@@ -45,7 +45,7 @@ func (k *checker) checkListener(i int, where string) bool {
 	good := true
 	for _, need := range []struct{ key, why string }{
 		{"require_certificate", "no client is asked for its certificate, and what it publishes to gated topics is refused as no_tls_identity"},
-		{"use_identity_as_username", "the user name is the client's own word, and what it publishes to gated topics is refused as no_tls_identity unless it is the certificate's common name"},
+		{"use_identity_as_username", "the client chooses its user name, and what it publishes to gated topics is refused as no_tls_identity unless it is the certificate's common name"},
 	} {
 		if l, found := k.last(need.key, i); !found {
 			k.error(where, "this listener has no %s: %s; add the line: %s true", need.key, need.why, need.key)
@@ -57,7 +57,7 @@ func (k *checker) checkListener(i int, where string) bool {
 	}
 	_, file := k.last("cafile", i)
 	if _, dir := k.last("capath", i); !file && !dir {
-		k.error(where, "this listener has no cafile, so no client certificate can be verified; add: cafile FILE, with your devices' CA alone")
+		k.error(where, "this listener has no cafile, so no client certificate can be verified; add: cafile FILE, with only your devices' CA")
 		good = false
 	}
 	for _, key := range []string{"cafile", "certfile", "keyfile", "crlfile"} {

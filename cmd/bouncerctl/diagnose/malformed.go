@@ -57,7 +57,7 @@ func Malformed(message []byte) (found []string, repaired []byte) {
 		}
 	}
 	if whole.kind != '{' {
-		return append(found, "the message is no JSON object; publish one with the members "+strings.Join(members, ", ")), text
+		return append(found, "the message is not a JSON object; publish one with the members "+strings.Join(members, ", ")), text
 	}
 	var values map[string]json.RawMessage
 	if json.Unmarshal(text, &values) != nil {

@@ -202,7 +202,7 @@ func (q *search) otherHash(secret, text []byte) string {
 	case is(plain(text)):
 		return sentence(guess{what: "SHA-256 over the text, without the secret", cure: cure})
 	case is(turned.Sum(nil)):
-		return sentence(guess{what: "HMAC with its key and its message changed over", cure: cure})
+		return sentence(guess{what: "HMAC with its key and its message exchanged", cure: cure})
 	}
 	return ""
 }

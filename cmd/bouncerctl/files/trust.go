@@ -58,7 +58,7 @@ func followTrusted(base string, names []string, links int, allowed *Account) err
 			continue
 		}
 		if owner, trusted := trustedOwner(info, allowed); !trusted {
-			return fmt.Errorf("the symbolic link %s belongs to %s, who may lead it elsewhere; use another directory", path, owner)
+			return fmt.Errorf("the symbolic link %s belongs to %s, who may change its target; use another directory", path, owner)
 		}
 		if links++; links > maxLinks {
 			return fmt.Errorf("%s: %w", path, syscall.ELOOP)

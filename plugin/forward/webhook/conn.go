@@ -20,7 +20,7 @@ const (
 
 var (
 	// errUnread says that a connection has bytes that no request has asked for.
-	errUnread = errors.New("backend sent something before it was asked")
+	errUnread = errors.New("backend sent data before it got a request")
 	// errAged says that a connection is to be replaced though it is in order.
 	errAged = errors.New("connection is too old, or was opened with other credentials")
 )

@@ -112,7 +112,7 @@ func (c *conn) explain(err error) error {
 			return e
 		}
 	} else if errors.Is(err, errUnread) {
-		return say(err, "backend speaks before it is asked: that port is not HTTP's; correct backend.url")
+		return say(err, "backend sends data before it gets a request: that port does not speak HTTP; correct backend.url")
 	}
 	if _, is := errors.AsType[*unreadableError](err); is {
 		return err

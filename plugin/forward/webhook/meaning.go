@@ -90,7 +90,7 @@ func advice(status int) string {
 	case 403:
 		return "the backend does not allow it: check the token's rights, and [backend] url"
 	case 405:
-		return "the backend takes no POST there: check [backend] url"
+		return "the backend does not accept POST there: check [backend] url"
 	}
 	return "check [backend] url"
 }
