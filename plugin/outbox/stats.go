@@ -9,7 +9,7 @@ import (
 )
 
 // Accounts is what became of every message that was ever accepted: Accepted = Delivered + Dead + Pending. A dead letter
-// that is requeued is accepted once more.
+// that is requeued is accepted again.
 type Accounts struct{ Accepted, Delivered, Dead, Pending uint64 }
 
 // Attrs returns the four numbers for a line in the log.
