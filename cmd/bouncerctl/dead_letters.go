@@ -13,7 +13,7 @@ import (
 	"mosquitto-bouncer/cmd/bouncerctl/output"
 	"mosquitto-bouncer/plugin/config"
 	"mosquitto-bouncer/plugin/deadletter"
-	"mosquitto-bouncer/plugin/registry"
+	"mosquitto-bouncer/plugin/deviceid"
 )
 
 // A selection is the letters that a command is to change.
@@ -46,7 +46,7 @@ func (s *selection) filter(c *cobra.Command, args []string) (deadletter.Filter, 
 	case len(args) > 0:
 		ids, err := letterIDs(c, args)
 		return deadletter.Filter{IDs: ids}, err
-	case !registry.ValidID(s.device):
+	case !deviceid.Valid(s.device):
 		return deadletter.Filter{}, noDeviceID(c, s.device)
 	}
 	return deadletter.Filter{Device: s.device}, nil

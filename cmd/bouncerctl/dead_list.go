@@ -15,8 +15,8 @@ import (
 	"mosquitto-bouncer/cmd/bouncerctl/output"
 	"mosquitto-bouncer/plugin/config"
 	"mosquitto-bouncer/plugin/deadletter"
+	"mosquitto-bouncer/plugin/deviceid"
 	"mosquitto-bouncer/plugin/forward"
-	"mosquitto-bouncer/plugin/registry"
 )
 
 // defaultLimit is how many lines are printed of what may be many.
@@ -41,7 +41,7 @@ A letter is "dead", or "requeued" until the broker has taken it back.`,
   bouncerctl dead list --limit 0 --json | jq '.letters[] | select(.status == 422) | .id'`,
 		Args: noArguments,
 		RunE: func(c *cobra.Command, _ []string) error {
-			if c.Flags().Changed("device") && !registry.ValidID(filter.Device) {
+			if c.Flags().Changed("device") && !deviceid.Valid(filter.Device) {
 				return noDeviceID(c, filter.Device)
 			}
 			if c.Flags().Changed("reason") && !slices.Contains(deathReasons, filter.Reason) {

@@ -16,6 +16,7 @@ import (
 
 	"mosquitto-bouncer/cmd/bouncerctl/files"
 	"mosquitto-bouncer/plugin/config"
+	"mosquitto-bouncer/plugin/deviceid"
 	"mosquitto-bouncer/plugin/registry"
 )
 
@@ -50,7 +51,7 @@ private key, which never leaves it.`,
 		Args: oneID,
 		RunE: func(c *cobra.Command, args []string) error {
 			id := args[0]
-			if !registry.ValidID(id) {
+			if !deviceid.Valid(id) {
 				return noDeviceID(c, id)
 			}
 			if id == "." || id == ".." {

@@ -14,6 +14,7 @@ import (
 	"mosquitto-bouncer/cmd/bouncerctl/bundle"
 	"mosquitto-bouncer/cmd/bouncerctl/files"
 	"mosquitto-bouncer/plugin/config"
+	"mosquitto-bouncer/plugin/deviceid"
 	"mosquitto-bouncer/plugin/registry"
 )
 
@@ -21,7 +22,7 @@ import (
 // directory.
 func hand(id, configFile, out string, certify bool, request, secret []byte, ends time.Time,
 	change func(context.Context, *registry.Store, bundle.Certificate) error) (string, error) {
-	if !registry.ValidID(id) { // other programs may have registered what is none; the directory would be anywhere
+	if !deviceid.Valid(id) { // other programs may have registered what is none; the directory would be anywhere
 		return "", fmt.Errorf("%q is not a device id%s; remove it, and register the device by another", id, idRule)
 	}
 	cfg, err := config.Load(configFile)

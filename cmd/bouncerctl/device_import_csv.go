@@ -10,6 +10,7 @@ import (
 	"os"
 	"strings"
 
+	"mosquitto-bouncer/plugin/deviceid"
 	"mosquitto-bouncer/plugin/registry"
 	"mosquitto-bouncer/plugin/textfile"
 )
@@ -64,7 +65,7 @@ func readCSV(name string, stdin io.Reader, makeSecrets bool) (devices []registry
 		d := registry.Registration{ID: strings.Clone(record[id])}
 		at := fmt.Sprintf("%s:%d", name, line)
 		switch first, twice := lines[d.ID]; {
-		case !registry.ValidID(d.ID) || d.ID == "." || d.ID == "..":
+		case !deviceid.Valid(d.ID) || d.ID == "." || d.ID == "..":
 			return nil, nil, fmt.Errorf("%s: %q is not a device id%s", at, d.ID, idRule)
 		case twice:
 			return nil, nil, fmt.Errorf("%s: device %q is in line %d already; remove one", at, d.ID, first)

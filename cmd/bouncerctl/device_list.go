@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"mosquitto-bouncer/cmd/bouncerctl/output"
+	"mosquitto-bouncer/plugin/deviceid"
 	"mosquitto-bouncer/plugin/registry"
 )
 
@@ -110,7 +111,7 @@ func (p *tablePrinter) print(e *registry.Entry) error {
 	id, created, state, until := e.ID, "-", "enabled", "-"
 	if e.IDType != "" {
 		state = "invalid id (" + e.IDType + ")"
-	} else if !registry.ValidID(id) {
+	} else if !deviceid.Valid(id) {
 		id, state = fmt.Sprintf("%q", id), "invalid id"
 	} else if e.Disabled {
 		state = "disabled"
@@ -205,7 +206,7 @@ func (p *csvPrinter) print(e *registry.Entry) error {
 // cell is an id as a spreadsheet takes it for text: what is no id, as another program may have registered, is quoted as in
 // Go. Neither a terminal nor a spreadsheet obeys it then.
 func cell(e *registry.Entry) string {
-	if e.IDType == "" && registry.ValidID(e.ID) {
+	if e.IDType == "" && deviceid.Valid(e.ID) {
 		return e.ID
 	}
 	return strconv.Quote(e.ID)

@@ -10,6 +10,7 @@ import (
 
 	"mosquitto-bouncer/cmd/bouncerctl/output"
 	"mosquitto-bouncer/plugin/config"
+	"mosquitto-bouncer/plugin/deviceid"
 	"mosquitto-bouncer/plugin/order"
 	"mosquitto-bouncer/plugin/registry"
 )
@@ -34,7 +35,7 @@ certificate may do. With --all every removed device is released.`,
 				return usage(c, "more than %d device ids at a time", order.MaxNames)
 			}
 			for _, id := range args {
-				if !registry.ValidID(id) {
+				if !deviceid.Valid(id) {
 					return noDeviceID(c, id)
 				}
 			}

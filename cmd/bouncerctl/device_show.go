@@ -17,6 +17,7 @@ import (
 
 	"mosquitto-bouncer/cmd/bouncerctl/output"
 	"mosquitto-bouncer/plugin/config"
+	"mosquitto-bouncer/plugin/deviceid"
 	"mosquitto-bouncer/plugin/registry"
 )
 
@@ -59,7 +60,7 @@ or the broker does not run, the last line says so.`,
 
 // askGateway returns what the gateway knows of a device, or why it is not known.
 func askGateway(ctx context.Context, cfg *config.Config, id string) (*liveDevice, error) {
-	if !registry.ValidID(id) {
+	if !deviceid.Valid(id) {
 		return nil, errors.New("the gateway knows no device with this id")
 	}
 	l, err := listenerOf(cfg)
@@ -80,7 +81,7 @@ func show(w io.Writer, e *registry.Entry, live *liveDevice, missing error, now t
 		fmt.Fprintf(table, "%s\t%s\n", what, fmt.Sprintf(format, args...))
 	}
 	id, state := e.ID, "enabled"
-	if !registry.ValidID(id) {
+	if !deviceid.Valid(id) {
 		id, state = fmt.Sprintf("%q", id), "invalid id"
 	} else if e.Disabled {
 		state = "disabled"

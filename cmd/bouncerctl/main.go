@@ -13,6 +13,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"mosquitto-bouncer/plugin/deviceid"
 	"mosquitto-bouncer/plugin/registry"
 )
 
@@ -99,7 +100,7 @@ func completeDevices(c *cobra.Command, configFile *string) {
 				if err != nil || len(ids) == maxCompletions {
 					return err
 				}
-				if strings.HasPrefix(e.ID, typed) && e.IDType == "" && registry.ValidID(e.ID) {
+				if strings.HasPrefix(e.ID, typed) && e.IDType == "" && deviceid.Valid(e.ID) {
 					ids = append(ids, e.ID)
 				}
 			}
@@ -153,7 +154,7 @@ func oneID(c *cobra.Command, args []string) error {
 }
 
 // idRule says what a device id is made of.
-const idRule = " (1 to 64 of A-Z a-z 0-9 . _ : -)"
+const idRule = " (" + deviceid.Rule + ")"
 
 // noDeviceID refuses what is not a device id.
 func noDeviceID(c *cobra.Command, id string) error {

@@ -11,7 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"mosquitto-bouncer/plugin/config"
-	"mosquitto-bouncer/plugin/registry"
+	"mosquitto-bouncer/plugin/deviceid"
 	"mosquitto-bouncer/plugin/suspension"
 )
 
@@ -34,7 +34,7 @@ devices. The messages have been kept. A running broker continues within a second
 			device, what := "", "delivery"
 			if len(args) == 1 {
 				device, what = args[0], "delivery for "+args[0]
-				if !registry.ValidID(device) {
+				if !deviceid.Valid(device) {
 					return noDeviceID(c, device)
 				}
 			}

@@ -7,8 +7,8 @@ import (
 
 	"mosquitto-bouncer/cmd/bouncerctl/output"
 	"mosquitto-bouncer/plugin/config"
+	"mosquitto-bouncer/plugin/deviceid"
 	"mosquitto-bouncer/plugin/order"
-	"mosquitto-bouncer/plugin/registry"
 )
 
 func newRetainedClear(configFile *string) *cobra.Command {
@@ -30,7 +30,7 @@ plugin publishes an empty retained message on each; subscribers get nothing.`,
 				return usage(c, "more than %d devices and topics at a time", order.MaxNames)
 			}
 			for _, id := range devices {
-				if !registry.ValidID(id) {
+				if !deviceid.Valid(id) {
 					return noDeviceID(c, id)
 				}
 			}

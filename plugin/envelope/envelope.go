@@ -5,12 +5,12 @@ package envelope
 import (
 	"errors"
 	"strconv"
+
+	"mosquitto-bouncer/plugin/deviceid"
 )
 
 // Limits of the specification. The size of a whole message is the caller's to limit, before Decode.
 const (
-	// MaxDeviceID is the greatest length of a device id, in bytes.
-	MaxDeviceID = 64
 	// MaxDepth is how deep objects and arrays may nest, the envelope's own object included.
 	MaxDepth = 64
 	// MessageIDLen is the length of a message id: a UUID in its text form of RFC 9562, section 4.
@@ -27,7 +27,7 @@ var (
 	ErrDepth     = errors.New("objects and arrays nest deeper than " + strconv.Itoa(MaxDepth))
 	ErrMember    = errors.New("a member other than device_id, timestamp, message_id, payload and signature")
 	ErrMissing   = errors.New("device_id, timestamp, message_id, payload or signature is missing")
-	ErrDeviceID  = errors.New("device_id is not a string of 1 to 64 of A-Z a-z 0-9 . _ : -")
+	ErrDeviceID  = errors.New("device_id is not a string of " + deviceid.Rule)
 	ErrTimestamp = errors.New("timestamp is not an integer of at most 64 bits")
 	ErrMessageID = errors.New("message_id is not a string holding a UUID of 36 characters")
 	ErrSignature = errors.New("signature is not a string of 64 hexadecimal digits")
@@ -122,7 +122,7 @@ func (e *Envelope) readMember(name []byte, s *scanner) (bit int, err error) {
 	switch string(name) {
 	case "device_id":
 		e.DeviceID, err = s.plainString(ErrDeviceID)
-		if err == nil && !validDeviceID(e.DeviceID) {
+		if err == nil && !deviceid.Valid(e.DeviceID) { // an escape has a backslash, and is not valid
 			err = ErrDeviceID
 		}
 		return 1 << 0, err
@@ -183,21 +183,6 @@ func (e *Envelope) Canonical() []byte {
 		e.canonical, e.unsorted = s.canonical, false
 	}
 	return e.canonical
-}
-
-// validDeviceID reports whether id is 1 to MaxDeviceID of A-Z a-z 0-9 . _ : -; an escape has a backslash and is not.
-func validDeviceID(id []byte) bool {
-	if len(id) == 0 || len(id) > MaxDeviceID {
-		return false
-	}
-	for _, c := range id {
-		switch {
-		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9', c == '.', c == '_', c == ':', c == '-':
-		default:
-			return false
-		}
-	}
-	return true
 }
 
 // parseUUID reads xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx, in either letter case, and no other form.

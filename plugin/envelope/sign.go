@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+
+	"mosquitto-bouncer/plugin/deviceid"
 )
 
 // The bytes under the signature, joined without separators:
@@ -85,7 +87,7 @@ func AppendCanonical(dst, value []byte) ([]byte, error) {
 // timestamp is in seconds since 1970-01-01 UTC, messageID a UUID of 36 characters, payload one JSON value. An error
 // says which of them is not what an envelope may hold, or is the signer's.
 func Sign(signer Signer, deviceID string, timestamp int64, messageID string, payload []byte) ([]byte, error) {
-	if !validDeviceID([]byte(deviceID)) {
+	if !deviceid.Valid(deviceID) {
 		return nil, fmt.Errorf("sign: %w", ErrDeviceID)
 	}
 	if !parseUUID(new([16]byte), []byte(messageID)) {

@@ -26,6 +26,8 @@ import (
 	"regexp"
 	"slices"
 	"time"
+
+	"mosquitto-bouncer/plugin/deviceid"
 )
 
 // Usual lifetimes. A device or server certificate never outlives its CA.
@@ -135,8 +137,8 @@ func (ca *CA) IssueServer(names []string, now time.Time, lifetime time.Duration)
 // device id: 1 to 64 of A-Z a-z 0-9 . _ : -. It is valid from Backdate before
 // now until lifetime after now, or as long as the CA.
 func (ca *CA) IssueDevice(id string, now time.Time, lifetime time.Duration) (certPEM, keyPEM []byte, err error) {
-	if !deviceID.MatchString(id) {
-		return nil, nil, fmt.Errorf("the device id %q is not 1 to 64 of A-Z a-z 0-9 . _ : -", id)
+	if !deviceid.Valid(id) {
+		return nil, nil, fmt.Errorf("the device id %q is not %s", id, deviceid.Rule)
 	}
 	return ca.issue(deviceTemplate(id), now, lifetime)
 }
@@ -146,8 +148,8 @@ func (ca *CA) IssueDevice(id string, now time.Time, lifetime time.Duration) (cer
 // device id or missing; nothing else is taken from it. The key must be ECDSA on P-256 or P-384, Ed25519, or RSA of 2048
 // to 4096 bits.
 func (ca *CA) IssueDeviceFor(id string, requestPEM []byte, now time.Time, lifetime time.Duration) (certPEM []byte, err error) {
-	if !deviceID.MatchString(id) {
-		return nil, fmt.Errorf("the device id %q is not 1 to 64 of A-Z a-z 0-9 . _ : -", id)
+	if !deviceid.Valid(id) {
+		return nil, fmt.Errorf("the device id %q is not %s", id, deviceid.Rule)
 	}
 	block, _ := pem.Decode(requestPEM)
 	if block == nil || block.Type != "CERTIFICATE REQUEST" && block.Type != "NEW CERTIFICATE REQUEST" {
@@ -209,10 +211,7 @@ func Inspect(certPEM []byte) (notAfter time.Time, fingerprint [sha256.Size]byte,
 	return cert.NotAfter, sha256.Sum256(cert.Raw), nil
 }
 
-var (
-	deviceID = regexp.MustCompile(`\A[A-Za-z0-9._:-]{1,64}\z`)
-	hostName = regexp.MustCompile(`\A(\*\.)?([A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?\.)*[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?\z`)
-)
+var hostName = regexp.MustCompile(`\A(\*\.)?([A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?\.)*[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?\z`)
 
 // SplitNames sorts what a server is called into DNS names and IP addresses,
 // each once. It refuses what is neither, and an empty list.

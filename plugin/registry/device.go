@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"mosquitto-bouncer/plugin/deviceid"
 	"mosquitto-bouncer/plugin/secret"
 )
 
@@ -106,26 +107,8 @@ func samePins(d, o *Device) bool {
 	return slices.Equal(d.rare.pins, o.rare.pins)
 }
 
-// maxID is the longest device id, in bytes.
-const maxID = 64
-
-// ValidID tells whether id is 1 to 64 of A-Z a-z 0-9 . _ : -
-func ValidID(id string) bool { return validID(id) }
-
-func validID[T ~string | ~[]byte](id T) bool {
-	if len(id) < 1 || len(id) > maxID {
-		return false
-	}
-	for i := range len(id) {
-		switch c := id[i]; {
-		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9':
-		case c == '.', c == '_', c == ':', c == '-':
-		default:
-			return false
-		}
-	}
-	return true
-}
+// ValidID is deviceid.Valid.
+func ValidID(id string) bool { return deviceid.Valid(id) }
 
 // A Secret is a device's HMAC key: the bytes of the text in the database, as they are.
 type Secret = secret.Secret

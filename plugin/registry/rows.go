@@ -11,6 +11,8 @@ import (
 	"strings"
 	"time"
 
+	"mosquitto-bouncer/plugin/deviceid"
+
 	"golang.org/x/text/encoding/unicode"
 )
 
@@ -99,7 +101,7 @@ func (s *source) take(d *delta, known *Device, r *row) {
 		id, why := r.notText()
 		d.skip(r.id, id, why)
 		return
-	case !validID(r.id):
+	case !deviceid.Valid(r.id):
 		d.skip(r.id, "", "not a device id")
 		return
 	case len(r.secret) == 0:

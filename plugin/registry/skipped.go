@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"time"
 
+	"mosquitto-bouncer/plugin/deviceid"
+
 	"golang.org/x/time/rate"
 )
 
@@ -35,7 +37,7 @@ func (d *delta) skip(id []byte, odd, why string) {
 	}
 	name := odd
 	if name == "" {
-		name = fmt.Sprintf("%q", id[:min(len(id), maxID)])
+		name = fmt.Sprintf("%q", id[:min(len(id), deviceid.MaxLen)])
 	}
 	d.sample = append(d.sample, skippedRow{name, why})
 }

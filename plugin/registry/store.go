@@ -14,6 +14,7 @@ import (
 
 	"github.com/mattn/go-sqlite3"
 
+	"mosquitto-bouncer/plugin/deviceid"
 	"mosquitto-bouncer/plugin/sqlite"
 )
 
@@ -21,7 +22,7 @@ import (
 var (
 	ErrExists    = errors.New("device is already registered")
 	ErrNotFound  = errors.New("device is not registered")
-	ErrInvalidID = errors.New("not a device id (1 to 64 of A-Z a-z 0-9 . _ : -)")
+	ErrInvalidID = errors.New("not a device id (" + deviceid.Rule + ")")
 )
 
 // storeBusy is how long a Store waits for another program's transaction.
@@ -164,7 +165,7 @@ func (s *Store) Import(ctx context.Context, registrations iter.Seq2[Registration
 }
 
 func (r *Registration) check() error {
-	if !ValidID(r.ID) {
+	if !deviceid.Valid(r.ID) {
 		return fmt.Errorf("%q: %w", r.ID, ErrInvalidID)
 	}
 	return checkSecret(r.ID, r.Secret)

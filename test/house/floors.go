@@ -21,6 +21,7 @@ func (f floor) String() string {
 var floors = map[string]floor{
 	"plugin/brokerlog": ground,
 	"plugin/crash":     ground,
+	"plugin/deviceid":  ground,
 	"plugin/docpart":   ground,
 	"plugin/linefile":  ground,
 	"plugin/loop":      ground,
