@@ -6,6 +6,8 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+
+	"mosquitto-bouncer/plugin/ascii"
 )
 
 const (
@@ -58,7 +60,7 @@ func Parse(raw string) (u URL, err error) {
 		err = fmt.Errorf("%q has an unknown placeholder; the only one is %s", shown, Placeholder)
 	case strings.ContainsAny(raw, " \t\r\n"):
 		err = fmt.Errorf("%q has a blank in it; remove it, or write %%20", shown)
-	case !visible(raw):
+	case !ascii.Visible(raw):
 		err = fmt.Errorf("%q has characters other than printable ASCII without blanks; escape them with %%", shown)
 	}
 	if err != nil {
@@ -103,16 +105,6 @@ func (u *URL) Append(dst []byte, device string) []byte {
 		dst = append(dst, part...)
 	}
 	return dst
-}
-
-// visible reports whether s is printable ASCII without spaces.
-func visible(s string) bool {
-	for i := range len(s) {
-		if s[i] <= ' ' || s[i] >= 0x7f {
-			return false
-		}
-	}
-	return true
 }
 
 // WithoutQuery returns a URL as it may be shown: a query may hold a token.

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"syscall"
 
+	"mosquitto-bouncer/plugin/ascii"
 	"mosquitto-bouncer/plugin/secret"
 	"mosquitto-bouncer/plugin/textfile"
 )
@@ -29,7 +30,7 @@ func (d *document) secret(key string) secret.Secret {
 		d.problem(key, "%q is empty; put the secret into it", path)
 	case len(s) > most:
 		d.problem(key, "%q is longer than %d bytes; put only the secret into it", path, most)
-	case strings.ContainsFunc(s, notVisible):
+	case !ascii.Visible(s):
 		d.problem(key, "%q has characters other than printable ASCII without blanks; put the secret into it as one line, in hexadecimal or base64", path)
 	default:
 		return secret.Secret(s)

@@ -254,10 +254,6 @@ func isLoopback(hostPort string) bool {
 	return err == nil && (host == "localhost" || net.ParseIP(host).IsLoopback())
 }
 
-// notVisible reports whether c is anything but printable ASCII, blanks excluded: what an HTTP header or a URL cannot
-// hold as it is.
-func notVisible(c rune) bool { return c <= ' ' || c >= 0x7f }
-
 // boolean reads true or false.
 func (d *document) boolean(key string, byDefault bool) bool {
 	v, set := d.lookup(key)

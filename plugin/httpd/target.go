@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+
+	"mosquitto-bouncer/plugin/ascii"
 )
 
 // A target is what a request asks for (RFC 9112, section 3.2): origin-form or absolute-form.
@@ -24,7 +26,7 @@ var (
 // parseTarget reads the request target as the client sent it. No other normalisation takes place: two targets that are
 // different names to a proxy are not made the same here, but for escapes, which RFC 3986, section 6.2.2.2, makes equal.
 func parseTarget(raw []byte) (t target, err error) {
-	if bytes.ContainsFunc(raw, func(r rune) bool { return r <= ' ' || r >= 0x7f || r == '#' }) {
+	if !ascii.Visible(raw) || bytes.IndexByte(raw, '#') >= 0 {
 		return t, errTargetText
 	}
 	text := string(raw)

@@ -4,6 +4,8 @@ import (
 	"crypto/tls"
 	"errors"
 
+	"mosquitto-bouncer/plugin/ascii"
+
 	standardwebhooks "github.com/standard-webhooks/standard-webhooks/libraries/go"
 )
 
@@ -20,7 +22,7 @@ type Credentials struct {
 func NewCredentials(bearerToken, signingSecret []byte, config *tls.Config) (*Credentials, error) {
 	c := &Credentials{}
 	if len(bearerToken) > 0 {
-		if c.bearer = "Bearer " + string(bearerToken); !visible(string(bearerToken)) {
+		if c.bearer = "Bearer " + string(bearerToken); !ascii.Visible(bearerToken) {
 			return nil, errors.New("the bearer token holds a character that cannot be part of an HTTP header: " +
 				"only printable ASCII without spaces or line ends is allowed")
 		}

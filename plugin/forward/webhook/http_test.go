@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"mosquitto-bouncer/plugin/ascii"
 	"mosquitto-bouncer/plugin/backendurl"
 	"mosquitto-bouncer/plugin/forward"
 	"mosquitto-bouncer/plugin/forward/forwardtest"
@@ -185,7 +186,7 @@ func TestHeadersAreSafe(t *testing.T) {
 	}
 }
 
-func isPrintable(s string) bool { return visible(strings.ReplaceAll(s, " ", "")) }
+func isPrintable(s string) bool { return ascii.Visible(strings.ReplaceAll(s, " ", "")) }
 
 func TestOutcomes(t *testing.T) {
 	for _, test := range []struct {

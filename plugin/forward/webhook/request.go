@@ -12,6 +12,7 @@ import (
 	"syscall"
 	"time"
 
+	"mosquitto-bouncer/plugin/ascii"
 	"mosquitto-bouncer/plugin/backendurl"
 	"mosquitto-bouncer/plugin/forward"
 
@@ -57,7 +58,7 @@ func newClient(cfg Config, t backendurl.URL) (*client, error) {
 	if cfg.Version != "" {
 		c.userAgent += "/" + cfg.Version
 	}
-	if !visible(c.userAgent) {
+	if !ascii.Visible(c.userAgent) {
 		return nil, fmt.Errorf("version %q cannot be part of an HTTP header", cfg.Version)
 	}
 	credentials, err := NewCredentials(cfg.BearerToken, cfg.SigningSecret, cfg.TLS)
@@ -342,14 +343,4 @@ func appendEscaped(dst []byte, s string) []byte {
 		}
 	}
 	return dst
-}
-
-// visible reports whether s is printable ASCII without spaces.
-func visible(s string) bool {
-	for i := range len(s) {
-		if s[i] <= ' ' || s[i] >= 0x7f {
-			return false
-		}
-	}
-	return true
 }

@@ -1,6 +1,10 @@
 package webhook
 
-import "strings"
+import (
+	"strings"
+
+	"mosquitto-bouncer/plugin/ascii"
+)
 
 // maxTraceparent bounds a traceparent of a later version, which may be longer than version 00.
 const maxTraceparent = 256
@@ -30,5 +34,5 @@ func validTraceparent(s string) bool {
 	case version == "00":
 		return more == ""
 	}
-	return version != "ff" && (more == "" || more[0] == '-' && visible(more))
+	return version != "ff" && (more == "" || more[0] == '-' && ascii.Visible(more))
 }
