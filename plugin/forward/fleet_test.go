@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -15,10 +16,11 @@ func TestFleetsRefused(t *testing.T) {
 		for _, batch := range []int{1, 10} {
 			for _, unordered := range []bool{false, true} {
 				synctest.Test(t, func(t *testing.T) {
-					status := 200
+					var status atomic.Int32
+					status.Store(200)
 					cfg := batches(Config{Batch: batch, Unordered: unordered, MaxAge: 72 * time.Hour}, func([]Message) reply {
 						time.Sleep(time.Millisecond)
-						return reply{status: status}
+						return reply{status: int(status.Load())}
 					})
 					x := start(t, cfg)
 					x.store.AnyOrder = unordered
@@ -26,7 +28,7 @@ func TestFleetsRefused(t *testing.T) {
 						x.enqueue(message(fmt.Sprint("d", n%devices), n))
 					}
 					time.Sleep(time.Minute)
-					status = 404
+					status.Store(404)
 					for n := range 20 * devices {
 						x.enqueue(message(fmt.Sprint("d", n%devices), 1000+n))
 					}
@@ -34,7 +36,7 @@ func TestFleetsRefused(t *testing.T) {
 					if s := x.Stats(); s.Dead != 0 || !s.Refusing {
 						t.Errorf("%d devices, batch %d: %+v", devices, batch, s)
 					}
-					status = 200
+					status.Store(200)
 					time.Sleep(2 * time.Minute)
 					if s := x.Stats(); s.Pending != 0 || s.Dead != 0 || s.Refusing {
 						t.Errorf("%d devices, batch %d, healed: %+v", devices, batch, s)
@@ -49,10 +51,11 @@ func TestFleetsRefused(t *testing.T) {
 // the log does not say again and again that they are.
 func TestOneDeviceUnauthorized(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		denied := true
+		var denied atomic.Bool
+		denied.Store(true)
 		x := start(t, with(func(m *Message) reply {
 			time.Sleep(10 * time.Millisecond)
-			if denied && m.DeviceID == "denied" {
+			if denied.Load() && m.DeviceID == "denied" {
 				return reply{status: 401}
 			}
 			return reply{status: 200}
@@ -76,7 +79,7 @@ func TestOneDeviceUnauthorized(t *testing.T) {
 		if x.log.Count("refuses a device and takes messages of others", "device=denied", "status=401") == 0 {
 			t.Errorf("log:\n%.2000s", x.log)
 		}
-		denied = false
+		denied.Store(false)
 		time.Sleep(time.Minute)
 		if s := x.Stats(); s.Pending != 0 {
 			t.Errorf("%+v", s)

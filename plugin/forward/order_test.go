@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -60,12 +61,12 @@ func TestUnorderedIsFair(t *testing.T) {
 // of the workers to the others.
 func TestUnorderedFailures(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		hang := false
+		var hang atomic.Bool
 		cfg := with(func(m *Message) reply {
 			switch {
 			case number(m) == "1":
 				return reply{status: 500}
-			case hang && m.DeviceID == "a":
+			case hang.Load() && m.DeviceID == "a":
 				time.Sleep(5 * time.Second)
 				return reply{err: errDown}
 			}
@@ -81,7 +82,7 @@ func TestUnorderedFailures(t *testing.T) {
 		if s := x.Stats(); s.Delivered != 99 || s.Pending != 1 {
 			t.Fatalf("%+v", s)
 		}
-		hang = true
+		hang.Store(true)
 		for n := range 1000 {
 			x.enqueue(message("a", n+1000))
 		}
@@ -92,14 +93,17 @@ func TestUnorderedFailures(t *testing.T) {
 		}
 		for x.Stats().Delivered < 1099 {
 			time.Sleep(10 * time.Millisecond)
-			if len(x.waiting) > maxAhead*4 {
-				t.Fatalf("%d parcels wait", len(x.waiting))
+			x.Forwarder.mu.Lock()
+			n := len(x.waiting)
+			x.Forwarder.mu.Unlock()
+			if n > maxAhead*4 {
+				t.Fatalf("%d parcels wait", n)
 			}
 		}
 		if d := time.Since(begun); d > 15*time.Second { // alone it takes 1 s of one worker
 			t.Errorf("the other device's messages took %v", d)
 		}
-		hang = false
+		hang.Store(false)
 		time.Sleep(3 * time.Hour)
 		if s := x.Stats(); s.Delivered != 2099 || s.Dead != 1 {
 			t.Errorf("%+v", s)

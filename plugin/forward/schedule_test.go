@@ -110,8 +110,11 @@ func TestHangingLanesLeaveWorkers(t *testing.T) {
 		}
 		for x.Stats().Delivered < 1100 {
 			time.Sleep(10 * time.Millisecond)
-			if s := x.Stats(); s.InFlight > 4 || s.Retries < 100 || x.retrying > 2 {
-				t.Fatalf("%+v, %d retrying", s, x.retrying)
+			x.Forwarder.mu.Lock()
+			retrying := x.retrying
+			x.Forwarder.mu.Unlock()
+			if s := x.Stats(); s.InFlight > 4 || s.Retries < 100 || retrying > 2 {
+				t.Fatalf("%+v, %d retrying", s, retrying)
 			}
 		}
 		// Alone they take 10 s.

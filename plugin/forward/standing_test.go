@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -198,8 +199,9 @@ func TestBackendRefusesOneDevice(t *testing.T) {
 // asks whether the backend still refuses.
 func TestRefusingOverRestart(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		status := 404
-		backend := with(func(*Message) reply { time.Sleep(time.Second); return reply{status: status} })
+		var status atomic.Int32
+		status.Store(404)
+		backend := with(func(*Message) reply { time.Sleep(time.Second); return reply{status: int(status.Load())} })
 		first := start(t, backend)
 		for n := range 10 {
 			first.enqueue(message(fmt.Sprint("d", n), 1))
@@ -222,7 +224,7 @@ func TestRefusingOverRestart(t *testing.T) {
 		if s := second.Stats(); s.Dead != 0 || !s.Refusing || s.InFlight > 1 {
 			t.Errorf("%+v", s)
 		}
-		status = 204
+		status.Store(204)
 		time.Sleep(time.Minute)
 		if s := second.Stats(); s.Delivered != 100 || s.Refusing {
 			t.Errorf("%+v", s)
@@ -236,11 +238,12 @@ func TestRefusingOverRestart(t *testing.T) {
 // A final refusal of one message is no sign that the backend takes others.
 func TestRefusalIsNoRecovery(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		status := 500
-		x := start(t, with(func(*Message) reply { return reply{status: status} }))
+		var status atomic.Int32
+		status.Store(500)
+		x := start(t, with(func(*Message) reply { return reply{status: int(status.Load())} }))
 		x.enqueue(message("a", 1))
 		time.Sleep(10 * time.Second)
-		status = 422
+		status.Store(422)
 		time.Sleep(time.Minute)
 		if s := x.Stats(); s.Dead != 1 {
 			t.Fatalf("%+v", s)
@@ -248,7 +251,7 @@ func TestRefusalIsNoRecovery(t *testing.T) {
 		if x.log.Count("takes messages again") != 0 {
 			t.Errorf("log:\n%s", x.log)
 		}
-		status = 200
+		status.Store(200)
 		x.enqueue(message("a", 2))
 		synctest.Wait()
 		if x.log.Count("takes messages again") != 1 {
