@@ -25,6 +25,8 @@ import (
 	"time"
 
 	"golang.org/x/time/rate"
+
+	"mosquitto-bouncer/plugin/crash"
 )
 
 // Bounds of the implementation.
@@ -211,12 +213,8 @@ func (l *Log) run() {
 
 // finish writes what is left when the log is closed.
 func (l *Log) finish() {
-	defer func() {
-		if v := recover(); v != nil {
-			l.log.Error("internal error in the audit log, caught; please report it", "panic", fmt.Sprint(v))
-		}
-		_ = l.file.Close()
-	}()
+	defer func() { _ = l.file.Close() }()
+	defer crash.Log(l.log, "audit log")
 	for n := len(l.queue); n > 0; n-- {
 		r := <-l.queue
 		l.write(&r)
@@ -228,12 +226,7 @@ func (l *Log) finish() {
 
 // step does one thing that is due, and reports whether there is more to come. A panic ends that thing alone.
 func (l *Log) step(tick <-chan time.Time) (more bool) {
-	defer func() {
-		if v := recover(); v != nil {
-			more = true
-			l.log.Error("internal error in the audit log, caught; please report it", "panic", fmt.Sprint(v))
-		}
-	}()
+	defer crash.Then(l.log, "audit log", func() { more = true })
 	select {
 	case <-l.stop:
 		return false

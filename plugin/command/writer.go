@@ -4,11 +4,10 @@ import (
 	"container/heap"
 	"context"
 	"errors"
-	"fmt"
-	"runtime/debug"
 	"slices"
 	"time"
 
+	"mosquitto-bouncer/plugin/crash"
 	"mosquitto-bouncer/plugin/sqlite"
 )
 
@@ -55,7 +54,7 @@ func (s *Store) round() (ok bool) {
 	defer func() {
 		if v := recover(); v != nil {
 			s.tell(false) // whether they are stored is not known, so they wait for the next start
-			s.log.Error("internal error, caught; please report it", "where", "commands", "panic", fmt.Sprint(v), "stack", string(debug.Stack()))
+			crash.Report(s.log, "commands", v)
 		}
 		for _, c := range batch {
 			c.done <- err

@@ -197,7 +197,7 @@ func TestPanicInGone(t *testing.T) {
 			t.Errorf("%+v, %d calls", s, calls)
 		}
 		x.Resume("a")
-		if s := x.drain(); s.Delivered != 1 || x.log.Count("reporting that the backend is gone panicked") != 1 {
+		if s := x.drain(); s.Delivered != 1 || x.log.Count(`msg="internal error, caught; please report it" where="reporting that the backend is gone"`) != 1 {
 			t.Errorf("%+v log:\n%s", s, x.log)
 		}
 	})

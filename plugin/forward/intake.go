@@ -4,6 +4,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"mosquitto-bouncer/plugin/crash"
 )
 
 // maxSpareArrivals bounds the capacity that an intake keeps for later.
@@ -69,11 +71,7 @@ func (f *Forwarder) dispatcher() {
 }
 
 func (f *Forwarder) dispatch() {
-	defer func() {
-		if p := recover(); p != nil {
-			f.panicked("dispatching panicked", nil, p)
-		}
-	}()
+	defer crash.Log(f.log, "dispatcher")
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.arrive()

@@ -57,7 +57,7 @@ func TestDeadLetterIsStoredAgain(t *testing.T) {
 		}
 		if x.log.Count("a message is held up, trying again", "device=a",
 			`error="storing the dead letter of a message that is refused: no space left on device"`) != 8 ||
-			x.log.Count("storing a dead letter panicked") != 1 || x.log.Count("message is dead", "message_id=550e8400-e29b-41d4-a716-000000000002", "reason=refused") != 1 {
+			x.log.Count(`msg="internal error, caught; please report it" where="storing a dead letter"`) != 1 || x.log.Count("message is dead", "message_id=550e8400-e29b-41d4-a716-000000000002", "reason=refused") != 1 {
 			t.Errorf("log:\n%s", x.log)
 		}
 	})

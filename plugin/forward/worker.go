@@ -4,9 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"runtime/debug"
 	"slices"
 	"time"
+
+	"mosquitto-bouncer/plugin/crash"
 )
 
 const (
@@ -42,11 +43,7 @@ func (f *Forwarder) leave() {
 }
 
 func (f *Forwarder) serve() (ended bool) {
-	defer func() {
-		if p := recover(); p != nil {
-			f.panicked("forwarding panicked", nil, p)
-		}
-	}()
+	defer crash.Log(f.log, "forwarder")
 	w := &worker{batch: Batch{Messages: make([]Message, 0, 1)}}
 	for {
 		p := f.nextParcel()
@@ -56,16 +53,6 @@ func (f *Forwarder) serve() (ended bool) {
 		for f.settle(w, p, f.try(w, p)) {
 		}
 	}
-}
-
-// panicked logs a recovered panic; m may be nil. It does not panic, even if it is the log that does.
-func (f *Forwarder) panicked(msg string, m *Message, p any) {
-	defer func() { _ = recover() }()
-	args := []any{"panic", fmt.Sprint(p), "stack", string(debug.Stack())}
-	if m != nil {
-		args = append(args, "device", m.DeviceID, "message_id", m.MessageID)
-	}
-	f.log.Error(msg, args...)
 }
 
 func (f *Forwarder) nextParcel() *parcel {
@@ -95,7 +82,8 @@ func (f *Forwarder) try(w *worker, p *parcel) (a attempt) {
 	}
 	defer func() {
 		if v := recover(); v != nil {
-			f.panicked("delivering a message panicked", w.message(), v)
+			m := w.message()
+			crash.Report(f.log, "delivering a message", v, "device", m.DeviceID, "message_id", m.MessageID)
 			a = attempt{Result: Result{Err: fmt.Errorf("panic: %v", v)}, panicked: true, device: a.device, messageID: w.first}
 			s := &p.spans[0]
 			if s.panics++; s.panics < maxPanics {
@@ -205,7 +193,7 @@ func (f *Forwarder) settle(w *worker, p *parcel, a attempt) (more bool) {
 func (f *Forwarder) handOver(m *Message, r *Result) (ok bool) {
 	defer func() {
 		if p := recover(); p != nil {
-			f.panicked("handing over an answer panicked", m, p)
+			crash.Report(f.log, "handing over an answer", p, "device", m.DeviceID, "message_id", m.MessageID)
 		}
 	}()
 	switch {
@@ -220,11 +208,7 @@ func (f *Forwarder) handOver(m *Message, r *Result) (ok bool) {
 }
 
 func (f *Forwarder) tellDelivered(pos uint64) {
-	defer func() {
-		if p := recover(); p != nil {
-			f.panicked("recording a delivery panicked", nil, p)
-		}
-	}()
+	defer crash.Log(f.log, "recording a delivery")
 	f.store.Delivered(pos)
 }
 
@@ -233,7 +217,7 @@ func (f *Forwarder) bury(pos uint64, a *attempt) (err error) {
 	stored := false
 	defer func() {
 		if p := recover(); p != nil {
-			f.panicked("storing a dead letter panicked", nil, p)
+			crash.Report(f.log, "storing a dead letter", p, "device", a.device, "message_id", a.messageID)
 			if !stored {
 				err = fmt.Errorf("panic: %v", p)
 			}
@@ -253,11 +237,7 @@ func (f *Forwarder) bury(pos uint64, a *attempt) (err error) {
 
 // tellGone tells the caller and the log that an address is gone.
 func (f *Forwarder) tellGone(a *attempt) {
-	defer func() {
-		if p := recover(); p != nil {
-			f.panicked("reporting that the backend is gone panicked", nil, p)
-		}
-	}()
+	defer crash.Log(f.log, "reporting that the backend is gone")
 	device := a.device
 	if !a.OwnAddress {
 		device = ""

@@ -5,8 +5,9 @@ import (
 	"fmt"
 	"io/fs"
 	"math"
-	"runtime/debug"
 	"time"
+
+	"mosquitto-bouncer/plugin/crash"
 )
 
 const (
@@ -74,12 +75,7 @@ func (j *Journal) run() {
 
 // protect keeps a panic from ending the process that the journal lives in.
 func (j *Journal) protect(f func()) {
-	defer func() {
-		if r := recover(); r != nil {
-			j.counts.panics.Add(1)
-			j.log.Error("panic in the journal", "panic", fmt.Sprint(r), "stack", string(debug.Stack()))
-		}
-	}()
+	defer crash.Then(j.log, "journal", func() { j.counts.panics.Add(1) })
 	f()
 }
 

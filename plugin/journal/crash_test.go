@@ -30,14 +30,14 @@ type crashTest struct {
 	mu       sync.Mutex // held while a message is appended or settled, and while the journal's files are copied
 	accepted map[Position]*recovered
 	taken    map[string]int
-	crashes  []*crash
+	crashes  []*crashPoint
 	durable  []byte            // the dropped state that the disk has for sure
 	synced   map[string]int64  // bytes of collectors that it has
 	removed  map[string][]byte // every file that ever was, as it was last
 }
 
-// A crash is the journal's files at one moment.
-type crash struct {
+// A crashPoint is the journal's files at one moment.
+type crashPoint struct {
 	step     string
 	files    map[string][]byte
 	accepted map[Position]recovered
@@ -66,7 +66,7 @@ func (c *crashTest) after(step string) {
 		return
 	}
 	c.taken[step]++
-	s := &crash{step: step, files: c.read(), accepted: make(map[Position]recovered), now: c.f.now(), durable: c.durable,
+	s := &crashPoint{step: step, files: c.read(), accepted: make(map[Position]recovered), now: c.f.now(), durable: c.durable,
 		synced: maps.Clone(c.synced), removed: maps.Clone(c.removed)}
 	for pos, r := range c.accepted {
 		s.accepted[pos] = *r
@@ -165,7 +165,7 @@ func (c *crashTest) open() *Journal {
 }
 
 // check opens a copy of the files and holds what is in it against what was accepted. Only a failure of the power tears.
-func (s *crash) check(t *testing.T, what string, files map[string][]byte, power bool) {
+func (s *crashPoint) check(t *testing.T, what string, files map[string][]byte, power bool) {
 	t.Helper()
 	f := newFixture(t)
 	f.SegmentBytes, f.MaxBytes, f.clock = minSegmentBytes, 4<<20, s.now
@@ -223,7 +223,7 @@ func (s *crash) check(t *testing.T, what string, files map[string][]byte, power 
 }
 
 // powerFailures are what a failure of the power may leave instead of the files as they are.
-func (s *crash) powerFailures(random *rand.Rand) map[string]map[string][]byte {
+func (s *crashPoint) powerFailures(random *rand.Rand) map[string]map[string][]byte {
 	former := maps.Clone(s.files)
 	delete(former, droppedState+stateSuffix)
 	if s.durable != nil {

@@ -8,6 +8,8 @@ import (
 	"log/slog"
 	"sync"
 	"time"
+
+	"mosquitto-bouncer/plugin/crash"
 )
 
 const (
@@ -89,12 +91,8 @@ func (c *Checks) look(ctx context.Context, s *store) {
 	limited, cancel := context.WithTimeout(ctx, Limit)
 	defer cancel()
 	err := fmt.Errorf("%s: the check panicked", s.name)
-	defer func() {
-		if v := recover(); v != nil {
-			c.log.Error("internal error, caught; please report it", "where", "writable", "store", s.name, "panic", fmt.Sprint(v))
-		}
-		c.note(ctx, s, err)
-	}()
+	defer func() { c.note(ctx, s, err) }()
+	defer crash.Log(c.log, "writable", "store", s.name)
 	err = s.check(limited)
 }
 

@@ -142,7 +142,7 @@ func TestPanicInAnswer(t *testing.T) {
 	if s := f.Stats(); s.Delivered != 2 || s.Retries != 0 || s.AnswersDropped != 1 || calls.Load() != 2 {
 		t.Errorf("%+v, %d calls", s, calls.Load())
 	}
-	if log.Count("handing over an answer panicked", `panic="callback went wrong"`, "stack=") != 1 {
+	if log.Count(`msg="internal error, caught; please report it" where="handing over an answer"`, `panic="callback went wrong"`, "device=a") != 1 {
 		t.Errorf("log:\n%s", &log)
 	}
 }
