@@ -32,4 +32,4 @@ type Publish struct {
 type UserProperty struct{ Name, Value string }
 
 // size is what the queue counts of p.
-func (p *Publish) size() int { return len(p.Payload) + len(p.Correlation) }
+func (p Publish) size() int { return len(p.Payload) + len(p.Correlation) }
