@@ -141,8 +141,9 @@ func (c *crashTest) fill(j *Journal, n int) {
 				j.Done(pos, r.outcome)
 			}
 		}
+		later := c.random.IntN(20) == 0
 		c.mu.Unlock()
-		if c.random.IntN(20) == 0 {
+		if later {
 			c.f.advance(5 * time.Second)
 		}
 	}
