@@ -33,11 +33,12 @@ import (
 	"mosquitto-bouncer/plugin/retained"
 	"mosquitto-bouncer/plugin/sampler"
 	"mosquitto-bouncer/plugin/subscription"
+	"mosquitto-bouncer/plugin/version"
 	"mosquitto-bouncer/plugin/writable"
 )
 
 // Version is the version of this software.
-const Version = "0.1.0"
+const Version = version.Number
 
 // Bounds of the implementation.
 const (

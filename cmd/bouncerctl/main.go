@@ -15,10 +15,8 @@ import (
 
 	"mosquitto-bouncer/plugin/deviceid"
 	"mosquitto-bouncer/plugin/registry"
+	"mosquitto-bouncer/plugin/version"
 )
-
-// version is the plugin's.
-const version = "0.1.0"
 
 // Exit codes.
 const (
@@ -61,7 +59,7 @@ devices. Changes take effect within a second, without a restart of the broker.
 The exit code is 0 on success, 1 on failure, 2 for a wrong call.`,
 		Example: `  bouncerctl init --dir /srv/bouncer --host broker.example.org
   bouncerctl device add sensor_001 --config /srv/bouncer/bouncer.toml`,
-		Version:       version,
+		Version:       version.Number,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"mosquitto-bouncer/plugin"
+	"mosquitto-bouncer/plugin/version"
 )
 
 // program is the real binary, built once.
@@ -32,10 +33,10 @@ func TestMain(m *testing.M) {
 }
 
 func TestVersion(t *testing.T) {
-	if version != plugin.Version {
-		t.Errorf("bouncerctl is %s, the plugin %s", version, plugin.Version)
+	if version.Number != plugin.Version {
+		t.Errorf("bouncerctl is %s, the plugin %s", version.Number, plugin.Version)
 	}
-	if got := succeed(t, "--version"); got != "bouncerctl "+version+"\n" {
+	if got := succeed(t, "--version"); got != "bouncerctl "+version.Number+"\n" {
 		t.Errorf("got %q", got)
 	}
 }

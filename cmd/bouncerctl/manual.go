@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"strings"
 
+	"mosquitto-bouncer/plugin/version"
+
 	"github.com/cpuguy83/go-md2man/v2/md2man"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -72,7 +74,7 @@ func manual(root *cobra.Command, docs string) (map[string][]byte, error) {
 
 // page makes a manual page of Markdown.
 func page(name string, section int, short, body string) []byte {
-	head := fmt.Sprintf("%% %s %d \"\" \"mosquitto-bouncer %s\" \"\"\n\n# NAME\n\n%s - %s\n", strings.ToUpper(name), section, version, name, short)
+	head := fmt.Sprintf("%% %s %d \"\" \"mosquitto-bouncer %s\" \"\"\n\n# NAME\n\n%s - %s\n", strings.ToUpper(name), section, version.Number, name, short)
 	return append(bytes.TrimSpace(md2man.Render([]byte(head+withoutTables(body)))), '\n')
 }
 

@@ -33,6 +33,7 @@ var floors = map[string]floor{
 	"plugin/sqlite":    ground,
 	"plugin/testkit":   ground,
 	"plugin/textfile":  ground,
+	"plugin/version":   ground,
 	"plugin/writable":  ground,
 
 	"plugin/forward/forwardtest": ground,
