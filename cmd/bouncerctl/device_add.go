@@ -1,20 +1,14 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
-	"os"
-	"os/signal"
 	"path/filepath"
 	"strings"
-	"syscall"
 
 	"github.com/spf13/cobra"
 
-	"mosquitto-bouncer/cmd/bouncerctl/files"
 	"mosquitto-bouncer/plugin/config"
 	"mosquitto-bouncer/plugin/deviceid"
 	"mosquitto-bouncer/plugin/registry"
@@ -88,16 +82,11 @@ func (o *addOptions) run(id, configFile string, stdin io.Reader, stdout io.Write
 	if note := blanksNote(secret, inputName(o.secretFile)); note != "" {
 		fmt.Fprintln(stdout, note)
 	}
-	out := o.out
-	if out == "" {
-		out = filepath.Join(filepath.Dir(cfg.Database), "devices", id)
-	}
-	if out, err = filepath.Abs(out); err != nil {
+	out, err := bundleDir(cfg, o.out, id)
+	if err != nil {
 		return err
 	}
-
-	// Nothing is left half-made by Ctrl-C either.
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	ctx, stop := interruptible()
 	defer stop()
 	store, err := openStore(cfg, true)
 	if err != nil {
@@ -122,19 +111,12 @@ func (o *addOptions) run(id, configFile string, stdin io.Reader, stdout io.Write
 	if err != nil {
 		return err
 	}
-	var c files.Creation
-	if err := b.Write(&c, out); err != nil {
-		if errors.Is(err, fs.ErrExist) {
-			err = outExists(out)
-		}
-		return errors.Join(err, c.Undo())
-	}
 	registration := registry.Registration{ID: id, Secret: secret, CertificateExpires: cert.Expires}
 	if o.pin {
 		registration.Pin = cert.Fingerprint
 	}
-	if err := store.Register(ctx, registration); err != nil {
-		return errors.Join(deviceError(id, err), c.Undo())
+	if err := writeBundle(id, b, out, func() error { return store.Register(ctx, registration) }); err != nil {
+		return err
 	}
 	fmt.Fprintf(stdout, "Registered %s. Its bundle is in %s:\n  %s\n", id, out, strings.Join(b.Names(), "  "))
 	return nil

@@ -2,17 +2,11 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io/fs"
-	"os"
-	"os/signal"
 	"path/filepath"
-	"syscall"
 	"time"
 
 	"mosquitto-bouncer/cmd/bouncerctl/bundle"
-	"mosquitto-bouncer/cmd/bouncerctl/files"
 	"mosquitto-bouncer/plugin/config"
 	"mosquitto-bouncer/plugin/deviceid"
 	"mosquitto-bouncer/plugin/registry"
@@ -29,13 +23,10 @@ func hand(id, configFile, out string, certify bool, request, secret []byte, ends
 	if err != nil {
 		return "", err
 	}
-	if out == "" {
-		out = filepath.Join(filepath.Dir(cfg.Database), "devices", id+"."+time.Now().UTC().Format("20060102T150405.000Z"))
-	}
-	if out, err = filepath.Abs(out); err != nil {
+	if out, err = bundleDir(cfg, out, id+"."+time.Now().UTC().Format("20060102T150405.000Z")); err != nil {
 		return "", err
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	ctx, stop := interruptible()
 	defer stop()
 	store, err := openStore(cfg, false)
 	if err != nil {
@@ -54,15 +45,8 @@ func hand(id, configFile, out string, certify bool, request, secret []byte, ends
 	if err != nil {
 		return "", err
 	}
-	var c files.Creation
-	if err := b.Write(&c, out); err != nil {
-		if errors.Is(err, fs.ErrExist) {
-			err = outExists(out)
-		}
-		return "", errors.Join(err, c.Undo())
-	}
-	if err := change(ctx, store, cert); err != nil {
-		return "", errors.Join(deviceError(id, err), c.Undo())
+	if err := writeBundle(id, b, out, func() error { return change(ctx, store, cert) }); err != nil {
+		return "", err
 	}
 	return out, nil
 }

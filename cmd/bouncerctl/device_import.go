@@ -8,10 +8,8 @@ import (
 	"io/fs"
 	"iter"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"runtime"
-	"syscall"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
@@ -76,7 +74,7 @@ func (o *importOptions) run(name, configFile string, stdin io.Reader, stdout, st
 	for _, note := range notes {
 		fmt.Fprintln(stdout, note)
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	ctx, stop := interruptible()
 	defer stop()
 	store, err := openStore(cfg, true)
 	if err != nil {
