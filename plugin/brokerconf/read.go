@@ -1,12 +1,13 @@
 package brokerconf
 
 import (
+	"errors"
 	"fmt"
-	"io"
 	"os"
 	"slices"
 	"strings"
-	"syscall"
+
+	"mosquitto-bouncer/plugin/textfile"
 )
 
 // Limits of a configuration; beyond them reading it is an error.
@@ -39,28 +40,15 @@ func (c *Config) readFile(path string, included bool) error {
 	return c.parse(path, text, included)
 }
 
-func readText(path string) (text []byte, err error) {
-	// Without O_NONBLOCK, opening a FIFO would wait for its writer.
-	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
-	if err != nil {
-		return nil, err
+func readText(path string) ([]byte, error) {
+	text, err := textfile.ReadRegular(path, maxFileBytes, 0, nil)
+	if errors.Is(err, textfile.ErrNotRegular) {
+		return nil, fmt.Errorf("%s: %w, it cannot be read a second time", path, err)
 	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return nil, err
-	}
-	if !info.Mode().IsRegular() {
-		return nil, fmt.Errorf("%s: not a regular file, it cannot be read a second time", path)
-	}
-	text, err = io.ReadAll(io.LimitReader(f, maxFileBytes+1))
-	if err != nil {
-		return nil, err
-	}
-	if len(text) > maxFileBytes {
+	if _, tooLarge := errors.AsType[textfile.TooLargeError](err); tooLarge {
 		return nil, fmt.Errorf("%s: longer than %d bytes, not read", path, maxFileBytes)
 	}
-	return text, nil
+	return text, err
 }
 
 // readDir reads the files of a directory that end in .conf, hidden ones too, in

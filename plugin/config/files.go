@@ -5,11 +5,8 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
-	"os"
 	"strings"
-	"syscall"
 
 	"mosquitto-bouncer/plugin/ascii"
 	"mosquitto-bouncer/plugin/secret"
@@ -114,35 +111,16 @@ func (e *openToOthersError) Error() string {
 	return fmt.Sprintf("mode %04o lets every user in", e.mode)
 }
 
-func readRegular(path string, forbidden fs.FileMode) ([]byte, error) {
-	// O_NONBLOCK: opening a FIFO would otherwise wait for a writer.
-	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return nil, err
-	}
-	if !info.Mode().IsRegular() {
-		return nil, errors.New("not a regular file")
-	}
-	if info.Mode()&forbidden != 0 {
-		return nil, &openToOthersError{info.Mode().Perm()}
-	}
-	content, err := io.ReadAll(io.LimitReader(f, MaxFileBytes+1))
-	if err == nil && len(content) > MaxFileBytes {
-		err = fmt.Errorf("larger than %d bytes", MaxFileBytes)
-	}
-	return content, err
-}
-
 // readFile returns the text of a regular file of at most MaxFileBytes, without a byte order mark.
 // forbidden are the permission bits that the file must not have. The path is
 // left out of the errors: the caller names it.
 func readFile(path string, forbidden fs.FileMode) ([]byte, error) {
-	content, err := readRegular(path, forbidden)
+	content, err := textfile.ReadRegular(path, MaxFileBytes, 0, func(info fs.FileInfo) error {
+		if info.Mode()&forbidden != 0 {
+			return &openToOthersError{info.Mode().Perm()}
+		}
+		return nil
+	})
 	if pathErr, ok := errors.AsType[*fs.PathError](err); ok {
 		err = pathErr.Err
 	}

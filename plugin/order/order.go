@@ -11,7 +11,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -19,6 +18,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"mosquitto-bouncer/plugin/textfile"
 )
 
 // DirName is the directory's name in the state directory.
@@ -169,21 +170,9 @@ func finish(path string, why error) error {
 }
 
 func read(path string) (o Order, err error) {
-	// A named pipe without a writer would hold up the gateway's stop.
-	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK|syscall.O_NOFOLLOW, 0)
+	text, err := textfile.ReadRegular(path, maxBytes, syscall.O_NOFOLLOW, nil)
 	if err != nil {
 		return o, err
-	}
-	defer f.Close()
-	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
-		return o, errors.New("no regular file")
-	}
-	text, err := io.ReadAll(io.LimitReader(f, maxBytes+1))
-	if err != nil {
-		return o, err
-	}
-	if len(text) > maxBytes {
-		return o, fmt.Errorf("longer than %d bytes", maxBytes)
 	}
 	d := json.NewDecoder(bytes.NewReader(text))
 	d.DisallowUnknownFields()
