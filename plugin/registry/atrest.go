@@ -18,10 +18,7 @@ import (
 // that were. Secrets encrypted before are opened with from, which may be nil where there are none. All are, or none;
 // then the file is written anew, so that no copy of what was replaced is left in it.
 func (s *Store) Recrypt(ctx context.Context, from *Key) (n int, err error) {
-	if _, err := s.db.ExecContext(ctx, "PRAGMA cache_spill = OFF"); err != nil {
-		return 0, s.failed(err)
-	}
-	tx, err := s.db.BeginTx(ctx, nil)
+	tx, err := s.beginLarge(ctx)
 	if err != nil {
 		return 0, s.failed(err)
 	}

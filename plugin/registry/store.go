@@ -133,14 +133,19 @@ func (s *Store) Register(ctx context.Context, r Registration) error {
 	})
 }
 
+// beginLarge begins a transaction that may not fit into the cache: its changes would be written at once, and keep readers out
+// until the end.
+func (s *Store) beginLarge(ctx context.Context) (*sql.Tx, error) {
+	if _, err := s.db.ExecContext(ctx, "PRAGMA cache_spill = OFF"); err != nil {
+		return nil, err
+	}
+	return s.db.BeginTx(ctx, nil)
+}
+
 // Import registers devices in one transaction, all or none, and returns how many. An error of the sequence ends it, as
 // does the first device that Add would refuse.
 func (s *Store) Import(ctx context.Context, registrations iter.Seq2[Registration, error]) (n int, err error) {
-	// What does not fit into the cache would be written at once and keep readers out until the end.
-	if _, err := s.db.ExecContext(ctx, "PRAGMA cache_spill = OFF"); err != nil {
-		return 0, s.failed(err)
-	}
-	tx, err := s.db.BeginTx(ctx, nil)
+	tx, err := s.beginLarge(ctx)
 	if err != nil {
 		return 0, s.failed(err)
 	}
