@@ -25,31 +25,21 @@ const (
 	stateReserve = 32 << 10 // bytes, for what is saved alone
 )
 
-// background is the state of the journal's goroutine, and of Open before it runs.
+// background is the state of the journal's goroutine, and of Open before it runs. Each part is declared beside what uses it.
 type background struct {
-	last    uint32 // number given to a segment
-	dropped dropped
+	last uint32 // number given to a segment
 
-	queue    []settled // outcomes to be written
-	unsynced []*segment
-	synced   bool // unsynced was filled
+	outcomesState
+	reserveState
+	syncState
+	collectorState
+	retireState
 
-	reserve  int64 // bytes that are to be set aside; 0: not known yet
-	reserved int64 // bytes that are
+	prepareAt, sweepAt, reportAt, lookAt time.Time
 
-	sealed       []*segment // to be synced and closed
-	dirtyOutcome []*segment
-
-	collector      *segment // that messages are moved to; nil: none yet
-	collectorSince time.Time
-	leftover       []*segment // dropped, but for their files
-	dropUnsynced   bool       // that they were is not on the disk yet
-
-	prepareAt, reserveAt, flushAt, syncAt, outcomesSyncAt, sweepAt, reportAt, lookAt time.Time
-
-	prepareFailing, flushFailing, collectFailing bool // to log the first error in a row alone
-	reportedRefusal                              bool
-	reportedFailure                              *failure
+	prepareFailing, collectFailing bool // to log the first error in a row alone
+	reportedRefusal                bool
+	reportedFailure                *failure
 
 	closeErr error
 }

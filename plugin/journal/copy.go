@@ -8,6 +8,12 @@ import (
 	"time"
 )
 
+// collectorState is the goroutine's, of the segment that messages are moved to.
+type collectorState struct {
+	collector      *segment // nil: none yet
+	collectorSince time.Time
+}
+
 // A collection is one segment on its way into a collector.
 type collection struct {
 	j      *Journal

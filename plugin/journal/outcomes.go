@@ -43,6 +43,14 @@ type settled struct {
 	kind Outcome
 }
 
+// outcomesState is the goroutine's, of outcomes on their way to the disk.
+type outcomesState struct {
+	queue                   []settled // outcomes to be written
+	dirtyOutcome            []*segment
+	flushAt, outcomesSyncAt time.Time
+	flushFailing            bool // to log the first error in a row alone
+}
+
 // Done says what became of the message at pos, once for each. It returns at once: the outcome is written within some
 // 20 ms by the journal's goroutine. One that a crash loses makes the message pending again.
 func (j *Journal) Done(pos Position, o Outcome) {

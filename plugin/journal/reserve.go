@@ -6,11 +6,19 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
 
 var errStarved = fmt.Errorf("%w: the room that is left on the disk is for what became of earlier messages", ErrFull)
+
+// reserveState is the goroutine's, of the room on the disk that is kept for outcomes.
+type reserveState struct {
+	reserve   int64 // bytes that are to be set aside; 0: not known yet
+	reserved  int64 // bytes that are
+	reserveAt time.Time
+}
 
 // setAside makes the file that keeps room on the disk for outcomes, so that a disk that messages have filled does not
 // stay full: a segment is dropped when its outcomes are written. With it messages are accepted again.

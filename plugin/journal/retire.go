@@ -7,6 +7,13 @@ import (
 	"slices"
 )
 
+// retireState is the goroutine's, of dropped segments.
+type retireState struct {
+	dropped      dropped
+	leftover     []*segment // dropped, but for their files
+	dropUnsynced bool       // that they were is not on the disk yet
+}
+
 // saveDropped notes durably that s is no more, with what became of its messages.
 func (j *Journal) saveDropped(s *segment, delivered, dead uint64) error {
 	b := &j.background

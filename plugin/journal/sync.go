@@ -16,6 +16,14 @@ type failure struct {
 	err     error
 }
 
+// syncState is the goroutine's, of logs that are not known to be on the disk.
+type syncState struct {
+	unsynced []*segment
+	synced   bool       // unsynced was filled
+	sealed   []*segment // to be synced and closed
+	syncAt   time.Time
+}
+
 func (j *Journal) syncFile(name string) error {
 	f, err := os.Open(filepath.Join(j.options.Dir, name))
 	if err != nil {
