@@ -1,4 +1,4 @@
-/* Quick answers to questions about clients and topics that are none of the gateway's concern. Broker's thread only,
+/* Quick answers to questions about clients and topics that the gateway does not decide on. Broker's thread only,
  * but for the counter in plugin.h. */
 
 #ifndef BOUNCER_BYSTANDER_H
@@ -13,7 +13,7 @@
 bool bouncer_may_be_gated(const char *topic);
 bool bouncer_may_concern(const char *topic);
 
-/* Whether a client with a user name, NULL for none, and a client id is known to be no device and to bear no client id of
+/* Whether a client with a user name, NULL for none, and a client id is known to be no device and to have no client id of
  * another's; false is for Go to find out. */
 bool bouncer_is_bystander(const char *username, const char *client_id);
 

@@ -1,6 +1,6 @@
 /* The broker tells a plugin the certificate that a client presented, and nothing of the chain by which it was verified.
  * Where several listeners trust different CAs, each of those can issue a certificate in the name of any device. So the
- * signature is verified here once more, with the keys of the CAs that may. */
+ * signature is verified here again, with the keys of the CAs that may. */
 
 #define _GNU_SOURCE
 #include "certificate.h"

@@ -28,7 +28,7 @@
 #define EVT_CONNECT 11
 #define EVT_CLIENT_OFFLINE 28
 
-/* Where swallowed messages go, or to as much of it as the topic that it replaces has bytes. Nobody can subscribe to it by
+/* Where swallowed messages go, or to as much of it as the topic that it replaces has bytes. No client can subscribe to it by
  * a wildcard, and access to it is denied by name. */
 static const char sink[] = "$bouncer/redelivered";
 
@@ -105,7 +105,7 @@ static bool is_sink(const char *topic)
 	return len > 0 && len < sizeof(sink) && memcmp(topic, sink, len) == 0;
 }
 
-/* Has a message acknowledged and routed to nobody. Every copy of a message is changed alike, so that the broker knows two
+/* Has a message acknowledged and not delivered. Every copy of a message is changed alike, so that the broker knows two
  * at QoS 2 for the same. The topic is overwritten where it lies: before 2.0.15 the broker does not free one that is
  * replaced, later it frees it itself. */
 static int swallow(struct mosquitto_evt_message *message)
@@ -209,7 +209,7 @@ static bool is_bystander(const struct mosquitto_evt_acl_check *check)
 					&& !bouncer_is_question(check->payload, check->payloadlen)
 					&& bouncer_is_bystander(username, mosquitto_client_id(check->client));
 		case MOSQ_ACL_WRITE:
-			/* Go settles what is unsettled, and where the broker never ticks, gives it what waits for it. */
+			/* Go finishes what is pending, and where the broker never ticks, gives it what waits for it. */
 			return ticks && !unsettled && !bouncer_may_concern(check->topic)
 					&& bouncer_is_bystander(username, mosquitto_client_id(check->client));
 		default:
@@ -222,7 +222,7 @@ static int on_access(int event, void *event_data, void *userdata)
 	struct mosquitto_evt_acl_check *check = event_data;
 	struct bouncer_publish publish;
 
-	/* 2.1 asks from the thread of its HTTP listener too, which is no client's doing. */
+	/* 2.1 asks from the thread of its HTTP listener too, which no client causes. */
 	if(!pthread_equal(pthread_self(), broker_thread)) return not_concerned;
 	on_any_event();
 	looked_at.client = NULL;
@@ -260,7 +260,7 @@ static int on_access(int event, void *event_data, void *userdata)
 	return decided(decision, check->client);
 }
 
-/* What becomes of the session of a client whose connection ends. Of an MQTT 5 client 2.0 shows no plugin what it asked for. */
+/* What happens to the session of a client whose connection ends. Of an MQTT 5 client 2.0 shows no plugin what it asked for. */
 static int session_end(int event, struct mosquitto *client)
 {
 	if(event == EVT_CLIENT_OFFLINE) return BOUNCER_SESSION_STAYS;

@@ -10,7 +10,7 @@
 /* One publish, will, delivery or subscription. The pointers are the broker's, valid during the call, and may be NULL
  * where the length is 0. */
 struct bouncer_publish {
-	const void *connection; /* tells connections apart; never followed */
+	const void *connection; /* identifies the connection; never followed */
 	const char *identity;
 	size_t identity_len;
 	const char *client_id;
@@ -19,7 +19,7 @@ struct bouncer_publish {
 	size_t topic_len;
 	const void *payload;
 	size_t payload_len;
-	const void *correlation; /* MQTT 5's, of a request for a response; in MESSAGE alone */
+	const void *correlation; /* MQTT 5's, of a request for a response; only in MESSAGE */
 	size_t correlation_len;
 	const char *response_topic;
 	size_t response_topic_len;
@@ -32,7 +32,7 @@ struct bouncer_publish {
 	size_t common_name_len;
 	bool certified; /* a certificate was presented and identity is its common name */
 	bool other_issuer; /* and none of the issuers has signed it, though there are some */
-	int subscriptions; /* the length of the broker's list of the session's; in SUBSCRIBE and UNSUBSCRIBE alone */
+	int subscriptions; /* the length of the broker's list of the session's; only in SUBSCRIBE and UNSUBSCRIBE */
 };
 
 /* What bouncer_message returns. */
@@ -48,10 +48,10 @@ enum bouncer_decision {
 	BOUNCER_DENY = 0,
 	BOUNCER_ALLOW = 1,
 	BOUNCER_NOT_CONCERNED = 2,
-	BOUNCER_ALLOW_CERTIFIED = 3, /* allow if the certificate bears the user name, else not concerned */
+	BOUNCER_ALLOW_CERTIFIED = 3, /* allow if the certificate has the user name, else not concerned */
 };
 
-/* What becomes of a session when its connection ends. */
+/* What happens to a session when its connection ends. */
 enum bouncer_session {
 	BOUNCER_SESSION_MAY_STAY = 0,
 	BOUNCER_SESSION_STAYS = 1,
@@ -62,11 +62,11 @@ enum bouncer_session {
 enum bouncer_others {
 	BOUNCER_OTHERS_DEFER = 0,
 	BOUNCER_OTHERS_ALLOW = 1,
-	BOUNCER_OTHERS_IGNORE = 2, /* from 2.1 on alone */
+	BOUNCER_OTHERS_IGNORE = 2, /* only from 2.1 on */
 };
 void bouncer_set_others(int others);
 
-/* By what clients have to be told apart whose certificates are no registered device's. */
+/* By what to identify clients whose certificates do not belong to a registered device. */
 enum bouncer_strangers {
 	BOUNCER_STRANGERS_ANY = 0,
 	BOUNCER_STRANGERS_BY_NAME = 1,
@@ -93,7 +93,7 @@ void bouncer_kick_user(const char *username);
  * publish which is being looked at. Broker's thread only. */
 bool bouncer_fingerprint(uintptr_t connection, unsigned char *sum);
 
-/* Sets the payload, 16 bytes, of messages that nobody may read: the broker is asked by them who has subscribed. */
+/* Sets the payload, 16 bytes, of messages that no client may read: the plugin sends them to find out who has subscribed. */
 void bouncer_set_question(const void *payload);
 
 /* Whether the broker ticks with per_listener_settings true; where it cannot be told, false. */
@@ -102,7 +102,7 @@ bool bouncer_ticks_with_listener_settings(void);
 /* Writes "bouncer: " and the line to the broker's log. Broker's thread only. */
 void bouncer_log(int level, const char *line);
 
-/* Publishes to whoever has subscribed to topic; returns MOSQ_ERR_*. Payload and properties are copied. Broker's thread
+/* Publishes to the subscribers of topic; returns MOSQ_ERR_*. Payload and properties are copied. Broker's thread
  * only. */
 struct bouncer_properties;
 int bouncer_publish_to(const char *topic, const void *payload, int payload_len, int qos, bool retain,

@@ -16,7 +16,7 @@
 
 /* The functions that read properties. Debian's 2.0.21 does not export them from the broker; the client library of the
  * same version, on which the broker's package depends, has the same ones. Without either nothing is read, and a message
- * with properties on a gated topic is refused, since nobody can say how large it is. */
+ * with properties on a gated topic is refused, since its size cannot be determined. */
 static const mosquitto_property *(*read_byte)(const mosquitto_property *, int, uint8_t *, bool);
 static const mosquitto_property *(*read_binary)(const mosquitto_property *, int, void **, uint16_t *, bool);
 static const mosquitto_property *(*read_string)(const mosquitto_property *, int, char **, bool);

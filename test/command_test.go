@@ -204,7 +204,7 @@ func TestCommandsWait(t *testing.T) {
 		}
 	}
 	check()
-	// Once more over a SIGKILL, after which only the plugin knows of the commands.
+	// Again over a SIGKILL, after which only the plugin knows of the commands.
 	for id := range good {
 		good[id] = g.Ask("POST", "/v1/devices/"+id+"/commands?ttl=10m", `"long"`).ID
 	}

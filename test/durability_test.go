@@ -130,7 +130,7 @@ func TestDeadLetters(t *testing.T) {
 	}
 	g.Must(g.Broker.Kill())
 	g.Must(g.Broker.Start())
-	g.WaitDrained(10 * time.Second) // where the kill came before the journal knew of the letter, it is refused once more
+	g.WaitDrained(10 * time.Second) // where the kill came before the journal knew of the letter, it is refused again
 	g.Eventually("the letter, once", func() bool { return len(read()) == 1 && letters[0].Deaths <= 2 })
 
 	g.Backend.Script(backend.OK)

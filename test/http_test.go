@@ -111,7 +111,7 @@ func TestHealthAndMetrics(t *testing.T) {
 	if strings.Contains(text, "sensor_001") {
 		t.Error("a device's id is in the metrics")
 	}
-	// Without its database the gateway goes on, and says so.
+	// Without its database the gateway continues, and says so.
 	g.Must(os.Rename(g.Broker.Path("devices.db"), g.Broker.Path("moved.db")))
 	for deadline := time.Now().Add(harness.Patience); ; time.Sleep(20 * time.Millisecond) {
 		s := g.Ask("GET", "/healthz", "")

@@ -130,7 +130,7 @@ func TestTooManyBadSignatures(t *testing.T) {
 				select {
 				case <-c.Done():
 				case <-time.After(time.Second):
-					// The minute may have ended between two of them; the count then began anew.
+					// The minute may have ended between two of them; the count then began again.
 					if round == 1 && minute != counted.Unix()/60 {
 						continue
 					}
@@ -176,7 +176,7 @@ func TestNoTLSIdentity(t *testing.T) {
 			refuse(plain(g, "sensor_001"))
 		}
 		g.Refuse(g.Connect(nobody, p), "device//data", qos, one.Sign("22"), "no_tls_identity")
-		// A certificate that bears the name does vouch for it, however the broker learnt the name.
+		// A certificate that has the name does vouch for it, however the broker learnt the name.
 		g.Accept(g.ConnectAs(one.Via(unused), p, "sensor_001"), qos, one.Sign("22"))
 	})
 	g.NothingElse("sensor_001")

@@ -12,7 +12,7 @@ import (
 )
 
 // TestDeadLettersAreBounded has a backend refuse all that one device sends. The device stops when its share of the dead
-// letters is taken, and alone; nothing of it is lost, and when the letters are dropped it goes on.
+// letters is taken, and alone; nothing of it is lost, and when the letters are dropped it continues.
 func TestDeadLettersAreBounded(t *testing.T) {
 	program := harness.BuildBouncerctl(t)
 	g := harness.New(t, broker.Options{

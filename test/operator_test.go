@@ -212,7 +212,7 @@ func TestPinning(t *testing.T) {
 	})
 }
 
-// TestHotReload: SIGHUP has bouncer.toml read again; a bad file changes nothing, and the broker goes on. The audit log
+// TestHotReload: SIGHUP has bouncer.toml read again; a bad file changes nothing, and the broker continues. The audit log
 // has all of it.
 func TestHotReload(t *testing.T) {
 	g := harness.New(t, broker.Options{Devices: []string{"sensor_001"}, Settings: map[string]any{"audit.file": "state/audit.jsonl"}})
@@ -321,7 +321,7 @@ func TestAdministrator(t *testing.T) {
 				}
 			},
 			// snippet FILE OUT [LAST] copies the commands that a bundle's README says to paste; with LAST, such as mosquitto_rr,
-			// the last one is that which the README has in place of mosquitto_pub.
+			// the last one is that which the README has instead of mosquitto_pub.
 			"snippet": func(ts *testscript.TestScript, _ bool, args []string) {
 				_, after, _ := strings.Cut(ts.ReadFile(args[0]), "paste all lines at once:\n\n")
 				commands, _, found := strings.Cut(after, "\n\n")

@@ -89,7 +89,7 @@ func TestOutage(t *testing.T) {
 		if n := len(all); n > 0 && string(all[n-1][:8]) == string(id[:8]) {
 			last, now := binary.BigEndian.Uint64(all[n-1][8:]), binary.BigEndian.Uint64(id[8:])
 			if now == last {
-				return // once more: on a busy machine an answer may come after the time-out
+				return // again: on a busy machine an answer may come after the time-out
 			}
 			if now != last+1 {
 				t.Errorf("%s: %d messages after the last", r.Device, int64(now-last))
@@ -204,7 +204,7 @@ func TestDiskFull(t *testing.T) {
 }
 
 // TestStateDirAway: what could not be kept is not acknowledged, /healthz says so, and when the same files are back it
-// goes on by itself.
+// continues by itself.
 func TestStateDirAway(t *testing.T) {
 	g := harness.New(t, broker.Options{Devices: []string{"sensor_001"}, HTTP: true})
 	c := g.Connect(g.Device("sensor_001"), harness.MQTT5)

@@ -41,7 +41,7 @@ func TestRedelivery(t *testing.T) {
 							second.Succeed(inFlight[i])
 							g.Delivered(d.DataTopic(), inFlight[i].Bytes)
 						}
-						// It has been told now. Once more on this connection is a replay, and nothing is released twice.
+						// It has been told now. Again on this connection is a replay, and nothing is released twice.
 						m := inFlight[0]
 						second.Refuse(d.DataTopic(), m, "replay")
 						m.ID, m.Dup = 100, false
@@ -74,7 +74,7 @@ func TestRedeliveryLosesPUBREL(t *testing.T) {
 	d := g.Device("sensor_001")
 	for _, p := range harness.BothProtocols {
 		g.Sub(p.String(), func(g *harness.Gateway) {
-			// The PUBREC arrived: the device goes on with PUBREL.
+			// The PUBREC arrived: the device continues with PUBREL.
 			m := harness.Packet{QoS: 2, ID: 1, Message: d.Sign("22")}
 			c := g.Open(d, p, "persistent", false)
 			c.Lose(m)
@@ -87,7 +87,7 @@ func TestRedeliveryLosesPUBREL(t *testing.T) {
 			c = c.Again(false, false)
 			c.Release(6)
 			g.Delivered(d.DataTopic(), taken.Bytes)
-			// And begins anew, having forgotten where it was: on this connection, once, and on later ones.
+			// And begins again, having forgotten where it was: on this connection, once, and on later ones.
 			c.Succeed(m)
 			c.Refuse(d.DataTopic(), m, "replay")
 			c = c.Again(false, true)

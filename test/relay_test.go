@@ -14,7 +14,7 @@ import (
 )
 
 // TestQoS2OverARestart has QoS 2 messages in every state when the broker ends, in good order or not, with its state saved
-// or not, and the device go on in every way. Each has reached the subscribers when it was accepted, once, and nothing
+// or not, and the device continue in every way. Each has reached the subscribers when it was accepted, once, and nothing
 // brings it out again.
 func TestQoS2OverARestart(t *testing.T) {
 	comebacks := []struct {

@@ -137,7 +137,7 @@ func retainedBeforeThePlugin(t *testing.T, checked bool) {
 }
 
 // TestManyRetainedMessages subscribes to "#" where 10,000 messages are retained that the plugin has not seen, with the
-// clients of the broker waiting: once more when it has.
+// clients of the broker waiting: again when it has.
 func TestManyRetainedMessages(t *testing.T) {
 	const want = 10_000
 	filters := []string{"device/+/data"}

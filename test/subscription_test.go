@@ -90,7 +90,7 @@ func TestDeepSubscriptions(t *testing.T) {
 	}
 }
 
-// TestDisabledDevicesDoNotSubscribe: neither anew nor by what waits for them. Their sessions keep what they have, for the
+// TestDisabledDevicesDoNotSubscribe: they can make no new subscription, and what waits for them does not restore one. Their sessions keep what they have, for the
 // time when they are enabled again.
 func TestDisabledDevicesDoNotSubscribe(t *testing.T) {
 	g := harness.New(t, broker.Options{Devices: []string{"sensor_001"}})
@@ -146,7 +146,7 @@ func TestSubscriptionsOverRestart(t *testing.T) {
 }
 
 // TestOlderSubscriptions has subscriptions that were made when their client was allowed to, and sessions taken over from
-// another device: what is delivered is decided anew each time.
+// another device: what is delivered is decided again each time.
 func TestOlderSubscriptions(t *testing.T) {
 	g := harness.New(t, broker.Options{Devices: []string{"sensor_001", "sensor_002"}})
 	g.Watch()

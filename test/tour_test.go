@@ -62,7 +62,7 @@ func tourCommand(ctx context.Context, t *testing.T, parent string, env ...string
 	return c
 }
 
-// TestTourYourTurn pastes the commands that the tour shows at its end: the message is accepted, and the tour goes on.
+// TestTourYourTurn pastes the commands that the tour shows at its end: the message is accepted, and the tour continues.
 func TestTourYourTurn(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
@@ -85,9 +85,9 @@ func TestTourYourTurn(t *testing.T) {
 		switch {
 		case strings.Contains(line, "paste all lines at once:"):
 			pasting = true
-		case pasting && strings.HasPrefix(line, "The last command alone"):
+		case pasting && strings.HasPrefix(line, "Repeat only the last command"):
 			pasting = false
-		case strings.Contains(line, "Ctrl-C ends it all"):
+		case strings.Contains(line, "Ctrl-C ends the tour"):
 			go func() {
 				sh := exec.CommandContext(ctx, "sh", "-eu", "-c", commands.String())
 				if out, err := sh.CombinedOutput(); err != nil || len(out) > 0 {

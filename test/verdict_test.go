@@ -43,7 +43,7 @@ func TestEveryReason(t *testing.T) {
 		refuse(sensor, one.Sign("22", device.SignedAt(time.Now().Add(10*time.Minute))), "future")
 		refuse(sensor, one.Sign("22").Tampered(":22,", ":99,"), "bad_signature")
 
-		// The same connection goes on, and what it then sends is delivered, once.
+		// The same connection continues, and what it then sends is delivered, once.
 		good := one.Sign("22")
 		g.Accept(sensor, qos, good)
 		refuse(sensor, good, "replay")

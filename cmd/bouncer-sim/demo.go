@@ -44,8 +44,8 @@ func newDemo() *cobra.Command {
 	d := &demo{}
 	c := &cobra.Command{
 		Use:   "demo",
-		Short: "Run broker, backend, a sensor and an attacker, and show what becomes of each message",
-		Long: `Run Mosquitto with the plugin, a stand-in backend, a sensor and an attacker, and show what becomes of each message.
+		Short: "Run broker, backend, a sensor and an attacker, and show what happens to each message",
+		Long: `Run Mosquitto with the plugin, a stand-in backend, a sensor and an attacker, and show what happens to each message.
 
 The directory must hold what bouncerctl init and bouncerctl device add make, for sensor_001 and sensor_002;
 scripts/run, and so make run, sees to that.`,
@@ -200,7 +200,7 @@ func (d *demo) explain() {
   mosquitto_pub -h localhost -p %d -V 5 -q 1 -t "device/$id/data" -s \
     --cafile ca.crt --cert device.crt --key device.key
 `, shellQuote(absolute(d.bundle("sensor_002"))), d.port)
-	d.screen.line("The last command alone, once more, is a replay. Change $payload before it and\nit is a replay still: take a new $message_id as well, and the signature is wrong.\nWhat becomes of it shows here.")
+	d.screen.line("Repeat only the last command: it is a replay. Change $payload before it, and\nit is still a replay. With a new $message_id too, the signature is wrong.\nThe result is shown here.")
 	d.screen.line("\nA command, from that shell:\n")
 	d.screen.line(`  printf 'header = "Authorization: Bearer %%s"\n' "$(cat ../../http-token)" |
     curl -K - -H 'Content-Type: application/json' \

@@ -34,7 +34,7 @@ func checkPort(host string, port int, purpose, override string) error {
 		}
 		return fmt.Errorf("port %d, for the %s, is in use by %s; %s or %s", port, purpose, holder, hint, another)
 	case errors.Is(err, syscall.EACCES):
-		return fmt.Errorf("port %d, for the %s, is for root alone; %s", port, purpose, another)
+		return fmt.Errorf("port %d, for the %s, is only for root; %s", port, purpose, another)
 	default:
 		return fmt.Errorf("port %d, for the %s: %w; %s", port, purpose, err, another)
 	}

@@ -24,7 +24,7 @@ const fence = "dashboard/fence"
 // accepted is the outcome of a message that went the whole way.
 const accepted = "accepted"
 
-// tour shows what becomes of good messages and of bad ones, and keeps account.
+// tour shows what happens to good and bad messages, and counts them.
 type tour struct {
 	screen  *screen
 	process *broker.Process
@@ -94,12 +94,12 @@ func (d *demo) newTour(ctx context.Context, process *broker.Process, b *backend.
 func (t *tour) close() {
 	for _, client := range []*device.V5{t.sensorClient, t.otherClient, t.dashboard} {
 		if client != nil {
-			_ = client.Close() // the broker may be gone, which is told elsewhere
+			_ = client.Close() // the broker may be gone, which is reported elsewhere
 		}
 	}
 }
 
-// run takes the tour. An error means that it could not go on; what went otherwise than expected is in the results.
+// run takes the tour. An error means that it could not continue; what went otherwise than expected is in the results.
 func (t *tour) run(ctx context.Context) error {
 	const warm = `{"temperature":22,"humidity":60}`
 	data, otherData := t.sensor.DataTopic(), t.other.DataTopic()
@@ -123,7 +123,7 @@ func (t *tour) run(ctx context.Context) error {
 		message device.Message
 		reason  string
 	}{
-		{"replay: message 1 once more, byte for byte", t.sensorClient, data, t.good[0], "replay"},
+		{"replay: message 1 again, byte for byte", t.sensorClient, data, t.good[0], "replay"},
 		{"a message signed ten minutes ago", t.sensorClient, data,
 			t.sensor.Sign(warm, device.SignedAt(tenMinutesAgo)), "stale"},
 		{"22 changed to 99 under the old signature", t.sensorClient, data,
@@ -230,7 +230,7 @@ var (
 	topicIn  = regexp.MustCompile(` topic=(\S+)`)
 )
 
-// attack sends a bad message and makes sure that it is refused, for this reason, and reaches nobody.
+// attack sends a bad message and makes sure that it is refused, for this reason, and not delivered.
 func (t *tour) attack(ctx context.Context, what string, client *device.V5, topic string, m device.Message, want string) error {
 	s := t.screen
 	n := t.step(what)
@@ -260,7 +260,7 @@ func (t *tour) attack(ctx context.Context, what string, client *device.V5, topic
 	if err := t.passFence(waiting); err != nil {
 		return err
 	}
-	reached := "nobody: no request at the backend, no message at a subscriber"
+	reached := "none: no request at the backend, no message at a subscriber"
 	st := dim
 	switch {
 	case len(t.dashboard.Inbox().On(topic)) > messages:
@@ -299,7 +299,7 @@ func (t *tour) withoutCertificate(ctx context.Context) error {
 		r.got = r.want
 		_, alert, _ := strings.Cut(err.Error(), "remote error: ")
 		s.field("verdict", yellow, "refused by the broker: "+alert)
-		s.field("reached", dim, "nobody: there is no connection to publish on")
+		s.field("reached", dim, "none: there is no connection to publish on")
 	default:
 		r.got = err.Error()
 		s.field("verdict", red, err.Error())
@@ -390,13 +390,13 @@ func (t *tour) failure() error {
 	return fmt.Errorf("%d of %d outcomes are not as they should be", wrong, len(t.results))
 }
 
-// live lets the sensor go on and shows what else happens, until ctx is done.
+// live lets the sensor continue and shows what else happens, until ctx is done.
 func (t *tour) live(ctx context.Context) error {
 	s := t.screen
 	// From here on sensor_002 is the user's: a device has one connection.
 	_ = t.otherClient.Close()
 	t.otherClient = nil
-	s.line("The sensor goes on every %v. Ctrl-C ends it all.\n", liveInterval)
+	s.line("The sensor continues every %v. Ctrl-C ends the tour.\n", liveInterval)
 	events := make(chan string)
 	watching, cancel := context.WithCancel(ctx)
 	defer cancel()

@@ -122,7 +122,7 @@ func TestWithMosquitto(t *testing.T) {
 		return err == nil
 	})
 
-	// A subscriber is told of a retained message whenever it comes.
+	// A subscriber is notified of a retained message whenever it comes.
 	publish := strings.Replace(snippet(t, bundle), " -s ", " -r -s ", 1)
 	for _, shell := range []struct{ name, commands string }{
 		{"publish", publish},

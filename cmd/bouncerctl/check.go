@@ -30,7 +30,7 @@ func newCheck(configFile *string) *cobra.Command {
 		Use:   "check [CONFIG]",
 		Short: "Look for mistakes in bouncer.toml and mosquitto.conf",
 		Long: `Check the configuration before the broker is started with it. CONFIG is a
-mosquitto.conf, which names its bouncer.toml, or a bouncer.toml alone. Without it,
+mosquitto.conf, which names its bouncer.toml, or only a bouncer.toml. Without it,
 the bouncer.toml of --config is checked, with the mosquitto.conf next to it or
 else ` + systemConf + `, if there is one.
 

@@ -45,7 +45,7 @@ A letter is "dead", or "requeued" until the broker has taken it back.`,
 				return noDeviceID(c, filter.Device)
 			}
 			if c.Flags().Changed("reason") && !slices.Contains(deathReasons, filter.Reason) {
-				return usage(c, "--reason %q is none of %s", filter.Reason, strings.Join(deathReasons, ", "))
+				return usage(c, "--reason %q is not one of %s", filter.Reason, strings.Join(deathReasons, ", "))
 			}
 			if limit < 0 {
 				return usage(c, "--limit %d is less than 0", limit)

@@ -20,7 +20,7 @@ import (
 func newDeadLetters(t *testing.T) (dir string, store *deadletter.Store) {
 	t.Helper()
 	dir = newDir(t)
-	store, err := deadletter.Open(filepath.Join(dir, "state", "dead.db"))
+	store, err := deadletter.Open(filepath.Join(dir, "state", "dead.db"), deadletter.Limits{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -293,7 +293,7 @@ func TestDeadUsage(t *testing.T) {
 		{"list --since 0", "--since 0s is not in the past"},
 		{"list --since 1y", `invalid argument "1y" for "--since" flag: not a duration; write a number and a unit (s, m, h, d), for example 24h`},
 		{"list --device a/b", notAnID},
-		{"list --reason=", `--reason "" is none of refused, expired, unreadable, unreadable_answer, panic`},
+		{"list --reason=", `--reason "" is not one of refused, expired, unreadable, unreadable_answer, panic`},
 		{"show", "no letter given"},
 		{"show 1 2", `unexpected argument "2", one letter at a time`},
 		{"show x", `"x" is not the number of a letter`},

@@ -150,7 +150,7 @@ func (o *initOptions) create(c *files.Creation, dir, plugin string, owner *files
 		"acl.unknown_certificates": `"` + config.UnknownDeny + `"`,
 	})
 
-	// The broker may read what it needs, and write its state alone: who may
+	// The broker may read what it needs, and write only its state: who may
 	// write to a directory may replace what is in it, the configuration that
 	// root starts the broker with and the CA's key among them.
 	var ours *files.Account
@@ -262,7 +262,7 @@ func defaultHosts() []string {
 		return hosts
 	}
 	if _, _, err := pki.SplitNames([]string{name}); err != nil {
-		return hosts // a host name that DNS does not allow is of no use
+		return hosts // a host name that DNS does not allow is useless
 	}
 	return append(hosts, name)
 }

@@ -232,7 +232,7 @@ func (c change) line() string {
 			fmt.Fprintf(&b, " %s=%.1f/s", v.name, v.rate)
 		}
 	}
-	// The slowest alone: a line is for a log.
+	// Only the slowest: a line is for a log.
 	switch {
 	case c.now.missing != nil:
 		fmt.Fprintf(&b, " slowest=%q", "not known: "+c.now.missing.Error())

@@ -1,10 +1,10 @@
 // Package audit writes the record of what was refused and what was changed: a file of JSON, one record a line, to append
 // to alone. It holds no secret and no payload.
 //
-// Records are handed to a goroutine through a bounded queue; whoever adds one never waits, neither for the disk nor for
+// Records are handed to a goroutine through a bounded queue; adding one never waits, neither for the disk nor for
 // another. What finds the queue full, or the disk, is counted, and the count is written as soon as it can be.
 //
-// The file is put aside by size (FILE.1 is the latest), or by another program, logrotate for example, which then calls
+// The file is rotated by size (FILE.1 is the latest), or by another program, logrotate for example, which then calls
 // for Reopen by SIGHUP. The rotation is our own because the libraries that do it write from the caller's goroutine and
 // leave one behind when they are closed.
 package audit
@@ -38,7 +38,7 @@ const (
 	// maxText cuts what others have written.
 	maxText    = 256
 	flushEvery = time.Second
-	// rotateAgain is how long a file grows on that could not be put aside.
+	// rotateAgain is the time between two attempts after a rotation failed.
 	rotateAgain  = time.Minute
 	defaultMode  = 0o640
 	bufferLength = 64 << 10
@@ -81,8 +81,8 @@ type Record struct {
 // Options say where a log is written.
 type Options struct {
 	File     string
-	MaxBytes int64 // the size at which the file is put aside; 0: never
-	Keep     int   // how many files that were put aside are kept
+	MaxBytes int64 // the size at which the file is rotated; 0: never
+	Keep     int   // how many rotated files are kept
 }
 
 // A Log is an audit log. All methods are safe for concurrent use, also on nil, which records nothing.
@@ -108,10 +108,10 @@ type Log struct {
 	waiting int64     // records in written's buffer
 	torn    bool      // the file may end within a line
 	failed  bool      // the last write did
-	stuck   time.Time // when the file could not be put aside; zero: it could
+	stuck   time.Time // when the rotation failed; zero: it did not
 }
 
-// Open opens the file, which is made with mode 0640 if need be, and starts to write. The error names the file.
+// Open opens the file, which is made with mode 0640 if necessary, and starts to write. The error names the file.
 func Open(o Options, log *slog.Logger) (*Log, error) {
 	l := &Log{
 		log:     log,
@@ -224,7 +224,7 @@ func (l *Log) finish() {
 	_ = l.file.Sync()
 }
 
-// step does one thing that is due, and reports whether there is more to come. A panic ends that thing alone.
+// step does one thing that is due, and reports whether there is more to come. A panic ends only that thing.
 func (l *Log) step(tick <-chan time.Time) (more bool) {
 	defer crash.Then(l.log, "audit log", func() { more = true })
 	select {
@@ -363,7 +363,7 @@ func (l *Log) report(err error) {
 }
 
 // rotate puts the file aside and begins a new one. Where that fails the old one is written on, and it is tried again
-// after a while: each record would fail anew.
+// after a while: each record would fail again.
 func (l *Log) rotate() {
 	l.flush()
 	err := l.putAside()

@@ -35,7 +35,7 @@ func (c *Config) IncomingBridge() (Line, bool) {
 }
 
 // Unguarded returns the listeners whose clients the plugin whose library is the file self never gets to see, because
-// PerListenerSettings is true and it is loaded for other listeners alone.
+// PerListenerSettings is true and it is loaded only for other listeners.
 func (c *Config) Unguarded(self string) (unguarded []Listener) {
 	if !c.PerListenerSettings {
 		return nil

@@ -69,7 +69,7 @@ type Plugin struct {
 
 	// Options are the plugin_opt_ and auth_opt_ lines that belong to it. The
 	// value is kept, with trailing blanks as the broker keeps them, for the
-	// option config_file alone.
+	// option config_file only.
 	Options []Line
 	Uses    []Line // the plugin_use lines of what plugin_load named
 }

@@ -14,7 +14,7 @@ const blanks = " \t\n\v\f\r"
 
 // parse adds the settings of one file. The current listener and the current
 // plugin are the file's own: an included file begins without either, and leaves
-// those of the file that includes it alone.
+// only those of the file that includes it.
 func (c *Config) parse(file string, text []byte, included bool) error {
 	listener, plugin := NoListener, -1
 	number := 0
@@ -67,7 +67,7 @@ func (c *Config) parse(file string, text []byte, included bool) error {
 			c.Listeners = append(c.Listeners, newListener(l))
 
 		case key == "port" || key == "bind_address":
-			l.Listener = NoListener // they set up the default listener, wherever they stand
+			l.Listener = NoListener // they set up the default listener, wherever they are
 
 		case key == "per_listener_settings":
 			word, _, _ := strings.Cut(strings.TrimLeft(rest, " "), " ")
@@ -111,7 +111,7 @@ func checkKey(key string) error {
 		case i == 0 && r == '#':
 			return errors.New("the broker takes '#' for a comment only as the first character of the line")
 		case r == '\t':
-			return fmt.Errorf("a tab after %q: the broker separates setting and value by blanks alone", key[:i])
+			return fmt.Errorf("a tab after %q: the broker separates setting and value only by blanks", key[:i])
 		default:
 			return fmt.Errorf("%q after %q in the name of a setting: the broker does not accept it", r, key[:i])
 		}

@@ -18,15 +18,15 @@ import (
 var refused = []struct {
 	name, text, want string
 }{
-	{"tab behind the name", "persistence true\nacl_file\t/x\n", `mosquitto.conf:2: a tab after "acl_file": the broker separates setting and value by blanks alone`},
-	{"tab in front", "\tacl_file /x\n", `mosquitto.conf:1: a tab after "": the broker separates setting and value by blanks alone`},
-	{"line of tabs", "\t\n", `mosquitto.conf:1: a tab after "": the broker separates setting and value by blanks alone`},
+	{"tab behind the name", "persistence true\nacl_file\t/x\n", `mosquitto.conf:2: a tab after "acl_file": the broker separates setting and value only by blanks`},
+	{"tab in front", "\tacl_file /x\n", `mosquitto.conf:1: a tab after "": the broker separates setting and value only by blanks`},
+	{"line of tabs", "\t\n", `mosquitto.conf:1: a tab after "": the broker separates setting and value only by blanks`},
 	{"comment with blanks in front", "  # c\n", `mosquitto.conf:1: the broker takes '#' for a comment only as the first character of the line`},
 	{"byte order mark", "\ufeffacl_file /x\n", `mosquitto.conf:1: '\ufeff' after "" in the name of a setting: the broker does not accept it`},
 	{"upper case", "ACL_FILE /x\n", `mosquitto.conf:1: 'A' after "" in the name of a setting: the broker does not accept it`},
 	{"vertical tab", "acl_file\v/x\n", `mosquitto.conf:1: '\v' after "acl_file" in the name of a setting: the broker does not accept it`},
 	{"not UTF-8", "acl\xff\n", `mosquitto.conf:1: '�' after "acl" in the name of a setting: the broker does not accept it`},
-	{"password behind a tab", "remote_password\tpa55\n", `mosquitto.conf:1: a tab after "remote_password": the broker separates setting and value by blanks alone`},
+	{"password behind a tab", "remote_password\tpa55\n", `mosquitto.conf:1: a tab after "remote_password": the broker separates setting and value only by blanks`},
 	{"per_listener_settings neither", "per_listener_settings yes\n", `mosquitto.conf:1: per_listener_settings: "yes" is neither true nor false`},
 	{"per_listener_settings and a tab", "per_listener_settings true\t\n", `mosquitto.conf:1: per_listener_settings: "true\t" is neither true nor false`},
 	{"per_listener_settings empty", "per_listener_settings\n", `mosquitto.conf:1: per_listener_settings: "" is neither true nor false`},
@@ -79,7 +79,7 @@ func TestUnreadable(t *testing.T) {
 	wantError(t, map[string]string{"mosquitto.conf": "include_dir DIR/d\n", "d/sub.conf/x": ""},
 		"DIR/mosquitto.conf:1: include_dir: DIR/d/sub.conf: not a regular file, it cannot be read a second time")
 	wantError(t, map[string]string{"mosquitto.conf": "include_dir DIR/d\n", "d/a.conf": "x\ty\n"},
-		`DIR/mosquitto.conf:1: include_dir: DIR/d/a.conf:1: a tab after "x": the broker separates setting and value by blanks alone`)
+		`DIR/mosquitto.conf:1: include_dir: DIR/d/a.conf:1: a tab after "x": the broker separates setting and value only by blanks`)
 	wantError(t, map[string]string{"mosquitto.conf": strings.Repeat("#", maxFileBytes+1)},
 		"DIR/mosquitto.conf: longer than 1048576 bytes, not read")
 

@@ -1,4 +1,4 @@
-// Package brokerlog makes lines for the broker's log, which the broker's thread alone may write to. A line is a message and
+// Package brokerlog makes lines for the broker's log, which only the broker's thread may write to. A line is a message and
 // attributes, as slog.TextHandler formats them:
 //
 //	refused device=sensor_001 topic=device/sensor_001/data reason=stale detail="..."

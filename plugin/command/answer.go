@@ -16,9 +16,9 @@ type answer struct {
 
 // The errors of CheckAnswer.
 var (
-	errNotAnswer    = errors.New("no answer to a command: not an object of command_id, status and, if any, result")
-	errAnswerID     = errors.New("no answer to a command: command_id is no command's id")
-	errAnswerStatus = errors.New("no answer to a command: status is none of succeeded, failed and rejected")
+	errNotAnswer    = errors.New("not an answer to a command: it must be an object of command_id, status and, if any, result")
+	errAnswerID     = errors.New("not an answer to a command: command_id is not the id of a command")
+	errAnswerStatus = errors.New("not an answer to a command: status is not succeeded, failed or rejected")
 )
 
 // CheckAnswer reports whether the payload of a device's message is an answer to a command, whatever command that is. The

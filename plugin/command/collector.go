@@ -16,7 +16,7 @@ func (s *Store) Collector() prometheus.Collector {
 		to.Gauge("commands_unfinished", "Commands that are queued or sent.", float64(c.Unfinished))
 		to.Counter("commands_created_total", "Commands created.", c.Created)
 		to.Counter("commands_repeated_total", "Requests whose idempotency key named an existing command.", c.Repeated)
-		const help = "Devices' answers to commands, by what became of them."
+		const help = "Devices' answers to commands, by result."
 		to.Counter("command_answers_total", help, c.Answers, "outcome", "counted")
 		to.Counter("command_answers_total", help, c.Strays, "outcome", "stray")
 		to.Counter("command_answers_total", help, c.Malformed, "outcome", "malformed")

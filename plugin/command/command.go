@@ -1,9 +1,9 @@
-// Package command keeps the commands that a backend has for devices, and what became of each, in SQLite.
+// Package command keeps the commands that a backend has for devices, and what happened to each, in SQLite.
 //
-// A command is stored before its sender is told that it was taken, and is unfinished until the device has answered or its
+// A command is stored before its sender gets the answer that it was accepted, and is unfinished until the device has answered or its
 // time is up. The unfinished ones are also held in memory, so that what is asked about them, and what happens to them,
 // does not wait for the disk; a goroutine writes all that has changed in one transaction. After a crash a command may be
-// found a step behind, sent yet unanswered although the device has answered: whoever sends it again gets that answer
+// found a step behind, sent yet unanswered although the device has answered: a repeated request gets that answer
 // again, because a device answers a repeated command as it did at first (docs/commands.md).
 package command
 

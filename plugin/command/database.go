@@ -13,7 +13,7 @@ func (s *Store) open() error {
 	if err := sqlite.Ensure(s.path); err != nil {
 		return err
 	}
-	// WAL, because only this process uses the database; FULL, because the sender is told that a command is kept.
+	// WAL, because only this process uses the database; FULL, because the sender relies on a command being kept.
 	o := sqlite.Options{Busy: 2 * time.Second, Journal: "WAL", Synchronous: "FULL"}
 	ctx := context.Background()
 	var err error
@@ -111,5 +111,5 @@ func (s *Store) disconnect() error {
 
 // failed says which database failed, and what to do where that can be told.
 func (s *Store) failed(err error) error {
-	return sqlite.File{Holds: "commands", Path: s.path, Busy: "another program has it open, and none may"}.Failed(err)
+	return sqlite.File{Holds: "commands", Path: s.path, Busy: "another program has it open; stop that program"}.Failed(err)
 }

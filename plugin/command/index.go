@@ -2,7 +2,7 @@ package command
 
 import "container/heap"
 
-// reserve makes room for a command. s.mu is held, or nobody else knows s yet.
+// reserve makes room for a command. s.mu is held, or no other goroutine knows s yet.
 func (s *Store) reserve(device string, size int) {
 	s.reserved++
 	s.waiting.Store(int64(s.reserved))

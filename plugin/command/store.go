@@ -24,8 +24,8 @@ type Options struct {
 	MaxFinished   int           // kept; default 100000
 	Keep          time.Duration // how long a finished command is kept; default a week
 	Log           *slog.Logger  // default: nowhere
-	// Changed, if not nil, is told of each state that a command comes into after its creation, in their order, and of Sent
-	// each time: by the Store's goroutine with a lock held, so it must return at once. It is told before that is stored; of
+	// Changed, if not nil, is notified of each state that a command comes into after its creation, in their order, and of Sent
+	// each time: by the Store's goroutine with a lock held, so it must return immediately. It is notified before that is stored; of
 	// an answer that came too late, after, and without what is not needed to name the command.
 	Changed func(Command)
 }
@@ -51,7 +51,7 @@ type Store struct {
 	read    *sql.DB
 	db      *sql.DB
 	conn    *sql.Conn // the goroutine's
-	kick    chan struct{}
+	wake    chan struct{}
 	stop    chan struct{}
 	done    chan struct{}
 	closing sync.Once
@@ -131,7 +131,7 @@ func Open(path string, o Options) (*Store, error) {
 	}
 	s := &Store{
 		path: path, options: o, log: o.Log,
-		kick: make(chan struct{}, 1), stop: make(chan struct{}), done: make(chan struct{}),
+		wake: make(chan struct{}, 1), stop: make(chan struct{}), done: make(chan struct{}),
 		entries: make(map[string]*entry), byDevice: make(map[string][]*entry), perDevice: make(map[string]int),
 	}
 	s.counts.ByState = make(map[State]int64)
@@ -350,7 +350,7 @@ func (s *Store) Close() (err error) {
 
 func (s *Store) poke() {
 	select {
-	case s.kick <- struct{}{}:
+	case s.wake <- struct{}{}:
 	default:
 	}
 }

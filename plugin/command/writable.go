@@ -34,7 +34,7 @@ func (s *Store) inPlace() error {
 		err = fs.ErrNotExist
 	}
 	if err != nil {
-		return fmt.Errorf("the database was removed, renamed or replaced (%w); put it back, or restart the broker, which goes on with what is there", err)
+		return fmt.Errorf("the database was removed, renamed or replaced (%w); put it back, or restart the broker, which continues with what is there", err)
 	}
 	return nil
 }

@@ -19,7 +19,7 @@ func (s *Store) run() {
 	for {
 		stopping := false
 		select {
-		case <-s.kick:
+		case <-s.wake:
 		case <-timer.C:
 		case <-s.stop:
 			stopping = true
@@ -33,7 +33,7 @@ func (s *Store) run() {
 	}
 }
 
-// sleep is the time until something is due that nobody announces.
+// sleep is the time until something is due that no call announces.
 func (s *Store) sleep(ok bool) time.Duration {
 	if !ok {
 		return retryAfter
@@ -322,7 +322,7 @@ func (s *Store) settle(batch []*creation, dirty []*entry, written []Command, lat
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err != nil && s.counts.Err == nil {
-		s.log.Error("the commands cannot be stored; it is tried again every second", "error", err)
+		s.log.Error("commands cannot be stored; trying again every second", "error", err)
 	}
 	s.counts.Err = err
 	for _, c := range batch {

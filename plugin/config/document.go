@@ -149,7 +149,7 @@ func (d *document) index(source []byte) error {
 	return p.Error()
 }
 
-// maxName is the longest key of a section that is shown as it stands.
+// maxName is the longest key of a section that is shown in full.
 const maxName = 64
 
 // nameLength returns how many bytes at the start of s can be part of a key without quotes; dots too, if dots is true.

@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// storeRoom is what a store needs besides the largest message.
+// storeRoom is what a store needs in addition to the largest message.
 const storeRoom = 128 << 10
 
 // rules checks what concerns more than one setting, or more than the range of one, and makes what several give together.

@@ -88,7 +88,7 @@ func (c Command) ResultTopic() string { return c.Topic + "/result" }
 
 // Rejected is [rejected]: telling devices of refused publishes.
 type Rejected struct {
-	// Topic is where a device is told why its publish was refused: a topic in which one level is {device_id}, and which is
+	// Topic is where a device gets the reason why its publish was refused: a topic in which one level is {device_id}, and which is
 	// not gated. "": it is not told.
 	Topic string
 }
@@ -130,7 +130,7 @@ const (
 	AtLimitDropOldest = "drop-oldest" // the oldest letters are removed
 )
 
-// ACL is [acl]: topics that are none of the plugin's business.
+// ACL is [acl]: other topics and other clients.
 type ACL struct {
 	// Others is the answer for them on Mosquitto 2.0. Mosquitto 2.1 needs none.
 	Others string

@@ -34,7 +34,7 @@ func (s *Store) Add(ctx context.Context, l Letter) error {
 	s.mu.Lock()
 	s.waiting = append(s.waiting, a)
 	s.mu.Unlock()
-	// Whoever has the turn stores for everybody who waits.
+	// The goroutine that has the turn stores for all that wait.
 	for {
 		select {
 		case err := <-a.done:
@@ -50,7 +50,7 @@ func (s *Store) Add(ctx context.Context, l Letter) error {
 	}
 }
 
-// withdraw tells whether nobody has begun to store a, nor will.
+// withdraw reports whether a is not being stored and will not be.
 func (s *Store) withdraw(a *addition) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()

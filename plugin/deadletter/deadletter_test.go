@@ -119,7 +119,7 @@ func TestOneDeathIsOneLetter(t *testing.T) {
 		t.Errorf("added once more: %+v, was %+v", got, before)
 	}
 
-	// The crash came before the journal knew: it is tried and dies once more.
+	// The crash came before the journal knew: it is tried and dies again.
 	later := first
 	later.DiedAt, later.AcceptedAt = first.DiedAt.Add(time.Minute), first.AcceptedAt.Add(time.Minute)
 	later.Reason, later.Status, later.Attempts, later.Excerpt = "expired", 503, 9, "late"

@@ -14,7 +14,7 @@ func newPath(tb testing.TB) string { return filepath.Join(tb.TempDir(), "dead.db
 
 func openStore(tb testing.TB, path string) *Store {
 	tb.Helper()
-	s, err := Open(path)
+	s, err := Open(path, Limits{})
 	if err != nil {
 		tb.Fatal(err)
 	}

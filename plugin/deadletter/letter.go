@@ -33,7 +33,7 @@ type Letter struct {
 	Attempts int    // requests made since it was accepted or requeued, as far as the forwarder remembers
 	Deaths   int    // how often it was stored: 1 unless requeued, or tried again after a crash; Add ignores it
 
-	RequeuedAt time.Time // when an operator last asked for it; zero: nobody did. Add ignores it
+	RequeuedAt time.Time // when an operator last asked for it; zero: never. Add ignores it
 }
 
 // A Filter selects letters: those for which every field that is set holds. The zero Filter selects all.

@@ -92,7 +92,7 @@ func TestOpenRefuses(t *testing.T) {
 	} {
 		path := filepath.Join(dir, test.name)
 		test.make(path)
-		s, err := Open(path)
+		s, err := Open(path, Limits{})
 		if err == nil {
 			_ = s.Close()
 		}
@@ -110,7 +110,7 @@ func TestMigrationsAtOnce(t *testing.T) {
 	var openers sync.WaitGroup
 	for range 8 {
 		openers.Go(func() {
-			s, err := Open(path)
+			s, err := Open(path, Limits{})
 			if err != nil {
 				t.Error(err)
 				return
@@ -172,7 +172,7 @@ func TestWithoutWritePermission(t *testing.T) {
 		t.Errorf("%+v", got)
 	}
 	_, err := o.Drop(t.Context(), Filter{})
-	if err == nil || !strings.HasSuffix(err.Error(), "readonly database; it must be possible to write it and its directory: the broker's user can, and root") {
+	if err == nil || !strings.HasSuffix(err.Error(), "readonly database; run this as the broker's user or as root, who can write it and its directory") {
 		t.Error(err)
 	}
 }

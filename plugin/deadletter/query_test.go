@@ -193,7 +193,7 @@ func TestDeathBeforeRemove(t *testing.T) {
 		if got := requeued(t, s, 1); len(got) != 0 {
 			t.Error("requeued without being asked to")
 		}
-		// Nor if an operator asks anew before the letter is removed.
+		// Nor if an operator asks again before the letter is removed.
 		changed(t, 1)(o.Requeue(t.Context(), Filter{}, epoch))
 		if err := s.Remove(t.Context(), taken...); err != nil {
 			t.Fatal(err)

@@ -16,8 +16,8 @@ import (
 
 // What Add answers with, wrapped, where a letter has no room. Nothing was stored then, and it may be tried again.
 var (
-	ErrDeviceFull = errors.New("the device's share of the dead letters is taken")
-	ErrFull       = errors.New("the dead letters take as much room as they may")
+	ErrDeviceFull = errors.New("the device's share of the dead letters is used up")
+	ErrFull       = errors.New("the dead letters have reached their maximum size")
 )
 
 // Limits bound the database. The zero value: no bound.
@@ -27,7 +27,7 @@ type Limits struct {
 	MaxBytes int64
 	// DeviceShare is which part of it one device's letters may take.
 	DeviceShare float64
-	// DropOldest removes the oldest letters that nobody has asked to requeue, the device's own or all devices', instead of
+	// DropOldest removes the oldest letters that no operator has asked to requeue, the device's own or all devices', instead of
 	// refusing another.
 	DropOldest bool
 	// Leave returns how many bytes of the same file system others are going to need. nil: none.
@@ -350,7 +350,7 @@ func (s *Store) Reserve(ctx context.Context) error {
 		if info, err := os.Stat(journal); err == nil && info.Size() >= reserveBytes {
 			return nil
 		}
-		// Within a transaction nobody else uses the file. SQLite takes one that begins with zeros for no journal.
+		// Within a transaction no other program uses the file. SQLite takes one that begins with zeros for no journal.
 		return sqlite.Write(ctx, conn, func() error { return extend(journal, reserveBytes) })
 	})
 }

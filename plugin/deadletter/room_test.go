@@ -17,7 +17,7 @@ import (
 
 func openWithin(t *testing.T, path string, l Limits) *Store {
 	t.Helper()
-	s, err := OpenWithin(path, l)
+	s, err := Open(path, l)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -308,7 +308,7 @@ func TestDropOldestForNothing(t *testing.T) {
 	unharmed(large("new", 1002, 3<<19))
 }
 
-// A device with a large letter that waits is not asked to go on while there is room for small ones alone.
+// A device with a large letter that waits is not asked to continue while there is room for small ones alone.
 func TestHasRoomForWhatWaits(t *testing.T) {
 	path := newPath(t)
 	s := openWithin(t, path, Limits{MaxBytes: 4 << 20, DeviceShare: 0.25})

@@ -1,15 +1,15 @@
 // Package deadletter keeps, in SQLite, the messages that the backend will not have, until an operator requeues or drops
-// them. Nothing is removed by itself.
+// them. Nothing is removed automatically.
 //
 // The plugin adds letters and takes back what is requeued, while an operator's program lists and changes them: both use
 // a [Store]. The database keeps SQLite's rollback journal: with WAL, root and the broker's user would depend on files
-// that whoever comes first makes. Instead letters that come at once are stored in one transaction, and whatever changes
+// that the first caller makes. Instead letters that come at once are stored in one transaction, and whatever changes
 // or lists many does so in steps between which others have their turn.
 //
 // # Requeueing without a loss
 //
 // Requeue only marks letters. The plugin takes marked letters with Requeued, stores each in its journal, and only then
-// calls Remove; after a crash in between the letter is taken once more, and the message delivered twice with one
+// calls Remove; after a crash in between the letter is taken again, and the message delivered twice with one
 // idempotency key. A message that dies again before its letter is removed is a new death of the same letter: the mark
 // goes, and Remove leaves it, for what it was given is no longer what there is.
 package deadletter
@@ -33,7 +33,7 @@ import (
 // FileName is the database's name in the state directory.
 const FileName = "dead.db"
 
-// What a Store's methods answer with where a caller may want to tell the cases apart.
+// What a Store's methods answer with where a caller may want to distinguish the cases.
 var (
 	ErrNotFound = errors.New("no such letter")
 	ErrClosed   = errors.New("the database of dead letters is closed")
@@ -46,7 +46,7 @@ const (
 )
 
 // A Store is the database of dead letters, which other programs may use at the same time. What a method has stored or
-// removed when it returns survives a failure of the power. A database that is moved away or replaced is let go, at the
+// removed when it returns survives a power failure. A database that is moved away or replaced is closed, at the
 // next call, for the one that is there then. A Store's methods are safe for concurrent use.
 type Store struct {
 	path   string
@@ -64,16 +64,13 @@ type Store struct {
 	shut bool
 
 	mu      sync.Mutex       // guards what follows; never held during I/O
-	waiting []*addition      // letters nobody has begun to store
+	waiting []*addition      // letters that no goroutine has begun to store
 	wants   map[string]int64 // see noteWant
 }
 
-// Open opens the database at path for the plugin, and makes it where there is none, with mode 0640: its group may read
-// payloads. The methods of the Store wait up to two seconds for another program's transaction.
-func Open(path string) (*Store, error) { return OpenWithin(path, Limits{}) }
-
-// OpenWithin is Open with bounds on what Add stores.
-func OpenWithin(path string, limits Limits) (*Store, error) {
+// Open opens the database at path for the plugin, with bounds on what Add stores, and makes it where there is none, with
+// mode 0640: its group may read payloads. The methods of the Store wait up to two seconds for another program's transaction.
+func Open(path string, limits Limits) (*Store, error) {
 	return open(&Store{path: path, create: true, busy: pluginBusy, limits: limits})
 }
 
@@ -145,7 +142,7 @@ func (s *Store) connect(ctx context.Context) error {
 	}
 	o := sqlite.Options{
 		Busy: s.busy,
-		// With less, a transaction could be undone by a failure of the power that follows it closely, while the journal
+		// With less, a transaction could be undone by a power failure that follows it closely, while the journal
 		// of messages has noted that the letter is stored.
 		Synchronous: "EXTRA",
 		Journal:     "PERSIST", // keeps the room that Reserve has made
@@ -220,6 +217,6 @@ func (s *Store) disconnect() error {
 func (s *Store) failed(err error) error {
 	return sqlite.File{
 		Holds: "dead letters", Path: s.path,
-		Denied: "it must be possible to write it and its directory: the broker's user can, and root",
+		Denied: "run this as the broker's user or as root, who can write it and its directory",
 	}.Failed(err)
 }

@@ -1,4 +1,4 @@
-// Package docpart holds documents to the source from which parts of them are made. Tests alone use it.
+// Package docpart holds documents to the source from which parts of them are made. Only tests use it.
 package docpart
 
 import (
@@ -73,7 +73,7 @@ func with(content, kind string, part func(name string) string) string {
 	return b.String()
 }
 
-// comment returns what is in a line that is a comment alone, and what stands before it.
+// comment returns what is in a line that is only a comment, and what is before it.
 func comment(line string) (text, indent string) {
 	trimmed := strings.TrimLeft(line, " ")
 	indent = line[:len(line)-len(trimmed)]

@@ -12,7 +12,7 @@ import (
 
 var errAnswers = errors.New("too many answers to commands wait to be stored")
 
-// An Answer is a device's to one of its commands. It is acknowledged to the device, and lies in the journal until it is
+// An Answer is a device's to one of its commands. It is acknowledged to the device, and is in the journal until it is
 // stored.
 type Answer struct {
 	Position journal.Position
@@ -58,7 +58,7 @@ func (cs *Commands) keep(a Answer) {
 	}
 }
 
-// DropAnswers ends what was to be done with answers in the journal, for a gateway without Commands, where no one can ask for
+// DropAnswers ends what was to be done with answers in the journal, for a gateway without Commands, where no client can ask for
 // them any more.
 func DropAnswers(answers []Answer, j Journal, log *slog.Logger) {
 	for _, a := range answers {

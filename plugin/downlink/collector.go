@@ -19,7 +19,7 @@ func (d *Dispatcher) Collector() prometheus.Collector {
 	})
 }
 
-// Collector reads the metrics of responses alone.
+// Collector reads only the metrics of responses.
 func (rs *Responses) Collector() prometheus.Collector {
 	return metrics.Collector(func(to metrics.Sender) {
 		lost, foreign := rs.contexts.counts()

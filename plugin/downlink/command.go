@@ -105,7 +105,7 @@ func (cs *Commands) Close() error {
 	return errors.Join(cs.used.Close(), cs.store.Close())
 }
 
-// Errors of Create, besides those of command.Store.Create.
+// Errors of Create, in addition to those of command.Store.Create.
 var (
 	ErrNoSuchDevice = errors.New("no device with this id is registered")
 	ErrDisabled     = errors.New("the device is disabled")
@@ -123,7 +123,7 @@ func (cs *Commands) Create(ctx context.Context, r command.Request) (c command.Co
 	case device.Disabled:
 		return c, false, ErrDisabled
 	}
-	// The body is put between other members of an object: it must be one value by itself.
+	// The body is put between other members of an object: it must be exactly one value.
 	if _, err := envelope.AppendCanonical(nil, r.Body); err != nil {
 		return c, false, fmt.Errorf("%w: %w", ErrBody, err)
 	}
@@ -213,7 +213,7 @@ func (cs *Commands) topicOf(device string) string {
 //	{"command":<body>,"expires":<seconds since 1970>}
 //
 // The envelope's message_id is the command's id, and its timestamp when the command was made, so that the same command
-// always is the same bytes, as long as the secret is the same: a device knows a repetition by the id alone.
+// always is the same bytes, as long as the secret is the same: a device recognises a repetition only by the id.
 func sign(secret registry.Secret, c *command.Command) ([]byte, error) {
 	payload := make([]byte, 0, len(c.Body)+40)
 	payload = append(append(payload, `{"command":`...), c.Body...)

@@ -27,7 +27,7 @@ type responseContext struct {
 // A contextKey names a message.
 type contextKey struct{ device, messageID string }
 
-// contexts keeps the contexts of messages that have no response yet. They are in memory alone: after a restart a response
+// contexts keeps the contexts of messages that have no response yet. They are only in memory: after a restart a response
 // goes to the usual topic, with the message id. The oldest go first, the device's own or all devices', for a message may
 // never have a response: a backend may take it without a body. Safe for concurrent use.
 type contexts struct {

@@ -1,4 +1,4 @@
-// Package downlink brings responses, commands and the clearing of retained messages to the broker's thread, which alone may
+// Package downlink brings responses, commands and the clearing of retained messages to the broker's thread, the only one that may
 // hand them to the broker, and wakes that thread so that they do not wait for its next time-out. It also takes devices'
 // answers to commands.
 package downlink

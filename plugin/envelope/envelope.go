@@ -172,7 +172,7 @@ func (e *Envelope) readMember(name []byte, s *scanner) (bit int, err error) {
 
 // Canonical returns the payload in canonical form: without white space, the members of every object sorted by name as
 // RFC 8785, section 3.2.3, sorts them, every string and number as sent. It is part of the Decoder's memory. To sort large
-// objects is the dearest thing that a message can ask for, so it waits until here.
+// objects is the most expensive thing that a message can ask for, so it waits until here.
 func (e *Envelope) Canonical() []byte {
 	if e.unsorted {
 		s := &e.decoder.sorter

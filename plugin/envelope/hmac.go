@@ -50,9 +50,9 @@ func (h *HMAC) IsOver(e *Envelope, text []byte) bool {
 type hmacSigner []byte
 
 func (secret hmacSigner) Signature(text []byte) ([]byte, error) {
-	// HMAC fills a key up with NUL bytes, so one of them alone is the empty key.
+	// HMAC fills a key up with NUL bytes, so a single one is the empty key.
 	if len(bytes.Trim(secret, "\x00")) == 0 {
-		return nil, errors.New("the secret is empty, or of NUL bytes alone")
+		return nil, errors.New("the secret is empty, or consists of NUL bytes only")
 	}
 	mac := hmac.New(sha256.New, secret)
 	mac.Write(text)

@@ -99,7 +99,7 @@ func FuzzScanner(f *testing.F) {
 	})
 }
 
-// The dearest messages of 64 KiB that a device can think of must not hold up the broker for long.
+// The most expensive messages of 64 KiB that a device can think of must not hold up the broker for long.
 func BenchmarkDearestPayload(b *testing.B) {
 	const size = 64 << 10
 	descending := func(name func(i int) string) string {

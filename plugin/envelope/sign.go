@@ -46,7 +46,7 @@ func NewSigner(credential []byte) Signer { return hmacSigner(credential) }
 func isSignatureLen(n int) bool { return n == sha256.Size }
 
 // likelier returns the form of the payload that the signature is the likelier to cover, and other the other one, nil where
-// they are the same. The order is a matter of speed alone.
+// they are the same. The order matters only for speed.
 func (e *Envelope) likelier() []byte {
 	// A payload sent with white space was most likely signed without.
 	if !e.unsorted && len(e.canonical) < len(e.Payload) {

@@ -1,5 +1,5 @@
 // Package former remembers, over restarts, which device ids were registered once and no longer are: to be removed from
-// the registry gives nobody more rights.
+// the registry gives no client more rights.
 //
 // It keeps one file, to which it appends a line for each id that it sees registered:
 //
@@ -10,7 +10,7 @@
 //
 // "+" is an id that is or was registered, "-" one that an operator has released, "!" says that ids may have been lost;
 // the second word is the CRC-32C of what stands before the blank. What is in the file and not in the registry was
-// removed, whoever removed it, while the broker ran or not.
+// removed, by any program, while the broker ran or not.
 package former
 
 // FileName is the name of the file in the state directory.
@@ -31,7 +31,7 @@ const (
 	lostLine       = '!'
 )
 
-// parse takes the text of a line apart; nil, as every text that is none of a known kind, is a lostLine.
+// parse parses the text of a line; nil, as every text of an unknown kind, is a lostLine.
 func parse(text []byte) (kind byte, id []byte) {
 	if len(text) > 1 && (text[0] == registeredLine || text[0] == releasedLine) {
 		return text[0], text[1:]

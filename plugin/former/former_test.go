@@ -75,7 +75,7 @@ func TestRemovedStaysSoOverRestarts(t *testing.T) {
 	if s.Has([]byte("a"), false) || !s.Has([]byte("c"), false) {
 		t.Error("a was released for good")
 	}
-	// Registered once more, it is confined once more when it is removed.
+	// Registered again, it is confined again when it is removed.
 	s.Registered([]string{"a"})
 	if !s.Has([]byte("a"), true) {
 		t.Error("a was registered and removed since")
@@ -139,7 +139,7 @@ func damage(t *testing.T, path string) {
 	}
 }
 
-// Where an id may be missing, the Set says so, also after it has written the file anew.
+// Where an id may be missing, the Set says so, also after it has rewritten the file.
 func TestDamageIsNotForgotten(t *testing.T) {
 	path := filepath.Join(t.TempDir(), FileName)
 	closeSet(t, openSet(t, path, fleet{"a": 0}))

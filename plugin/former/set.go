@@ -326,7 +326,7 @@ func (s *Set) append(lines []line) error {
 	return s.file.Append(added)
 }
 
-// compact writes the file anew, with one line for each id that counts.
+// compact rewrites the file, with one line for each id that counts.
 func (s *Set) compact() error {
 	ids := make(map[string]struct{})
 	lost := false
@@ -348,7 +348,7 @@ func (s *Set) compact() error {
 	return s.replace(maps.Keys(ids), lost)
 }
 
-// replace has the file hold these ids alone.
+// replace has the file hold only these ids.
 func (s *Set) replace(ids iter.Seq[string], lost bool) error {
 	return s.file.Replace(func(yield func([]byte) bool) {
 		if lost && !yield([]byte{lostLine}) {

@@ -10,7 +10,7 @@ const (
 	maxBackoff = 30 * time.Second
 )
 
-// fate is what becomes of a request after an attempt.
+// fate is what happens to a request after an attempt.
 type fate uint8
 
 const (

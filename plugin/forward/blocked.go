@@ -13,7 +13,7 @@ func (s *schedule) block(p *parcel) bool {
 	return !already
 }
 
-// unblock has the Store asked once more to keep the device's dead letter, and then goes on with the lane.
+// unblock has the Store asked again to keep the device's dead letter, and then continues with the lane.
 func (s *schedule) unblock(device string, now time.Time) bool {
 	p, is := s.blocked[device]
 	delete(s.blocked, device)
@@ -57,7 +57,7 @@ func (f *Forwarder) Blocked(n int) (devices []string) {
 	return devices
 }
 
-// Unblock goes on with a device of Blocked: the Store is asked again to keep its dead letter.
+// Unblock continues with a device of Blocked: the Store is asked again to keep its dead letter.
 func (f *Forwarder) Unblock(device string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

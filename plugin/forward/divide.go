@@ -44,14 +44,14 @@ func (s *schedule) divide(p *parcel, k int) *parcel {
 	return q
 }
 
-// isolate lets every lane of p go on that has no message in its first request.
+// isolate lets every lane of p continue that has no message in its first request.
 func (s *schedule) isolate(p *parcel, now time.Time) {
 	if k := p.covered(); k < len(p.parts) {
 		s.wait(s.divide(p, k), now, 0)
 	}
 }
 
-// halve splits the first request of p, which has failed more than once, so that in the end the message at fault is alone
+// halve splits the first request of p, which has failed more than once, so that in the end the message at fault is by itself
 // and its neighbours are delivered. Of several lanes each half goes its own way; one lane's messages keep their order. It
 // reports whether there was something to split.
 func (s *schedule) halve(p *parcel, now time.Time, after time.Duration) bool {

@@ -92,7 +92,7 @@ type Config struct {
 	batchBytes int
 }
 
-// Counts are what became of messages in earlier processes. Those still pending are not among them: they are counted when
+// Counts are what happened to messages in earlier processes. Those still pending are not among them: they are counted when
 // they are enqueued again.
 type Counts struct{ Delivered, Dead uint64 }
 
@@ -131,7 +131,7 @@ type DeadLetter struct {
 	Status   int    // Result.Status: 0 if there was no response
 	Excerpt  string // what its body begins with: valid UTF-8, at most 1 KiB; may hold control characters
 	Attempts int    // requests with this message, since the start of the process
-	// DiedAt is the same however often the Store is told of this death.
+	// DiedAt is the same however often the Store is notified of this death.
 	DiedAt time.Time
 }
 
@@ -272,7 +272,7 @@ func (f *Forwarder) Restore(device string, pos uint64, bytes int) {
 	f.open.Add(1)
 }
 
-// Start starts the workers, once, with what became of messages in earlier processes.
+// Start starts the workers, once, with what happened to messages in earlier processes.
 func (f *Forwarder) Start(before Counts) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -303,7 +303,7 @@ func (f *Forwarder) Admit(device string) error {
 }
 
 // Enqueue takes the message at pos, which takes so many bytes in the Store, for delivery after all others of the device.
-// It is for messages that Admit had room for. It neither blocks nor allocates in the long run, and wakes nobody: see
+// It is for messages that Admit had room for. It neither blocks nor allocates in the long run, and wakes no worker: see
 // Dispatch. What comes after Close stays in the Store. It keeps device, which is best a string that lives anyway.
 func (f *Forwarder) Enqueue(device string, pos uint64, bytes int) {
 	if f.shut.Load() {
@@ -313,7 +313,7 @@ func (f *Forwarder) Enqueue(device string, pos uint64, bytes int) {
 	f.intake.put(arrival{device, pos, uint32(min(bytes, math.MaxUint32))})
 }
 
-// Resume goes on delivering a device's messages after Gone, or everything if device is "". It reports whether any were
+// Resume continues delivering a device's messages after Gone, or everything if device is "". It reports whether any were
 // suspended.
 func (f *Forwarder) Resume(device string) bool {
 	f.mu.Lock()
@@ -394,11 +394,11 @@ func (f *Forwarder) Longest(n int) (longest []Backlog) {
 	return longest
 }
 
-// Close takes no more messages, goes on delivering until none is left that is not suspended or ctx is done, then cuts
+// Close takes no more messages, continues delivering until none is left that is not suspended or ctx is done, then cuts
 // what is in flight and ends the workers. Where ctx has a deadline, the last quarter of the time until then is left to
-// requests in flight: what is cut off goes to the backend once more. The error says how many messages were not
+// requests in flight: what is cut off goes to the backend again. The error says how many messages were not
 // delivered: they are still the Store's. The answer callback is not called after it has returned, unless the callback
-// itself was what Close waited for in vain. It may be called before Start.
+// itself was what Close waited for without success. It may be called before Start.
 func (f *Forwarder) Close(ctx context.Context) error {
 	f.mu.Lock()
 	if f.closed {

@@ -19,7 +19,7 @@ type arrival struct {
 }
 
 // intake is where Enqueue leaves messages: who calls it shares no lock with the workers but this one, which is held for
-// an append or a swap, and nobody is woken.
+// an append or a swap, and no worker is woken.
 type intake struct {
 	n atomic.Int64 // len(arrivals), to be read without the lock
 
@@ -89,10 +89,10 @@ func (f *Forwarder) arrive() {
 }
 
 // Dispatch has what was enqueued since the last call looked at, if a worker is idle; busy ones look by themselves. It is
-// meant to be called once for many messages, by whoever calls Enqueue, and returns at once.
+// meant to be called once for many messages, by the caller of Enqueue, and returns immediately.
 func (f *Forwarder) Dispatch() {
 	// A worker counts itself idle before it looks at the intake for the last time, so either it sees what is in there
-	// or it is seen here. Many are taken though nobody is idle, or whoever calls Enqueue would copy ever more of them.
+	// or it is seen here. Many are taken even if no worker is idle, or the caller of Enqueue would copy more and more of them.
 	n := f.intake.n.Load()
 	if n == 0 || n < maxSpareArrivals/2 && f.idlers.Load() == 0 {
 		return

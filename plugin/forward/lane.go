@@ -136,7 +136,7 @@ func (q *lanes) empty() bool { return q.first == nil }
 
 // parcel is what goes to the backend together: one message, or in batch mode the first messages of some lanes, which
 // stay taken until they are settled. A parcel in flight belongs to its worker, which changes positions and parts with
-// Forwarder.mu held alone; else Forwarder.mu protects it.
+// only Forwarder.mu held; else Forwarder.mu protects it.
 type parcel struct {
 	positions []uint64 // not settled yet, in the order of sending
 	parts     []part   // whose they are

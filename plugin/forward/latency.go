@@ -13,7 +13,7 @@ var latencyBounds = [...]time.Duration{
 
 // Histogram counts durations by their size.
 type Histogram struct {
-	Counts [len(latencyBounds) + 1]uint64 // each of its own bucket alone; the last is of those above every bound
+	Counts [len(latencyBounds) + 1]uint64 // each of only its own bucket; the last is of those above every bound
 	Sum    float64                        // seconds
 }
 

@@ -111,7 +111,7 @@ func TestUnorderedFailures(t *testing.T) {
 	})
 }
 
-// 410 suspends the device once, with everything of it that is under way, and Resume goes on with all of it.
+// 410 suspends the device once, with everything of it that is under way, and Resume continues with all of it.
 func TestUnorderedGone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		status := 410
@@ -218,7 +218,7 @@ func TestUnorderedProperty(t *testing.T) {
 	}
 }
 
-// A device whose dead letter has no room stops, the others go on, in a batch too, and Unblock goes on in order.
+// A device whose dead letter has no room stops, the others continue, in a batch too, and Unblock continues in order.
 func TestBlocked(t *testing.T) {
 	for _, batch := range []int{1, 10} {
 		synctest.Test(t, func(t *testing.T) {

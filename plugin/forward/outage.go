@@ -43,7 +43,7 @@ func (o *outage) over() bool {
 
 // events are what account found to be done or worth telling once the lock is released.
 type events struct {
-	more bool // the worker is to go on with the parcel
+	more bool // the worker is to continue with the parcel
 	gone bool // delivery was suspended
 
 	failing, held, recovered, down, resumed bool

@@ -20,7 +20,7 @@ type Queue struct {
 	Suspended bool
 }
 
-// Queues returns what waits of some devices, in their order. It looks at their lanes alone, and where the first message of
+// Queues returns what waits of some devices, in their order. It looks only at their lanes, and where the first message of
 // one is under way at what else is.
 func (f *Forwarder) Queues(devices ...string) []Queue {
 	f.mu.Lock()

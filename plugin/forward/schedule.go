@@ -12,7 +12,7 @@ import (
 // schedule decides what is sent next. Forwarder.mu protects it.
 //
 // Workers without a parcel wait for idle. It is signalled when there is something to send, and by the alarm, the one
-// timer of a Forwarder, when time alone makes it so; a worker that takes a parcel and leaves something behind signals
+// timer of a Forwarder, when only the passing of time makes it so; a worker that takes a parcel and leaves something behind signals
 // the next worker.
 type schedule struct {
 	lanes    map[string]*lane // every lane, by device
@@ -43,7 +43,7 @@ type schedule struct {
 	standing standing
 
 	// Parcels that failed before get at most retryLimit workers, and every other turn: when some devices' requests
-	// hang until they time out, the others' go on.
+	// hang until they time out, the others' continue.
 	retrying   int
 	retryLimit int
 	retryTurn  bool
@@ -118,7 +118,7 @@ func (s *schedule) stuck() bool {
 	return s.inFlight == 0 && (s.halted || s.ready.empty() && len(s.waiting) == 0)
 }
 
-// add queues a message in its device's lane. It wakes nobody.
+// add queues a message in its device's lane. It wakes no worker.
 func (s *schedule) add(device string, pos uint64, bytes uint32) {
 	l := s.lanes[device]
 	if l == nil {
@@ -357,7 +357,7 @@ func (s *schedule) answered(p *parcel) {
 	}
 }
 
-// landed takes back a parcel whose attempt is over; what becomes of it is for the caller to decide.
+// landed takes back a parcel whose attempt is over; what happens to it is for the caller to decide.
 func (s *schedule) landed(p *parcel) {
 	s.answered(p)
 	s.inFlight--
@@ -432,7 +432,7 @@ func (s *schedule) setAlarm(now time.Time) {
 
 const (
 	// breakerThreshold is how many different lanes must fail, with no success in between, for the backend as a whole
-	// to count as down. Fewer may be those devices' own trouble, and their back-off alone is mild enough. A batch
+	// to count as down. Fewer may be those devices' own trouble, and their back-off is enough. A batch
 	// counts as one.
 	breakerThreshold = 8
 	// maxProbeInterval bounds how long a recovered backend goes unnoticed. One request in that time is no burden.

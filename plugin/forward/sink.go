@@ -48,7 +48,7 @@ type Result struct {
 	// Address is where the request went, for operators, without secrets: set it if the Meaning is Doubtful, RefusesAll
 	// or Gone.
 	Address string
-	// OwnAddress says that each device has an address of its own: Gone is then about the device alone.
+	// OwnAddress says that each device has an address of its own: Gone is then only about the device.
 	OwnAddress bool
 }
 
@@ -83,7 +83,7 @@ const (
 	// maxBatchBytes bounds a request with more than one message, as sent: a worker keeps as much memory, and servers
 	// limit what they take.
 	maxBatchBytes = 256 << 10
-	// envelopeBytes is more than a message takes in a batch besides what is in it.
+	// envelopeBytes is more than a message takes in a batch in addition to its content.
 	envelopeBytes = 290
 )
 

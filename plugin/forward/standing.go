@@ -13,7 +13,7 @@ const (
 	standingDevices = 8
 	// heardWithin is how long a device counts as one of those that there are.
 	heardWithin = 24 * time.Hour
-	// A message that alone is refused with a doubtful status is given up after so many tries, or so much time.
+	// A message that is the only one refused with a doubtful status is given up after so many tries, or so much time.
 	maxDoubts    = 10
 	maxDoubtTime = 5 * time.Minute
 	// maxDoubtBackoff bounds the time between two of them: ten tries take two to four minutes.
@@ -148,7 +148,7 @@ func (s *standing) conclude(status int, now time.Time) {
 	}
 }
 
-// evidence is everything that decides what becomes of a request once it is answered.
+// evidence is everything that decides what happens to a request once it is answered.
 type evidence struct {
 	means    Meaning
 	together bool // more than one message was in the request
@@ -208,7 +208,7 @@ func (f *Forwarder) judge(p *parcel, means Meaning) (o fate, between bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	now := time.Now()
-	// Of several devices in one request, one alone may be at fault.
+	// Of several devices in one request, only one may be at fault.
 	f.standing.refuse(p.device(), now)
 	d := &p.doubts
 	e.between = d.taken != 0 && d.taken != f.standing.taken

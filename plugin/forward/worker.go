@@ -159,7 +159,7 @@ func (f *Forwarder) load(w *worker, p *parcel) (o fate, reason string, err error
 }
 
 // settle draws the consequences of an attempt: callback and Store first, so that a lane's follow each other in order,
-// then the accounts. It reports whether the worker is to go on with p.
+// then the accounts. It reports whether the worker is to continue with p.
 func (f *Forwarder) settle(w *worker, p *parcel, a attempt) (more bool) {
 	dropped := false
 	switch a.fate {
@@ -275,7 +275,7 @@ func (f *Forwarder) account(p *parcel, a *attempt, answerDropped bool) (e events
 	case retry, kept, doubted:
 		f.landed(p)
 		if f.ended {
-			return e // cut off by Close: nobody's failure
+			return e // cut off by Close: not a failure
 		}
 		f.retries++
 		f.noteFailure(p, now)
@@ -387,7 +387,7 @@ func (f *Forwarder) noteTrouble(p *parcel, a *attempt, probe bool, now time.Time
 		if e.doubted = true; f.standing.refusing {
 			f.breaker.refused(probe, now)
 		}
-		if a.fate == kept { // others are taken: it is a matter of this device alone
+		if a.fate == kept { // others are taken: it concerns only this device
 			return max(backoff(failures, maxBackoff), a.RetryAfter)
 		}
 		return max(doubtBackoff(p.doubts.n), min(a.RetryAfter, maxDoubtTime-p.doubts.time))

@@ -8,7 +8,7 @@ import (
 )
 
 // chunked is fasthttp's length of a body with Transfer-Encoding: chunked. fasthttp keeps nothing of what stands between the
-// chunks and behind them, and ends the trailer also at a line that ends with LF alone. So there is no telling whether another
+// chunks and behind them, and ends the trailer also at a line that ends with only LF. So it cannot be known whether another
 // reader has found the same end, and nothing is read behind such a body: its connection is closed.
 const chunked = -1
 

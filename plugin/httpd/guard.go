@@ -30,7 +30,7 @@ const (
 // A Refusal is a request without the valid token. It holds nothing of what stood in the token's place.
 type Refusal struct {
 	Client string // address and port
-	// Unreported is how many refusals there were since the last one that was reported, beside this one.
+	// Unreported is how many other refusals there were since the last one that was reported.
 	Unreported int
 }
 

@@ -89,7 +89,7 @@ type Device struct {
 	Since                time.Time // the gateway's start
 	LastAccepted         time.Time // zero: none since
 	Accepted             uint64
-	Redelivered          uint64            // accepted before, and acknowledged once more
+	Redelivered          uint64            // accepted before, and acknowledged again
 	Refused              map[string]uint64 // by reason
 	Pending              int               // messages that wait for the backend, with what is in flight
 	OldestSince          time.Time         // when the oldest of them was accepted; zero: there are none, or it is not known

@@ -215,7 +215,7 @@ func protect(conn net.Conn) {
 	}
 }
 
-// How long, and for how many bytes, a client may go on sending to whom an answer is on its way.
+// How long, and for how many bytes, a client may continue sending to whom an answer is on its way.
 const (
 	lingerTime  = time.Second
 	lingerBytes = 4 << 20

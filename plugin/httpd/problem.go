@@ -13,7 +13,7 @@ import (
 // An Error is a request that is refused: a problem document of RFC 9457.
 type Error struct {
 	Status int
-	// Reason tells problems of one status apart: "" or a word of the specification, which never changes.
+	// Reason distinguishes problems of one status: "" or a word of the specification, which never changes.
 	Reason string
 	// Detail says what is wrong with this request, and what to do.
 	Detail string

@@ -300,7 +300,7 @@ func write(ctx *fasthttp.RequestCtx, c Command) error {
 	}{c.ID, "/v1/commands/" + c.ID, c.Device, c.State, at(c.Created), at(c.Expires), at(c.SentAt), at(c.FinishedAt), c.Body, c.Result, c.ResultDropped, c.Seen})
 }
 
-// health says whether the gateway is well; what is wrong with it only who has the token is told.
+// health says whether the gateway is healthy; only a client with the token learns what is wrong.
 func (s *Server) health(ctx *request) error {
 	wrong := s.service.Health()
 	if len(wrong) == 0 {

@@ -121,7 +121,7 @@ func (j *Journal) room(n int64) (*segment, error) {
 	return next, nil
 }
 
-// begin seals the active segment and goes on with the next.
+// begin seals the active segment and continues with the next.
 func (j *Journal) begin(next *segment) {
 	j.mu.Lock()
 	j.sealed = append(j.sealed, j.active)

@@ -22,7 +22,7 @@ const (
 	// To collect a segment takes less room than the segment itself. The rest is for outcomes and for what is saved before
 	// a segment is dropped.
 	minReserve   = 64 << 10 // bytes
-	stateReserve = 32 << 10 // bytes, for what is saved alone
+	stateReserve = 32 << 10 // bytes, only for what is saved
 )
 
 // background is the state of the journal's goroutine, and of Open before it runs. Each part is declared beside what uses it.
@@ -37,7 +37,7 @@ type background struct {
 
 	prepareAt, sweepAt, reportAt, lookAt time.Time
 
-	prepareFailing, collectFailing bool // to log the first error in a row alone
+	prepareFailing, collectFailing bool // to log only the first error in a row
 	reportedRefusal                bool
 	reportedFailure                *failure
 
@@ -177,7 +177,7 @@ func (j *Journal) create(kind uint32) (*segment, error) {
 		j.mu.Unlock()
 		return s, nil
 	}
-	return nil, errors.New("every number of a segment is taken")
+	return nil, errors.New("all segment numbers are used")
 }
 
 func (j *Journal) prepare(now time.Time) {
@@ -207,7 +207,7 @@ func (j *Journal) report() {
 	b := &j.background
 	if f := j.failed.Load(); f != b.reportedFailure {
 		b.reportedFailure = f
-		j.log.Error("fsync of the journal failed: the latest messages may not survive a failure of the power; the segment is closed, check the disk",
+		j.log.Error("fsync of the journal failed: the latest messages may not survive a power failure; the segment is closed, check the disk",
 			"file", logName(f.segment.number), "error", f.err)
 	}
 	j.reportShare(time.Now())
@@ -230,7 +230,7 @@ func (j *Journal) finish() {
 	j.takeQueue()
 	j.look(true)
 	if len(b.queue) > 0 && (j.lost.Load() != nil || !j.flush()) {
-		b.closeErr = fmt.Errorf("journal: %d outcomes could not be written; their messages are delivered once more", len(b.queue))
+		b.closeErr = fmt.Errorf("journal: %d outcomes could not be written; their messages are delivered again", len(b.queue))
 	}
 	j.takeSealed()
 	before := j.counts.syncErrors.Load()
@@ -239,7 +239,7 @@ func (j *Journal) finish() {
 		j.syncOutcomes(maxFilesSyncedAtEnd)
 	}
 	if j.counts.syncErrors.Load() != before || j.current.distrusted.Load() {
-		b.closeErr = errors.Join(b.closeErr, errors.New("journal: fsync failed; the latest messages may not survive a failure of the power"))
+		b.closeErr = errors.Join(b.closeErr, errors.New("journal: fsync failed; the latest messages may not survive a power failure"))
 	}
 	j.report()
 	if err := j.current.log.Close(); err != nil {

@@ -132,7 +132,7 @@ func (j *Journal) candidates(oldest int64, pressure bool, now time.Time) (candid
 func (j *Journal) collectFails(err error) {
 	if !j.background.collectFailing {
 		j.background.collectFailing = true
-		j.log.Error("the journal could not free the room of settled messages; trying again every second", "error", err)
+		j.log.Error("the journal could not free the space of settled messages; trying again every second", "error", err)
 	}
 }
 

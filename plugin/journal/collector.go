@@ -6,7 +6,7 @@ import (
 	"mosquitto-bouncer/plugin/metrics"
 )
 
-// Collector reads the journal's metrics, and what became of the messages in it, all of one moment.
+// Collector reads the journal's metrics, and what happened to the messages in it, all of one moment.
 func (j *Journal) Collector() prometheus.Collector {
 	return metrics.Collector(func(to metrics.Sender) {
 		s := j.Stats()

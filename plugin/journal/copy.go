@@ -267,7 +267,7 @@ func (j *Journal) cutTail() error {
 		return nil
 	}
 	if err := c.log.Truncate(c.end); err != nil {
-		return fmt.Errorf("what was copied in vain could not be cut off: %w", err)
+		return fmt.Errorf("an unused copy could not be cut off: %w", err)
 	}
 	c.tail = false
 	return nil

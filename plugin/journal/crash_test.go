@@ -165,7 +165,7 @@ func (c *crashTest) open() *Journal {
 	return j
 }
 
-// check opens a copy of the files and holds what is in it against what was accepted. Only a failure of the power tears.
+// check opens a copy of the files and holds what is in it against what was accepted. Only a power failure tears.
 func (s *crashPoint) check(t *testing.T, what string, files map[string][]byte, power bool) {
 	t.Helper()
 	f := newFixture(t)
@@ -223,7 +223,7 @@ func (s *crashPoint) check(t *testing.T, what string, files map[string][]byte, p
 	}
 }
 
-// powerFailures are what a failure of the power may leave instead of the files as they are.
+// powerFailures are what a power failure may leave instead of the files as they are.
 func (s *crashPoint) powerFailures(random *rand.Rand) map[string]map[string][]byte {
 	former := maps.Clone(s.files)
 	delete(former, droppedState+stateSuffix)

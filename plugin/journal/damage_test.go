@@ -3,6 +3,7 @@ package journal
 import (
 	"bytes"
 	"errors"
+	"io"
 	"math/rand/v2"
 	"os"
 	"slices"
@@ -131,7 +132,7 @@ func TestCutOutcomes(t *testing.T) {
 			}
 		}
 		wantRecovered(t, got, want)
-		for i := 1; i < 8; i += 2 { // and it goes on behind them
+		for i := 1; i < 8; i += 2 { // and it continues behind them
 			if want[i].outcome == Pending {
 				j.Done(want[i].pos, Delivered)
 			}
@@ -231,7 +232,7 @@ func TestDamagedOutcome(t *testing.T) {
 		if st := j.Stats(); st.DamagedOutcomes != 1 {
 			t.Fatalf("stats %+v", st)
 		}
-		c.wantLogged("outcomes in the journal are damaged; their messages are delivered once more")
+		c.wantLogged("outcomes in the journal are damaged; their messages are delivered again")
 		c.close(j)
 	}
 }
@@ -339,7 +340,7 @@ func TestDamagedHeader(t *testing.T) {
 	if st := j.Stats(); len(got) != 0 || st.Unreadable != 1 || st.Bytes < int64(len(log)) {
 		t.Errorf("recovered %d, stats %+v", len(got), st)
 	}
-	c.wantLogged("a segment of the journal cannot be read: its messages are lost unless the file is repaired; it is left alone")
+	c.wantLogged("a segment of the journal cannot be read: its messages are lost unless the file is repaired; the file is kept")
 	if !bytes.Equal(read(t, c.path(logName(1))), log) {
 		t.Error("the file was changed")
 	}
@@ -400,5 +401,15 @@ func FuzzOutcomes(f *testing.F) {
 				t.Fatalf("%+v", all)
 			}
 		}
+	})
+}
+
+// scan passes over a log of size bytes and gives every message to found, which borrows it, with its offset.
+func scan(file io.ReaderAt, size int64, seed uint32, found func(offset uint32, size int, a *Accepted)) scanned {
+	return scanRecords(file, size, seed, func(offset uint32, size int, r *record) bool {
+		if r.ids == nil {
+			found(offset, size, &r.Accepted)
+		}
+		return true
 	})
 }

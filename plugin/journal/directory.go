@@ -190,10 +190,10 @@ func LoadState(dir, name string) ([]byte, error) {
 	return b[stateHeader:], nil
 }
 
-// errReplaced is for a state that was replaced, which a failure of the power may undo: the fsync of the directory failed.
-var errReplaced = errors.New("it is saved, but a failure of the power may bring the former one back")
+// errReplaced is for a state that was replaced, which a power failure may undo: the fsync of the directory failed.
+var errReplaced = errors.New("it is saved, but a power failure may bring the former one back")
 
-// saveState replaces a state at once: after a failure of the power there is the former one or this one. With an error
+// saveState replaces a state at once: after a power failure there is the former one or this one. With an error
 // there is the former one, unless it is errReplaced.
 func saveState(dir, name string, data []byte, fsync func(*os.File) error) (err error) {
 	path, err := statePath(dir, name)
@@ -282,7 +282,7 @@ func (d *dropped) forgetOldest() {
 	}
 }
 
-// has reports whether a segment was dropped. The number alone says so too, since none is given twice: files that come
+// has reports whether a segment was dropped. The number also says so, since none is given twice: files that come
 // back (from a backup, say) bring back no message that was delivered, and void nothing that was moved out of them.
 func (d *dropped) has(number uint32, s salt) bool {
 	if slices.Contains(d.Segments, droppedName{number, s}) {

@@ -97,7 +97,7 @@ func TestDrop(t *testing.T) {
 	}
 	waitFor(t, "an attempt to drop", func() bool { mu.Lock(); defer mu.Unlock(); return calls > 0 })
 	waitFor(t, "a line in the log", func() bool {
-		return strings.Contains(f.logged.String(), "the journal could not free the room of settled messages; trying again every second")
+		return strings.Contains(f.logged.String(), "the journal could not free the space of settled messages; trying again every second")
 	})
 	f.wantLogged("not now")
 	mu.Lock()

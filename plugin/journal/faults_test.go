@@ -60,7 +60,7 @@ func TestSyncFails(t *testing.T) {
 	}
 }
 
-// While no segment can be made durable nothing is accepted, and then it goes on.
+// While no segment can be made durable nothing is accepted, and then it continues.
 func TestSyncFailsForLong(t *testing.T) {
 	broken := errors.New("input/output error")
 	f := newFixture(t)

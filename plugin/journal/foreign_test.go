@@ -69,7 +69,7 @@ func TestForeignFiles(t *testing.T) {
 	if st := j.Stats(); st.Foreign != uint64(len(foreign)+2) || st.Missing != 0 {
 		t.Errorf("stats %+v", st)
 	}
-	f.wantLogged("a file in the journal's directory is not the journal's; it is left alone")
+	f.wantLogged("a file in the journal's directory does not belong to the journal; it is ignored")
 	f.wantLogged("notes.txt")
 	f.close(j)
 	for _, name := range foreign {
@@ -141,7 +141,7 @@ func TestDamagedTotals(t *testing.T) {
 	write(t, f.path("dropped.state"), []byte("x"))
 	_, got := f.open()
 	wantRecovered(t, got, all)
-	f.wantLogged("the journal's totals are damaged; they begin anew")
+	f.wantLogged("the journal's totals are damaged; they start again")
 }
 
 func newerHeader(h header) []byte {

@@ -73,7 +73,7 @@ func TestUpgradeFromFormat1(t *testing.T) {
 	if b, err := LoadState(f.Dir, "forgotten"); err != nil || !bytes.Contains(b, []byte("1759990000")) {
 		t.Errorf("%s, %v", b, err)
 	}
-	// The one accepted next, and what becomes of the old ones, is there at the next start.
+	// The one accepted next, and what happens to the old ones, is there at the next start.
 	new := appendAll(t, j, 100, 101)
 	j.Done(got[1].pos, Delivered)
 	f.close(j)

@@ -19,7 +19,7 @@ const lookInterval = 400 * time.Millisecond
 // errLost is for a journal whose files are away. What was appended then would be acknowledged and gone.
 var errLost = errors.New("the files of the journal are not where they were")
 
-// home is the journal's directory as Open found it. An open file outlives its name: without a look at the name, whoever
+// home is the journal's directory as Open found it. An open file outlives its name: without a look at the name, a process that
 // writes to it does not notice that the directory was removed, or that another one is in its place. Safe for concurrent
 // use.
 type home struct {
@@ -41,13 +41,13 @@ func (h *home) check() error {
 	info, err := os.Stat(h.dir)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return fmt.Errorf("%w: %s was removed or renamed; put it back as it was, or restart the broker, which begins a new journal: "+
+		return fmt.Errorf("%w: %s was removed or renamed; put it back as it was, or restart the broker, which starts a new journal: "+
 			"without the old one, what waits in it is lost", errLost, h.dir)
 	case err != nil:
 		return fmt.Errorf("%w: %w; put the directory back as it was, or restart the broker", errLost, err)
 	case !os.SameFile(info, h.info):
 		return fmt.Errorf("%w: %s is another directory now, or its file system was unmounted; put the former back, or restart the "+
-			"broker, which goes on with what is there", errLost, h.dir)
+			"broker, which continues with what is there", errLost, h.dir)
 	}
 	return h.checkFile(h.lock, lockName)
 }
@@ -61,12 +61,12 @@ func (h *home) checkFile(f *os.File, name string) error {
 	named, err := os.Lstat(filepath.Join(h.dir, name))
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return fmt.Errorf("%w: %s was removed; restart the broker, which begins a new file: what waits in the removed one can be "+
+		return fmt.Errorf("%w: %s was removed; restart the broker, which starts a new file: what waits in the removed one can be "+
 			"delivered until then, and is lost after", errLost, filepath.Join(h.dir, name))
 	case err != nil:
 		return fmt.Errorf("%w: %w", errLost, err)
 	case !os.SameFile(is, named):
-		return fmt.Errorf("%w: %s was replaced by another file; restart the broker, which goes on with what is there", errLost,
+		return fmt.Errorf("%w: %s was replaced by another file; restart the broker, which continues with what is there", errLost,
 			filepath.Join(h.dir, name))
 	}
 	return nil
@@ -86,8 +86,8 @@ func (h *home) checkWritable() error {
 	if err == nil {
 		return nil
 	}
-	return fmt.Errorf("%w: %s cannot be written: %w; mount its file system for writing, or mend the disk: the journal goes on by "+
-		"itself then", errLost, h.dir, err)
+	return fmt.Errorf("%w: %s cannot be written: %w; mount its file system for writing, or repair the disk: the journal then "+
+		"resumes automatically", errLost, h.dir, err)
 }
 
 // look notes whether the journal's files are where they were. It is cheap where nothing but the directory is asked for.
@@ -137,7 +137,7 @@ func (j *Journal) lookAtFiles() error {
 			continue
 		}
 		if path := filepath.Join(j.options.Dir, logName(s.number)); !j.exists(logName(s.number)) {
-			return fmt.Errorf("%w: %s was removed; put it back, or restart the broker, which goes on without it: what waits in it "+
+			return fmt.Errorf("%w: %s was removed; put it back, or restart the broker, which continues without it: what waits in it "+
 				"is lost", errLost, path)
 		}
 	}

@@ -11,7 +11,7 @@ import (
 // DirName is the journal's directory in the state directory.
 const DirName = "journal"
 
-// An Inspection is what [Inspect] found besides messages.
+// An Inspection is what [Inspect] found in addition to messages.
 type Inspection struct {
 	Segments   int
 	Bytes      int64 // of their files

@@ -1,5 +1,5 @@
-// Package journal is the crash-safe log of accepted messages and of what became of them. What was appended survives the
-// end of the process at once, and a failure of the power after the next fsync; a damaged record costs that record alone.
+// Package journal is the crash-safe log of accepted messages and of what happened to them. What was appended survives the
+// end of the process at once, and a power failure after the next fsync; a damaged record costs only that record.
 //
 // # Files
 //
@@ -37,12 +37,12 @@ import (
 	"time"
 )
 
-// Errors that a caller may want to tell apart.
+// Errors that a caller may want to distinguish.
 var (
 	// ErrFull: no room, by MaxBytes or on the disk. It passes when room is made.
 	ErrFull = errors.New("journal: full")
 	// ErrShare: the device has taken its share of the journal. It passes when its messages are settled, or its ids old.
-	ErrShare = errors.New("journal: the device has taken its share of the journal")
+	ErrShare = errors.New("journal: the device has used up its share of the journal")
 	// ErrTooLarge: the message cannot be stored, however much room there is.
 	ErrTooLarge = errors.New("journal: message too large")
 	// ErrClosed: the journal was closed.
@@ -79,7 +79,7 @@ type Options struct {
 	Dir string
 	// MaxBytes bounds the segments' files together, the outcomes to come included; at least 64 KiB.
 	MaxBytes int64
-	// Sync is the time between two fsyncs, and what a failure of the power may cost. 0: an fsync in every Append.
+	// Sync is the time between two fsyncs, and what a power failure may cost. 0: an fsync in every Append.
 	Sync time.Duration
 	// SegmentBytes is the size at which a segment is full, 16 KiB to 1 GiB; a segment passes it while the next is not
 	// ready, and for a message that is larger. 0: 1/64 of MaxBytes, at most 64 MiB.
@@ -214,7 +214,7 @@ func Open(o Options, recovery Recovery) (_ *Journal, err error) {
 	return j, nil
 }
 
-// SaveState saves data, at most 64 MiB, under a name of letters a-z and '-', in place of what was saved before: durably,
+// SaveState saves data, at most 64 MiB, under a name of letters a-z and '-', instead of what was saved before: durably,
 // and so that [LoadState] finds either the one or the other. Not for the broker's thread.
 func (j *Journal) SaveState(name string, data []byte) error {
 	if name == droppedState {

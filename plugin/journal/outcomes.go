@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-// Outcome is what became of an accepted message. The zero value is Pending.
+// Outcome is what happened to an accepted message. The zero value is Pending.
 type Outcome uint8
 
 // Outcomes.
@@ -48,10 +48,10 @@ type outcomesState struct {
 	queue                   []settled // outcomes to be written
 	dirtyOutcome            []*segment
 	flushAt, outcomesSyncAt time.Time
-	flushFailing            bool // to log the first error in a row alone
+	flushFailing            bool // to log only the first error in a row
 }
 
-// Done says what became of the message at pos, once for each. It returns at once: the outcome is written within some
+// Done says what happened to the message at pos, once for each. It returns at once: the outcome is written within some
 // 20 ms by the journal's goroutine. One that a crash loses makes the message pending again.
 func (j *Journal) Done(pos Position, o Outcome) {
 	switch o {
@@ -196,7 +196,7 @@ func (j *Journal) syncOutcomes(limit int) {
 	for _, s := range b.dirtyOutcome[:min(limit, len(b.dirtyOutcome))] {
 		if err := j.syncFile(outcomesName(s.number)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			j.counts.syncErrors.Add(1)
-			j.log.Error("fsync of outcomes failed; a failure of the power may have their messages delivered once more",
+			j.log.Error("fsync of outcomes failed; after a power failure their messages may be delivered again",
 				"file", outcomesName(s.number), "error", err)
 		}
 	}

@@ -289,7 +289,7 @@ func mountTmpfs(t *testing.T, f *fixture, options string) {
 	})
 }
 
-// The disk is full: nothing is acknowledged that is not stored; when there is room again, it goes on by itself.
+// The disk is full: nothing is acknowledged that is not stored; when there is room again, it continues by itself.
 func TestDiskFull(t *testing.T) {
 	f := newFixture(t)
 	f.SegmentBytes = 32 << 10

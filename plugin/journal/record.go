@@ -84,7 +84,7 @@ const (
 	MaxEnvelope    = 1 << 28
 )
 
-// castagnoli is the table of CRC-32C. It is read alone.
+// castagnoli is the table of CRC-32C. It is only read.
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 var (

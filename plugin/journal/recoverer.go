@@ -126,7 +126,7 @@ func (r *recoverer) scan(s *segment, f *os.File, size int64, outcomes []outcome)
 	})
 	if void >= 0 {
 		if err := cutOff(filepath.Join(j.options.Dir, logName(s.number)), void); err != nil {
-			return fmt.Errorf("what a former process copied in vain could not be cut off: %w", err)
+			return fmt.Errorf("an unused copy of an earlier process could not be cut off: %w", err)
 		}
 		s.end, result.torn, result.end = void, 0, void
 	}
@@ -177,7 +177,7 @@ func (r *recoverer) giveIDs(s *segment, body []byte) {
 	})
 	if !ok {
 		r.j.counts.damaged.Add(1)
-		r.j.log.Error("a block of ids in the journal is not as it should be", "file", logName(s.number))
+		r.j.log.Error("a block of ids in the journal is not valid", "file", logName(s.number))
 	}
 }
 
@@ -225,7 +225,7 @@ func (r *recoverer) close() {
 	r.file, r.fileOf = nil, 0
 }
 
-// report logs what the pass over a segment found besides messages, and cuts off what was torn.
+// report logs what the pass over a segment found in addition to messages, and cuts off what was torn.
 func (r *recoverer) report(s *segment, result *scanned) {
 	j := r.j
 	path := filepath.Join(j.options.Dir, logName(s.number))

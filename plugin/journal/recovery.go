@@ -21,7 +21,7 @@ func (j *Journal) recover(recovery Recovery) (last uint32, err error) {
 	}
 	for _, name := range l.foreign {
 		j.counts.foreign.Add(1)
-		j.log.Warn("a file in the journal's directory is not the journal's; it is left alone", "file", filepath.Join(dir, name))
+		j.log.Warn("a file in the journal's directory does not belong to the journal; it is ignored", "file", filepath.Join(dir, name))
 	}
 	for _, name := range l.leftovers {
 		if err := removeIfThere(filepath.Join(dir, name)); err != nil {
@@ -30,7 +30,7 @@ func (j *Journal) recover(recovery Recovery) (last uint32, err error) {
 	}
 	d, err := loadDropped(dir)
 	if errors.Is(err, ErrDamaged) {
-		j.log.Error("the journal's totals are damaged; they begin anew", "error", err)
+		j.log.Error("the journal's totals are damaged; they start again", "error", err)
 	} else if err != nil {
 		return 0, err
 	}
@@ -55,7 +55,7 @@ func (j *Journal) recover(recovery Recovery) (last uint32, err error) {
 			continue
 		case errors.Is(err, errUnreadable):
 			j.counts.unreadable.Add(1)
-			j.log.Error("a segment of the journal cannot be read: its messages are lost unless the file is repaired; it is left alone",
+			j.log.Error("a segment of the journal cannot be read: its messages are lost unless the file is repaired; the file is kept",
 				"file", filepath.Join(dir, logName(number)), "error", err)
 			present = append(present, number)
 			continue
@@ -167,7 +167,7 @@ func (j *Journal) recoverSegment(number uint32, d *dropped, rec *recoverer) (seg
 		s.outcomesEnd = headerSize + (outcomesSize-headerSize)/slotSize*slotSize
 		if damaged > 0 {
 			j.counts.damagedOutcomes.Add(damaged)
-			j.log.Warn("outcomes in the journal are damaged; their messages are delivered once more",
+			j.log.Warn("outcomes in the journal are damaged; their messages are delivered again",
 				"file", filepath.Join(dir, outcomesName(number)), "damaged", damaged)
 		}
 	}
@@ -231,7 +231,7 @@ func (j *Journal) removeStrayOutcomes(l listing, present []uint32) error {
 		path := filepath.Join(j.options.Dir, outcomesName(number))
 		if err != nil || h.number != number {
 			j.counts.foreign.Add(1)
-			j.log.Warn("a file in the journal's directory is not the journal's; it is left alone", "file", path)
+			j.log.Warn("a file in the journal's directory does not belong to the journal; it is ignored", "file", path)
 			continue
 		}
 		j.log.Warn("outcomes of a segment that is gone are removed", "file", path)

@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-var errStarved = fmt.Errorf("%w: the room that is left on the disk is for what became of earlier messages", ErrFull)
+var errStarved = fmt.Errorf("%w: the space that is left on the disk is reserved for outcomes of earlier messages", ErrFull)
 
 // reserveState is the goroutine's, of the room on the disk that is kept for outcomes.
 type reserveState struct {
@@ -56,7 +56,7 @@ func (j *Journal) starve(but int64) {
 		err = removeIfThere(path)
 	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		j.log.Error("the room that the journal keeps for outcomes could not be freed", "error", err)
+		j.log.Error("the space that the journal reserves for outcomes could not be freed", "error", err)
 	}
 }
 

@@ -14,7 +14,7 @@ type retireState struct {
 	dropUnsynced bool       // that they were is not on the disk yet
 }
 
-// saveDropped notes durably that s is no more, with what became of its messages.
+// saveDropped notes durably that s is no more, with what happened to its messages.
 func (j *Journal) saveDropped(s *segment, delivered, dead uint64) error {
 	b := &j.background
 	d := dropped{Delivered: b.dropped.Delivered + delivered, Dead: b.dropped.Dead + dead, Ranges: slices.Clone(b.dropped.Ranges)}
@@ -30,7 +30,7 @@ func (j *Journal) saveDropped(s *segment, delivered, dead uint64) error {
 	err := d.save(j.options.Dir, j.options.fsync)
 	j.stateMu.Unlock()
 	if errors.Is(err, errReplaced) {
-		// A process that is killed now finds s dropped; after a failure of the power s may be there, and the copies are cut
+		// A process that is killed now finds s dropped; after a power failure s may be there, and the copies are cut
 		// off then. So both must stay until the directory is on the disk.
 		b.dropUnsynced = true
 		err = nil

@@ -238,16 +238,6 @@ type scanned struct {
 	unreadable int64 // bytes the disk did not read
 }
 
-// scan passes over a log of size bytes and gives every message to found, which borrows it, with its offset.
-func scan(file io.ReaderAt, size int64, seed uint32, found func(offset uint32, size int, a *Accepted)) scanned {
-	return scanRecords(file, size, seed, func(offset uint32, size int, r *record) bool {
-		if r.ids == nil {
-			found(offset, size, &r.Accepted)
-		}
-		return true
-	})
-}
-
 // scanRecords passes over a log of size bytes and gives every valid record to found, which borrows it, with its offset and
 // the size it takes, until found returns false.
 // A record whose body is damaged costs itself. Where a header is damaged, the next valid header is searched for.
@@ -306,7 +296,7 @@ func (w *window) search(at int64) int64 {
 	return w.size
 }
 
-// An outcome names a record of a segment and what became of it.
+// An outcome names a record of a segment and what happened to it.
 type outcome struct {
 	offset uint32
 	kind   Outcome

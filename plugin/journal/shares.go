@@ -106,7 +106,7 @@ func (j *Journal) reportShare(now time.Time) {
 		return
 	}
 	d.reported = now
-	j.log.Error("a device has taken its share of the journal ([journal] device_share); its messages are refused as overloaded, "+
+	j.log.Error("a device has used up its share of the journal ([journal] device_share); its messages are refused as overloaded, "+
 		"those of other devices are not", "device", d.device, "bytes", d.bytes.Load(), "share", j.shares.limit, "refused", d.refused.Load())
 }
 

@@ -35,7 +35,7 @@ type Stats struct {
 	Damaged         uint64 // messages that were lost to damage
 	TornBytes       uint64 // cut off at the ends of logs
 	Missing         uint64 // segments
-	Unreadable      uint64 // segments without a header that could be used; their files are left alone
+	Unreadable      uint64 // segments without a header that could be used; their files are not touched
 	Foreign         uint64 // files that are not the journal's
 	DamagedOutcomes uint64 // each makes a message pending again
 
@@ -66,7 +66,7 @@ func (j *Journal) Stats() Stats {
 		Foreign:         c.foreign.Load(),
 		DamagedOutcomes: c.damagedOutcomes.Load(),
 	}
-	// A message is accepted before it is settled, so it is never counted as settled alone.
+	// A message is accepted before it is settled, so it is never counted as only settled.
 	st.Delivered, st.Dead = j.delivered.Load(), j.dead.Load()
 	st.Accepted = max(j.accepted.Load(), st.Delivered+st.Dead)
 	st.Pending = st.Accepted - st.Delivered - st.Dead

@@ -171,7 +171,7 @@ func (l *File) Append(lines []byte) error {
 	return nil
 }
 
-// Replace has the file hold the lines of these texts alone.
+// Replace has the file hold only the lines of these texts.
 func (l *File) Replace(texts iter.Seq[[]byte]) (err error) {
 	f, err := os.OpenFile(l.path+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o640)
 	if err != nil {

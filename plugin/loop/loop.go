@@ -1,5 +1,5 @@
 // Package loop runs a goroutine that does what is due, again and again: when it is woken, after a time that it names
-// itself, and once more at its end.
+// itself, and again at its end.
 package loop
 
 import (

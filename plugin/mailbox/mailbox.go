@@ -34,7 +34,7 @@ func NewSized[T any](limit, room int, size func(T) int) *Box[T] {
 	return &Box[T]{limit: limit, room: room, size: size}
 }
 
-// Put adds an item. first reports that the box was empty, so that whoever takes from it may have to be woken; ok is false
+// Put adds an item. first reports that the box was empty, so that the goroutine that takes from it may have to be woken; ok is false
 // where the item does not fit.
 func (b *Box[T]) Put(item T) (first, ok bool) {
 	b.mu.Lock()

@@ -103,7 +103,7 @@ func (s Sender) send(name, help string, kind prometheus.ValueType, n float64, la
 }
 
 // A Histogram counts by size. Bounds are the upper ones of the buckets, in seconds; Counts has one more, of what is above
-// them all, and each is of its own bucket alone.
+// them all, and each is only of its own bucket.
 type Histogram struct {
 	Bounds []float64
 	Counts []uint64

@@ -13,7 +13,7 @@ var callbackBounds = [...]time.Duration{
 	time.Millisecond, 10 * time.Millisecond, 100 * time.Millisecond, time.Second,
 }
 
-// sampled is of how many calls one is timed: reading the clock twice costs much beside a callback of two microseconds.
+// sampled is of how many calls one is timed: reading the clock twice costs much compared with a callback of two microseconds.
 const sampled = 16
 
 // A Timer measures one call of a callback in 16. The zero value is ready. Begin and End are for one thread, Histogram for

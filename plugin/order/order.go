@@ -1,4 +1,4 @@
-// Package order brings an operator's orders from bouncerctl to the gateway, which alone can carry them out: a directory
+// Package order brings an operator's orders from bouncerctl to the gateway, the only one that can carry them out: a directory
 // in state_dir, a JSON file for each order. The gateway takes them once a second; where it does not run they wait for its
 // next start. A file disappears when its order is carried out; one that cannot be is renamed and says why.
 package order

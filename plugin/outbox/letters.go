@@ -29,7 +29,7 @@ func openLetters(o *Options, j *journal.Journal) (*deadletter.Store, error) {
 		s := j.Stats()
 		return s.MaxBytes - s.Bytes
 	}
-	return deadletter.OpenWithin(filepath.Join(o.StateDir, deadletter.FileName), limits)
+	return deadletter.Open(filepath.Join(o.StateDir, deadletter.FileName), limits)
 }
 
 // noRoom marks the errors of a Store of letters for which the forwarder stops a device's lane.

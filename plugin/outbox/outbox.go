@@ -62,7 +62,7 @@ type Options struct {
 	Letters deadletter.Limits
 	// Forward says how messages are delivered. MaxBytes, Gone, Suspended, Standing and Registered are set by the outbox.
 	Forward forward.Config
-	// BackendURL is where Forward.Sink sends. What is known of the backend's refusals is of this URL alone.
+	// BackendURL is where Forward.Sink sends. What is known of the backend's refusals applies only to this URL.
 	BackendURL string
 	// FatalStatuses are those after which the backend is not asked again: a message that gets one is given up. May be empty.
 	FatalStatuses []int

@@ -27,7 +27,7 @@ type requeued struct {
 	done    chan struct{} // closed when all are
 }
 
-// A requeuer brings letters that an operator has requeued back into the journal, which the broker's thread alone appends
+// A requeuer brings letters that an operator has requeued back into the journal, to which only the broker's thread appends
 // to: the housekeeping reads them, and removes them when they are in the journal.
 type requeuer struct {
 	queue      *queue
@@ -60,7 +60,7 @@ func (r *requeuer) round(ctx context.Context) {
 // requeue takes back some letters, and reports whether there may be more.
 func (r *requeuer) requeue(ctx context.Context) bool {
 	if !r.remove(ctx) {
-		return false // they would be taken once more
+		return false // they would be taken again
 	}
 	if r.handed == nil {
 		letters, err := r.letters.Requeued(ctx, maxRequeued)

@@ -13,7 +13,7 @@ import (
 	"mosquitto-bouncer/plugin/journal"
 )
 
-// TestRequeuedOnceThoughItsLetterStays: letters that are in the journal are not put there once more while their removal
+// TestRequeuedOnceThoughItsLetterStays: letters that are in the journal are not put there again while their removal
 // fails, as it does on a full disk, and are removed as soon as it succeeds.
 func TestRequeuedOnceThoughItsLetterStays(t *testing.T) {
 	b := openBox(t, nil)

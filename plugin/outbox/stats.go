@@ -8,7 +8,7 @@ import (
 	"mosquitto-bouncer/plugin/journal"
 )
 
-// Accounts is what became of every message that was ever accepted: Accepted = Delivered + Dead + Pending. A dead letter
+// Accounts is what happened to every message that was ever accepted: Accepted = Delivered + Dead + Pending. A dead letter
 // that is requeued is accepted again.
 type Accounts struct{ Accepted, Delivered, Dead, Pending uint64 }
 

@@ -103,15 +103,10 @@ func (ca *CA) CertPEM() []byte {
 	return encodeCert(ca.cert)
 }
 
-// KeyPEM returns the CA's private key in PKCS#8. Whoever has it can speak as
+// KeyPEM returns the CA's private key in PKCS#8. Anyone who has it can speak as
 // any device.
 func (ca *CA) KeyPEM() ([]byte, error) {
 	return keyPEM(ca.key)
-}
-
-// NotAfter is when the CA expires.
-func (ca *CA) NotAfter() time.Time {
-	return ca.cert.NotAfter
 }
 
 // IssueServer makes a key and a certificate for a server that is reached under

@@ -167,8 +167,8 @@ func TestNotBeyondCA(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := parse(t, certPEM).NotAfter; !got.Equal(ca.NotAfter()) {
-		t.Errorf("valid until %s, the CA until %s", got, ca.NotAfter())
+	if got := parse(t, certPEM).NotAfter; !got.Equal(ca.cert.NotAfter) {
+		t.Errorf("valid until %s, the CA until %s", got, ca.cert.NotAfter)
 	}
 }
 

@@ -14,9 +14,9 @@ import (
 	"mosquitto-bouncer/plugin/sqlite"
 )
 
-// Recrypt stores every secret anew under the key of the store, or as plain text where it has none, and returns how many
+// Recrypt stores every secret again under the key of the store, or as plain text where it has none, and returns how many
 // that were. Secrets encrypted before are opened with from, which may be nil where there are none. All are, or none;
-// then the file is written anew, so that no copy of what was replaced is left in it.
+// then the file is written again, so that no copy of what was replaced is left in it.
 func (s *Store) Recrypt(ctx context.Context, from *Key) (n int, err error) {
 	tx, err := s.beginLarge(ctx)
 	if err != nil {
@@ -34,7 +34,7 @@ func (s *Store) Recrypt(ctx context.Context, from *Key) (n int, err error) {
 		return 0, s.failed(err)
 	}
 	if err := s.clean(ctx); err != nil {
-		return n, fmt.Errorf("the secrets were stored anew, but the database file could not be cleaned of the old ones; run the command again: %w", s.failed(err))
+		return n, fmt.Errorf("the secrets were stored again, but the database file still contains the old ones; run the command again: %w", s.failed(err))
 	}
 	return n, nil
 }

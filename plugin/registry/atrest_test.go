@@ -115,7 +115,7 @@ func TestRecrypt(t *testing.T) {
 		if _, err := openStore(t, path, WithKey(two)).Recrypt(t.Context(), nil); err == nil || !strings.Contains(err.Error(), "nothing was changed") {
 			t.Error(err)
 		}
-		if log.Count("cannot be opened") > 0 {
+		if log.Count("cannot be decrypted") > 0 {
 			t.Error(log)
 		}
 		// Under a key that the registry does not have: what is known stays, a revocation counts, and nothing is new.
@@ -133,7 +133,7 @@ func TestRecrypt(t *testing.T) {
 		if got := r.state("new") + r.state("d5"); got != "unknownplain text 5" {
 			t.Error(got)
 		}
-		if log.Count("secrets cannot be opened") != 1 || log.Count("no devices") != 0 {
+		if log.Count("secrets cannot be decrypted") != 1 || log.Count("no devices") != 0 {
 			t.Error(log) // nobody is to remove them
 		}
 		if err := Check(t.Context(), path, WithKey(one)); err == nil || !strings.Contains(err.Error(), "key_file") {

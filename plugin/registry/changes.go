@@ -1,7 +1,7 @@
 package registry
 
 // OnChange has changed called after every change that Lookup and WasRegistered see, by the goroutine that follows the
-// database, in place of what an earlier call named. It must return at once.
+// database, instead of what an earlier call named. It must return at once.
 func (r *Registry) OnChange(changed func()) { r.changed.Store(&changed) }
 
 // A Change is something that has become different about a device.
@@ -24,7 +24,7 @@ const (
 )
 
 // OnChanges has told called with what changed after every change that Lookup sees, by the goroutine that follows the
-// database, in place of what an earlier call named. It must return at once, and may keep the slice.
+// database, instead of what an earlier call named. It must return at once, and may keep the slice.
 func (r *Registry) OnChanges(told func([]Change)) { r.told.Store(&told) }
 
 // tell says to those who want to know that, and what, has changed.

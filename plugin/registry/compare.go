@@ -27,7 +27,7 @@ type comparison struct {
 	every time.Duration
 	next  time.Time // when the next pass begins
 	pass  *pass     // nil: none
-	err   error     // why the last pass could not begin or go on; nil: it could
+	err   error     // why the last pass could not begin or continue; nil: it could
 	again bool      // the last pass failed, which is reported if this one does too: its tables may have been remade meanwhile
 }
 
@@ -67,8 +67,8 @@ func (c *comparison) fail(s *source, err error) error {
 	return c.err
 }
 
-// compareSome goes on for compareBudget. An error is one of the database, as those of refresh; that another program has
-// locked it is none, and the pass goes on afterwards.
+// compareSome continues for compareBudget. An error is one of the database, as those of refresh; that another program has
+// locked it is none, and the pass continues afterwards.
 func (r *Registry) compareSome(ctx context.Context) error {
 	c := &r.compare
 	now := time.Now()

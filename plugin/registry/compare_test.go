@@ -32,7 +32,7 @@ func following(t *testing.T, path string) (r *Registry, log *testkit.Log, poll f
 }
 
 // TestComparisonOfWhatCannotBeOpened has the file's rights taken away while a connection is open, over which the polls
-// go on: the comparison reports it, once and with the cure, until it is over.
+// continue: the comparison reports it, once and with the cure, until it is over.
 func TestComparisonOfWhatCannotBeOpened(t *testing.T) {
 	path := newPath(t)
 	db := pythonDatabase(t, path)
@@ -57,12 +57,12 @@ func TestComparisonOfWhatCannotBeOpened(t *testing.T) {
 	if backErr := back(); backErr != nil {
 		t.Fatal(backErr)
 	}
-	if err == nil || !strings.Contains(err.Error(), "must be able to read it") || log.Count("not followed") != 1 || log.Count("followed again") != 0 {
+	if err == nil || !strings.Contains(err.Error(), "must be able to read it") || log.Count("cannot be read") != 1 || log.Count("can be read again") != 0 {
 		t.Errorf("%v: %s", err, log)
 	}
 	r.compare.next = time.Now()
 	poll()
-	if _, err := r.Health(); err != nil || log.Count("followed again") != 1 {
+	if _, err := r.Health(); err != nil || log.Count("can be read again") != 1 {
 		t.Errorf("%v: %s", err, log)
 	}
 }
@@ -112,11 +112,11 @@ func TestComparisonOfATableThatIsRemade(t *testing.T) {
 	r.compare.pass = p
 	execute(t, db, "CREATE TABLE n(device_id TEXT PRIMARY KEY, shared_secret TEXT, created_at INTEGER) WITHOUT ROWID; INSERT INTO n SELECT * FROM devices; DROP TABLE devices; ALTER TABLE n RENAME TO devices")
 	poll()
-	if r.compare.pass != nil || !r.compare.again || log.Count("not followed") != 0 {
+	if r.compare.pass != nil || !r.compare.again || log.Count("cannot be read") != 0 {
 		t.Errorf("%v: %s", r.compare, log)
 	}
 	poll()
-	if _, err := r.Health(); err != nil || r.compare.again || log.Count("not followed") != 0 {
+	if _, err := r.Health(); err != nil || r.compare.again || log.Count("cannot be read") != 0 {
 		t.Errorf("%v: %s", err, log)
 	}
 }

@@ -42,9 +42,9 @@ func WALCure(path string) string {
 }
 
 // walText is what is wrong with WAL mode where the directory may not be written.
-const walText = "it is in WAL mode, and its directory may not be written, which reading it then needs"
+const walText = "it is in WAL mode, and its directory is not writable, as reading it then requires"
 
-// directoryWritable tells whether this process may make files beside path.
+// directoryWritable reports whether this process may make files next to path.
 func directoryWritable(path string) bool {
 	return unix.Access(filepath.Dir(path), unix.W_OK|unix.X_OK) == nil
 }
@@ -69,7 +69,7 @@ func explainIn(path string, err error, walled func() bool) error {
 	case errors.Is(err, fs.ErrPermission), sqlite.Is(err, sqlite3.ErrCantOpen, sqlite3.ErrPerm):
 		return fmt.Errorf("%w; the broker's user must be able to read it and to search its directory", err)
 	case sqlite.Is(err, sqlite3.ErrReadonly):
-		return fmt.Errorf("%w; a change was interrupted, by a crash for example, and who may write must undo it: run \"bouncerctl device list\" as the file's owner", err)
+		return fmt.Errorf("%w; a change was interrupted, by a crash for example, and a user who may write must undo it: run \"bouncerctl device list\" as the file's owner", err)
 	case sqlite.IsDamaged(err):
 		return fmt.Errorf("%w; name another file, or restore this one from a backup", err)
 	}

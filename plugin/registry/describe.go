@@ -47,7 +47,7 @@ func (s schema) check(known int) error {
 	return s.wrong
 }
 
-// repair makes what is lacking, where a program has renamed, dropped or remade a table. The change log begins anew.
+// repair makes what is lacking, where a program has renamed, dropped or remade a table. The change log begins again.
 func (s schema) repair(ctx context.Context, conn *sql.Conn) error {
 	for _, trigger := range s.strays {
 		if _, err := conn.ExecContext(ctx, `DROP TRIGGER "`+trigger+`"`); err != nil {
@@ -173,7 +173,7 @@ func describe(ctx context.Context, conn *sql.Conn) (schema, error) {
 			s.logged = s.logged && have.trigger(want)
 		case any && name != "devices" && s.wrong == nil:
 			if column := have.lacks(want); column != "" {
-				s.wrong = fmt.Errorf("table %s has no column %s, so it is not the one of this program; rename it, and this program makes its own", name, column)
+				s.wrong = fmt.Errorf("table %s has no column %s, so it does not belong to this program; rename it, and this program makes its own", name, column)
 			}
 		}
 	}
@@ -234,5 +234,5 @@ func (s *schema) describeDevices(ctx context.Context, conn *sql.Conn, devices ob
 	return nil
 }
 
-// errNoTime is the error of a devices table to which nobody can add a device.
+// errNoTime is the error of a devices table to which no device can be added.
 var errNoTime = errors.New("the devices table has no column created_at; add it: ALTER TABLE devices ADD COLUMN created_at INTEGER NOT NULL DEFAULT 0")

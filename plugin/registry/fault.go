@@ -32,10 +32,10 @@ func (r *Registry) report(err error) {
 	}
 	r.fault = now
 	if now == "" {
-		r.log.Info("device database followed again", "database", r.source.path, "devices", r.Len())
+		r.log.Info("device database can be read again", "database", r.source.path, "devices", r.Len())
 		return
 	}
-	r.log.Warn("device database not followed; its last good state stays in force",
+	r.log.Warn("device database cannot be read; its last good state stays in force",
 		"database", r.source.path, "fault", string(now), "devices", r.Len(), "error", err)
 }
 
@@ -57,11 +57,11 @@ func (r *Registry) reportKeyless(d *delta) {
 	switch {
 	case d.keyless != nil && !r.keyless:
 		r.keyless = true
-		r.log.Error("secrets cannot be opened; what was known of their devices stays in force, new ones are left out",
+		r.log.Error("secrets cannot be decrypted; what was known of their devices stays in force, new devices are left out",
 			"database", r.source.path, "error", d.keyless)
 	case d.keyless == nil && d.full && r.keyless:
 		r.keyless = false
-		r.log.Info("every secret can be opened again", "database", r.source.path)
+		r.log.Info("every secret can be decrypted again", "database", r.source.path)
 	}
 }
 

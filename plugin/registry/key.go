@@ -13,12 +13,12 @@ import (
 	"time"
 )
 
-// A Key encrypts secrets where they are stored (AES-256-GCM, NIST SP 800-38D). What is stored in place of a secret is
+// A Key encrypts secrets where they are stored (AES-256-GCM, NIST SP 800-38D). What is stored instead of a secret is
 // text:
 //
 //	$bouncer1$ key id $ base64(nonce || ciphertext || tag)
 //
-// The key id is the first four bytes of the key's SHA-256 in hexadecimal, so that a wrong key is told from a damaged
+// The key id is the first four bytes of the key's SHA-256 in hexadecimal, so that a wrong key is distinguished from a damaged
 // database. The nonce is random, 96 bits: with a billion encryptions under one key, the odds that any two are equal are
 // below one in 10^11. The associated data is the device's id behind a fixed text, so that a secret opens for its own
 // device alone. Safe for concurrent use.
@@ -36,7 +36,7 @@ const (
 	associatedMark = "mosquitto-bouncer device secret 1\x00"
 )
 
-// The errors of a secret that cannot be opened.
+// The errors of a secret that cannot be decrypted.
 var (
 	errSealed   = errors.New("the secret is encrypted, and no key is set ([registry] key_file in bouncer.toml)")
 	errOtherKey = errors.New("the secret is encrypted under another key than the one in [registry] key_file")

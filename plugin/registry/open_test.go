@@ -53,9 +53,9 @@ func TestRowsThatAreNoDevices(t *testing.T) {
 	insert(t, db, []byte{0, 0xff}, "hush-8") // while it is followed
 	within(t, 2*time.Second, "named", func() bool { return log.Count(`id=X'00FF' reason="the id is of type blob`) == 1 })
 	insert(t, db, "nothing", "\x00\x00")
-	within(t, 2*time.Second, "named", func() bool { return log.Count(`id="\"nothing\"" reason="the secret is of NUL bytes alone`) == 1 })
+	within(t, 2*time.Second, "named", func() bool { return log.Count(`id="\"nothing\"" reason="the secret consists of NUL bytes only`) == 1 })
 	insert(t, db, "blanks", " \t\u00a0")
-	within(t, 2*time.Second, "named", func() bool { return log.Count(`id="\"blanks\"" reason="the secret is of white space alone`) == 1 })
+	within(t, 2*time.Second, "named", func() bool { return log.Count(`id="\"blanks\"" reason="the secret consists of white space only`) == 1 })
 	insert(t, db, "good", "again")
 	r.becomes(t, "good", "again")
 	if log.Count("skipped rows") != 5 {

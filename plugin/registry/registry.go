@@ -2,13 +2,13 @@
 // database they are kept in, a [Store] changes that database.
 //
 // The database is the one table of the Python gateway, used as it is, and what [Open] and [OpenStore] add to it by
-// versioned migrations: a table of disabled devices, and a bounded log of changes fed by triggers, whoever writes.
-// Both stand beside the devices table and not in it, so that an INSERT of another program fits however it is written,
+// versioned migrations: a table of disabled devices, and a bounded log of changes fed by triggers, for every program that writes.
+// Both are separate from the devices table, so that an INSERT of another program fits however it is written,
 // and an INSERT OR REPLACE renews a disabled device's secret without enabling it.
 //
-// A database made here keeps SQLite's rollback journal; the journal mode of an existing one is left alone. With WAL,
-// even a reader must write the -shm file, and whoever opens the database first makes it and the -wal: the broker's user
-// and root would depend on each other's files, and read permission alone would not be enough. A rollback journal exists
+// A database made here keeps SQLite's rollback journal; the journal mode of an existing one is not changed. With WAL,
+// even a reader must write the -shm file, and the process that opens the database first makes it and the -wal: the broker's user
+// and root would depend on each other's files, and read permission would not be enough. A rollback journal exists
 // during a transaction only. What WAL would buy, writing while others read, is not needed: a reader holds its lock for
 // the microseconds of a poll, the milliseconds of a change, or at the longest the seconds it takes to load a million
 // devices.
@@ -129,7 +129,7 @@ func (r *Registry) load(ctx context.Context) error {
 		return err
 	}
 	if r.keyless {
-		return fmt.Errorf("%s: secrets cannot be opened; set [registry] key_file to the file with the key they were encrypted under", r.source.path)
+		return fmt.Errorf("%s: secrets cannot be decrypted; set [registry] key_file to the file with the key they were encrypted under", r.source.path)
 	}
 	return nil
 }
@@ -164,7 +164,7 @@ func (r *Registry) Len() int {
 }
 
 // Close stops following the database. It returns within five seconds, with an error where the file system did not
-// answer by then. Lookup goes on answering with the last state. Close may be called more than once.
+// answer by then. Lookup continues answering with the last state. Close may be called more than once.
 func (r *Registry) Close() error {
 	r.stop()
 	limit := time.NewTimer(closeLimit)
@@ -173,7 +173,7 @@ func (r *Registry) Close() error {
 	case <-r.done:
 		return nil
 	case <-limit.C:
-		return fmt.Errorf("device database: %s: still being read after %v; left behind", r.source.path, closeLimit)
+		return fmt.Errorf("device database: %s: a read has not ended after %v; not waiting any longer", r.source.path, closeLimit)
 	}
 }
 
@@ -240,7 +240,7 @@ func (r *Registry) refresh(ctx context.Context) error {
 		r.compare.hasten()
 	}
 	if d.overwritten && len(d.put)+len(d.drop) > 0 {
-		r.log.Info("device database was overwritten in place; read whole", "database", r.source.path)
+		r.log.Info("device database was overwritten in place; reading all of it", "database", r.source.path)
 	}
 	if len(d.put) == 0 && len(d.drop) == 0 {
 		return nil
@@ -313,5 +313,5 @@ func (r *Registry) endSecrets(now int64) {
 	}
 	r.current.Store(before.with(d.put, nil))
 	r.tell(before, d)
-	r.log.Info("rotated secrets have ended", "devices", len(d.put))
+	r.log.Info("rotated secrets have expired", "devices", len(d.put))
 }

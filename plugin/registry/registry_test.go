@@ -298,7 +298,7 @@ func TestPollSurvivesAPanic(t *testing.T) {
 	insert(t, db, "b", "two") // the panic left no lock behind
 	r.current.Store(newSnapshot())
 	r.poll(t.Context())
-	if r.state("b") != "two" || log.Count("followed again") != 1 {
+	if r.state("b") != "two" || log.Count("can be read again") != 1 {
 		t.Errorf("b is %s: %s", r.state("b"), log)
 	}
 	if err := r.source.close(); err != nil {
@@ -331,9 +331,9 @@ func TestFaultsAreReportedOnceEach(t *testing.T) {
 	}{
 		{nil, ""},
 		{busy, ""}, {busy, ""}, {nil, ""}, // writers come and go
-		{busy, ""}, {busy, ""}, {busy, "fault=locked"}, {busy, ""}, {nil, "followed again"},
+		{busy, ""}, {busy, ""}, {busy, "fault=locked"}, {busy, ""}, {nil, "can be read again"},
 		{gone, "fault=missing"}, {gone, ""}, {errors.New("odd"), "fault=unusable"}, {errors.New("other"), ""},
-		{nil, "followed again"}, {nil, ""},
+		{nil, "can be read again"}, {nil, ""},
 	} {
 		before := log.String()
 		r.report(step.err)

@@ -32,7 +32,7 @@ func TestRestoredInPlace(t *testing.T) {
 	r.becomes(t, "a", "one")
 }
 
-// A program that makes its table anew takes the triggers with it.
+// A program that makes its table again takes the triggers with it.
 func TestTableMadeAnew(t *testing.T) {
 	t.Parallel()
 	path := newPath(t)
@@ -85,7 +85,7 @@ func TestFileReplacedOrRemoved(t *testing.T) {
 	db = pythonDatabase(t, path)
 	insert(t, db, "a", "two")
 	r.becomes(t, "a", "two")
-	within(t, time.Second, "recovery reported", func() bool { return log.Count("followed again") == 1 })
+	within(t, time.Second, "recovery reported", func() bool { return log.Count("can be read again") == 1 })
 
 	if err := os.WriteFile(path+".new", []byte("this is not a database, not even nearly; it is a text of some length"), 0o600); err != nil {
 		t.Fatal(err)
@@ -101,7 +101,7 @@ func TestFileReplacedOrRemoved(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.becomes(t, "a", "one")
-	within(t, time.Second, "recovery reported", func() bool { return log.Count("followed again") == 2 })
+	within(t, time.Second, "recovery reported", func() bool { return log.Count("can be read again") == 2 })
 	if log.Count("fault=") != 2 {
 		t.Error(log)
 	}
@@ -132,7 +132,7 @@ func TestLongWriter(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.becomes(t, "a", "two")
-	within(t, time.Second, "recovery reported", func() bool { return log.Count("followed again") == 1 })
+	within(t, time.Second, "recovery reported", func() bool { return log.Count("can be read again") == 1 })
 	if log.Count("fault=") != 1 {
 		t.Error(log)
 	}

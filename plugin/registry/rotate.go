@@ -14,7 +14,7 @@ const maxOldSecrets = 3
 // ErrTooManySecrets is the error of a rotation beyond the number of secrets that may be valid at once.
 var ErrTooManySecrets = fmt.Errorf("the device has %d old secrets that are still valid", maxOldSecrets)
 
-// Rotate gives a device a new secret. Those it has stay valid beside it, the one that is replaced until it ends, to the
+// Rotate gives a device a new secret. Those it has stay valid with it, the one that is replaced until it ends, to the
 // second, and older ones as long as they were to be; where ends is zero or not in the future, all of them end at once. The
 // error is ErrNotFound or ErrTooManySecrets where one of them is the reason.
 func (s *Store) Rotate(ctx context.Context, id string, secret Secret, ends time.Time) error {
@@ -65,7 +65,7 @@ func (s *Store) Rotate(ctx context.Context, id string, secret Secret, ends time.
 }
 
 // SetCertificate notes that a device has a new certificate and when it expires. Where certificates are pinned, this one
-// is beside the others. The error is ErrNotFound where there is no such device.
+// is with the others. The error is ErrNotFound where there is no such device.
 func (s *Store) SetCertificate(ctx context.Context, id string, expires time.Time, f Fingerprint) error {
 	return s.change(ctx, id, func(tx *sql.Tx) error {
 		if err := exists(ctx, tx, id); err != nil {
@@ -81,7 +81,7 @@ func (s *Store) SetCertificate(ctx context.Context, id string, expires time.Time
 	})
 }
 
-// Pin has a device accepted with these certificates alone; with none, any of its CA is. The error is ErrNotFound where
+// Pin has a device accepted only with these certificates; with none, any of its CA is. The error is ErrNotFound where
 // there is no such device.
 func (s *Store) Pin(ctx context.Context, id string, certificates ...Fingerprint) error {
 	return s.change(ctx, id, func(tx *sql.Tx) error {

@@ -77,7 +77,7 @@ func TestRotate(t *testing.T) {
 	}
 }
 
-// TestOldSecretsEndWithTheRegistration: nobody who registers the id anew inherits an old secret.
+// TestOldSecretsEndWithTheRegistration: nobody who registers the id again inherits an old secret.
 func TestOldSecretsEndWithTheRegistration(t *testing.T) {
 	t.Parallel()
 	path := newPath(t)
@@ -237,7 +237,7 @@ func TestImport(t *testing.T) {
 	if _, err := s.Import(t.Context(), devices(nil)); !errors.Is(err, ErrExists) {
 		t.Error(err)
 	}
-	if log.Count("not followed") > 0 {
+	if log.Count("cannot be read") > 0 {
 		t.Errorf("readers were kept out: %s", log)
 	}
 }

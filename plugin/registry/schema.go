@@ -16,8 +16,8 @@ CREATE TABLE IF NOT EXISTS devices (
 	created_at    INTEGER NOT NULL
 )`
 
-// additions is what this package needs beside the devices table. It may be applied again, where a program dropped and
-// remade the devices table, and its triggers with it; the change log begins anew then, for what was missed meanwhile.
+// additions is what this package needs in addition to the devices table. It may be applied again, where a program dropped and
+// remade the devices table, and its triggers with it; the change log begins again then, for what was missed meanwhile.
 //
 // A change is its device's id and a random nonce, by which a reader finds out that the log is not the one it knew (a
 // backup restored in place). The log keeps the latest 10,000 changes and prunes every 1,000; a reader that is further
@@ -65,11 +65,11 @@ END;
 DELETE FROM device_changes;
 INSERT INTO device_changes (device_id) VALUES (NULL);`
 
-// rotation is what rotated secrets and certificates need, also beside the devices table. It may be applied again.
+// rotation is what rotated secrets and certificates need, also in addition to the devices table. It may be applied again.
 //
-// The secret in the devices table is always the newest, so that another program that reads that table alone has the one
-// that signs. Those it replaced stand in old_secrets until they end; nobody has to remove them for that. Who inserts a
-// device, by INSERT OR REPLACE too, begins anew: no old secret outlives that. Pinned certificates do, for the reason for
+// The secret in the devices table is always the newest, so that another program that reads only that table has the one
+// that signs. Those it replaced are in old_secrets until they end; they need not be removed for that. Who inserts a
+// device, by INSERT OR REPLACE too, begins again: no old secret outlives that. Pinned certificates do, for the reason for
 // which disabled devices stay so.
 const rotation = `
 CREATE TABLE IF NOT EXISTS device_details (

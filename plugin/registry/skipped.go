@@ -67,15 +67,15 @@ func (l *skipLog) report(r *Registry, d *delta) {
 }
 
 // noSecret says why a text is no secret; "" where it is one. HMAC fills a key up with NUL bytes (RFC 2104, section 2), so
-// one of NUL bytes alone is the empty key, which everybody has; one of blanks is as good as that.
+// one of only NUL bytes is the empty key, which anyone has; one of blanks is no better.
 func noSecret(secret []byte) string {
 	switch {
 	case len(secret) == 0:
 		return "no secret"
 	case len(bytes.Trim(secret, "\x00")) == 0:
-		return "the secret is of NUL bytes alone, which is no secret"
+		return "the secret consists of NUL bytes only"
 	case len(bytes.Trim(secret, "\x00 \t\r\n\v\f")) == 0 || len(bytes.TrimSpace(secret)) == 0:
-		return "the secret is of white space alone, which is no secret"
+		return "the secret consists of white space only"
 	}
 	return ""
 }

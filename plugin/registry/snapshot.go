@@ -56,11 +56,11 @@ func (s *snapshot) all() iter.Seq[*Device] {
 	}
 }
 
-// with returns the snapshot that has the devices of put, each in place of the one with its id, and not those of drop.
+// with returns the snapshot that has the devices of put, each instead of the one with its id, and not those of drop.
 // It copies the shards it changes and no others.
 func (s *snapshot) with(put, drop []*Device) *snapshot {
 	next := *s
-	var own [shardCount]bool // shards that belong to next alone
+	var own [shardCount]bool // shards that belong only to next
 	shardOf := func(hash uint64) *shard {
 		i := hash >> (64 - shardBits)
 		if !own[i] {

@@ -61,7 +61,7 @@ func (s *source) changes(ctx context.Context, from *snapshot) (*delta, error) {
 		s.log.Info("device database was replaced", "database", s.path)
 		_ = s.close()
 	}
-	// The file is looked at before it is opened: one that is replaced in between is opened once more, not missed.
+	// The file is looked at before it is opened: one that is replaced in between is opened again, not missed.
 	if s.conn == nil {
 		if err := s.connect(ctx, now.database); err != nil {
 			return nil, s.explain(err)
@@ -93,7 +93,7 @@ func (s *source) connect(ctx context.Context, file fileStamp) error {
 	return nil
 }
 
-// durable has a transaction that was committed survive a failure of the power.
+// durable has a transaction that was committed survive a power failure.
 const durable = "FULL"
 
 func (s *source) close() error {
@@ -208,7 +208,7 @@ func (s *source) warnOfWAL() {
 		return
 	}
 	if !s.unlocked {
-		s.log.Warn("device database is in WAL mode in a directory that may not be written; it can be read only as long as a program that may write it has it open",
+		s.log.Warn("device database is in WAL mode in a directory that is not writable; it can be read only while a program with write access has it open",
 			"database", s.path, "cure", WALCure(s.path))
 	}
 	s.unlocked = true
@@ -233,7 +233,7 @@ func (s *source) migrate(ctx context.Context) error {
 		return err
 	}
 	if err != nil && !s.unmigrated {
-		s.log.Warn("device database could not be migrated, so it is read whole whenever it changes; \"bouncerctl device add\" migrates it",
+		s.log.Warn("device database could not be migrated, so all of it is read whenever it changes; \"bouncerctl device add\" migrates it",
 			"database", s.path, "error", err)
 	}
 	s.unmigrated = err != nil
@@ -300,7 +300,7 @@ func (s *source) readAll(ctx context.Context, from *snapshot, tables schema) (*d
 		known := from.lookup(r.id)
 		_, twice := fresh[string(r.id)]
 		if twice || known != nil && found[known.Serial] {
-			d.skip(r.id, "", "the id is there twice, and the first row counts")
+			d.skip(r.id, "", "the id is there twice; the first row is used")
 			return
 		}
 		s.take(d, known, r)

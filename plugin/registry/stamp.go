@@ -48,5 +48,5 @@ func fileStampOf(path string) (fileStamp, error) {
 	return s, nil
 }
 
-// sameFile tells whether two stamps are of one file.
+// sameFile reports whether two stamps are of one file.
 func (s fileStamp) sameFile(o fileStamp) bool { return s.device == o.device && s.inode == o.inode }

@@ -18,7 +18,7 @@ import (
 	"mosquitto-bouncer/plugin/sqlite"
 )
 
-// What a Store's methods answer with where a caller may want to tell the cases apart.
+// What a Store's methods answer with where a caller may want to distinguish the cases.
 var (
 	ErrExists    = errors.New("device is already registered")
 	ErrNotFound  = errors.New("device is not registered")
@@ -38,7 +38,7 @@ type Store struct {
 	key  *Key // nil: secrets are stored as they are
 }
 
-// An Entry is what is known of a registered device beside its secrets. Times are to the second.
+// An Entry is what is known of a registered device, without its secrets. Times are to the second.
 type Entry struct {
 	ID                 string
 	IDType             string    // "" of a text; otherwise SQLite's name of the type, and the row is no device: ID is the id as an SQL literal
@@ -187,7 +187,7 @@ func checkSecret(id string, secret Secret) error {
 	case !utf8.ValidString(text) || strings.ContainsRune(text, 0):
 		return fmt.Errorf("device %q: the secret is not text; write its bytes as hexadecimal digits, and use those as the secret", id)
 	case isSealed(secret):
-		return fmt.Errorf("device %q: the secret begins as an encrypted one does (%s); use another", id, envelopeMark)
+		return fmt.Errorf("device %q: the secret begins like an encrypted one (%s); use another", id, envelopeMark)
 	}
 	return nil
 }
@@ -285,7 +285,7 @@ func (s *Store) failed(err error) error {
 	return sqlite.File{
 		Holds: "device database", Path: s.path,
 		Damaged: "name another file, or restore this one from a backup",
-		Denied:  "it must be possible to write it and its directory: the file's owner can, and root",
+		Denied:  "run this as the file's owner or as root, who can write it and its directory",
 	}.Failed(err)
 }
 
@@ -387,7 +387,7 @@ func (s *Store) List(ctx context.Context) iter.Seq2[Entry, error] {
 	}
 }
 
-// odd returns rows whose id is not text, up to n: nobody registers devices so but by mistake.
+// odd returns rows whose id is not text, up to n: devices are registered so only by mistake.
 func (s *Store) odd(ctx context.Context, n int) ([]Entry, error) {
 	rows, err := s.db.QueryContext(ctx, "SELECT quote(substr(device_id, 1, 64)), typeof(device_id), "+seconds("d.created_at")+
 		" FROM devices AS d WHERE typeof(device_id) <> 'text' LIMIT ?", n)

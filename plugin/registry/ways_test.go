@@ -310,13 +310,13 @@ func TestWhatCannotBeUsedIsReported(t *testing.T) {
 			execute(t, db, c.do)
 			within(t, 5*time.Second, "reported", func() bool {
 				_, err := r.Health()
-				return err != nil && strings.Contains(err.Error(), c.cure) && log.Count("not followed") == 1
+				return err != nil && strings.Contains(err.Error(), c.cure) && log.Count("cannot be read") == 1
 			})
 			if !strings.Contains(log.String(), c.cure) || r.state("a") != "one" {
 				t.Errorf("a is %s: %s", r.state("a"), log)
 			}
 			execute(t, db, c.undo)
-			within(t, 5*time.Second, "followed again", func() bool { _, err := r.Health(); return err == nil })
+			within(t, 5*time.Second, "can be read again", func() bool { _, err := r.Health(); return err == nil })
 			insert(t, db, "a", "two")
 			r.becomes(t, "a", "two")
 		})

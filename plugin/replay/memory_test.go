@@ -83,7 +83,7 @@ func TestMemory(t *testing.T) {
 	}
 }
 
-// The dearest operation takes one block from the heap.
+// The most expensive operation takes one block from the heap.
 func TestAllocations(t *testing.T) {
 	const n = 3 * chunkBuckets
 	s := New(1_000_000, 5*time.Minute)

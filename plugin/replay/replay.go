@@ -60,7 +60,7 @@ const (
 // A clock may step either way, so what is out of reach now may not stay so. The
 // set therefore notes the timestamps of what it forgot, and a message with such a
 // timestamp must be refused as stale whatever the clock says ([Set.Forgotten];
-// Insert enforces it). Hence no message is accepted twice, whatever the clock or
+// Insert enforces it). So no message is accepted twice, whatever the clock or
 // the tolerance does. What a step of the clock costs beyond the wrong time itself:
 //
 //   - Forward: nothing. What is forgotten, the clock refuses too.
@@ -71,7 +71,7 @@ const (
 //     timestamps of messages, not readings of the clock. Messages accepted in
 //     between, from devices whose clocks were wrong alike, are noted as a span of
 //     their own, which bars nothing before it; those more than three days ahead are
-//     forgotten within three days, lest they fill the set until their time comes.
+//     forgotten within three days, so that they do not fill the set until their time comes.
 //
 // A mark at the highest reading of the clock would be simpler and as safe, but a
 // glitch of a year would bar every device for that year. Advancing the mark no

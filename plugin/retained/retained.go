@@ -109,7 +109,7 @@ func parse(text []byte) (topic, sum []byte, ok bool) {
 	return text[digits+2:], sum, true
 }
 
-// Note remembers that the message was verified and is retained on the topic, in place of any other.
+// Note remembers that the message was verified and is retained on the topic, instead of any other.
 func (m *Memory) Note(topic, payload []byte) {
 	sum := sha256.Sum256(payload)
 	m.mu.Lock()
@@ -231,7 +231,7 @@ func appendNoted(text []byte, topic string, sum []byte) []byte {
 	return append(append(text, ' '), topic...)
 }
 
-// compact writes the file anew, with one line for each topic that counts.
+// compact rewrites the file, with one line for each topic that counts.
 func (m *Memory) compact() error {
 	last := make(map[string][]byte)
 	err := m.file.Read(func(text []byte) {

@@ -41,7 +41,7 @@ type database struct {
 func file(path string) sqlite.File { return sqlite.File{Holds: "secrets in use", Path: path} }
 
 // Open opens the database at path, makes it where there is none with mode 0600, and starts the goroutine that writes to
-// it. Close ends it. One that is damaged is put beside itself as path.damaged, and begun again: what is lost is known
+// it. Close ends it. A damaged one is renamed to path.damaged, and a new one is started: what is lost is known
 // again with the next message of each device.
 func Open(path string, o Options) (*Memory, error) {
 	if o.Log == nil {

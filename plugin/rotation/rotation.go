@@ -163,7 +163,7 @@ func (m *Memory) take(device string, n note) {
 	}
 }
 
-// prune forgets devices that have one secret alone.
+// prune forgets devices that have only one secret.
 func (m *Memory) prune() {
 	if m.options.Rotating == nil {
 		return

@@ -77,7 +77,7 @@ func TestOldUntilTheNewIsUsed(t *testing.T) {
 	}
 	m.Note("a", secrets("two", "one"), 0)
 	becomes(t, "two", func() string { return chosen(m, "a", "two", "one") })
-	// Once more: the one before, until the newest is used; an older one takes nothing back.
+	// Again: the one before, until the newest is used; an older one takes nothing back.
 	if got := chosen(m, "a", "three", "two", "one"); got != "two" {
 		t.Errorf("two rotations: %s", got)
 	}

@@ -18,7 +18,7 @@ const (
 	ClientBurst     = 100
 	PerSecond       = 20
 	Burst           = 200
-	// clients is how many clients are told apart. Those whose names fall into the same place share what one has.
+	// clients is how many clients are distinguished. Those whose names fall into the same place share what one has.
 	clients = 4096
 	// maxKinds is how many kinds of lines are counted apart.
 	maxKinds = 32

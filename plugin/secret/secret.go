@@ -28,5 +28,5 @@ func (Secret) LogValue() slog.Value { return slog.StringValue(redacted) }
 // MarshalText returns "[redacted]".
 func (Secret) MarshalText() ([]byte, error) { return []byte(redacted), nil }
 
-// Equal reports whether two secrets are the same, in a time that depends on their lengths alone.
+// Equal reports whether two secrets are the same, in a time that depends only on their lengths.
 func (s Secret) Equal(other Secret) bool { return subtle.ConstantTimeCompare(s, other) == 1 }

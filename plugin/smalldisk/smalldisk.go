@@ -1,4 +1,4 @@
-// Package smalldisk gives a test a file system of its own, small enough to fill. Tests alone use it.
+// Package smalldisk gives a test a file system of its own, small enough to fill. Only tests use it.
 package smalldisk
 
 import (

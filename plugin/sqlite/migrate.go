@@ -18,7 +18,7 @@ type Schema struct {
 }
 
 // Migrate brings a database up to the newest version, each step in a transaction of its own. Other programs may migrate it
-// at the same time. It refuses, and leaves alone, one that is of another kind or newer.
+// at the same time. It refuses, and does not change, one that is of another kind or newer.
 func (s Schema) Migrate(ctx context.Context, conn *sql.Conn) error {
 	done := false
 	err := Read(ctx, conn, func() (err error) {

@@ -17,11 +17,11 @@ import (
 	_ "github.com/mattn/go-sqlite3" // the driver
 )
 
-// Options of the connections to a database. The zero value of a field leaves what SQLite does by itself.
+// Options of the connections to a database. The zero value of a field leaves SQLite's default.
 type Options struct {
-	ReadOnly     bool          // the file is opened for reading alone; otherwise for writing too, where that is allowed
+	ReadOnly     bool          // the file is opened only for reading; otherwise for writing too, where that is allowed
 	Busy         time.Duration // how long a statement waits for another connection's transaction; 0: not at all
-	Synchronous  string        // which commits survive a failure of the power: NORMAL, FULL or EXTRA
+	Synchronous  string        // which commits survive a power failure: NORMAL, FULL or EXTRA
 	Journal      string        // the journal mode: WAL, PERSIST or MEMORY
 	QueryOnly    bool          // statements that write fail
 	SecureDelete bool          // what is deleted is overwritten with zeros

@@ -1,5 +1,5 @@
 // Package standing keeps over restarts, in one file, what is known about the backend's refusals: so that a backend that
-// refuses everybody is not found out anew after each, at the cost of messages.
+// refuses every message is not found out again after each, at the cost of messages.
 package standing
 
 import (
@@ -71,8 +71,8 @@ func Load(dir, url string) (State, error) {
 	return kept.State, nil
 }
 
-// Save replaces what is kept in dir. A crash leaves the old file or the new one; a failure of the power may lose either,
-// which costs that the backend is asked anew.
+// Save replaces what is kept in dir. A crash leaves the old file or the new one; a power failure may lose either,
+// which costs that the backend is asked again.
 func Save(dir, url string, s State) error {
 	text, err := json.Marshal(file{digest(url), s})
 	if err != nil {

@@ -33,7 +33,7 @@ var (
 
 // A Connection is the connection over which a device subscribes or unsubscribes.
 type Connection struct {
-	// Number tells connections apart that exist at the same time.
+	// Number identifies a connection among those that exist at the same time.
 	Number uintptr
 	// ClientID names its session.
 	ClientID []byte
@@ -42,7 +42,7 @@ type Connection struct {
 	Places int
 }
 
-// An End says what becomes of the session when its connection ends.
+// An End says what happens to the session when its connection ends.
 type End int
 
 // The ends.
@@ -118,7 +118,7 @@ func (t *Table) Add(device, filter []byte, levelsBelow int, c *Connection) error
 	place := h.place(filter, used)
 	switch {
 	case place >= 0 && s.filters&(1<<place) != 0:
-		return nil // once more
+		return nil // again
 	case s.places > MaxFilters:
 		return ErrFilters
 	case place < 0:
@@ -167,7 +167,7 @@ type SessionKey struct {
 	client uint64
 }
 
-// Ended notes the end of a connection, and frees what its session held if that has ended too. If the session may go on
+// Ended notes the end of a connection, and frees what its session held if that has ended too. If the session may continue
 // and its device holds much, ask is true: the broker does not say when such a session ends, so it has to be asked now and
 // then.
 func (t *Table) Ended(device, clientID []byte, connection uintptr, end End) (key SessionKey, ask bool) {
@@ -177,7 +177,7 @@ func (t *Table) Ended(device, clientID []byte, connection uintptr, end End) (key
 	}
 	s := h.session(t.client(clientID))
 	if s == nil || s.connection != connection {
-		return key, false // another one bears the client id now, or the broker never let this one in
+		return key, false // another one has the client id now, or the broker never let this one in
 	}
 	s.connection = 0
 	s.doubtful = end == MayStay
@@ -216,7 +216,7 @@ func (t *Table) Doubt(key SessionKey) bool {
 	return true
 }
 
-// Doubtful returns a topic by which to find out whether a session in doubt is still there: it has ended if nobody with its
+// Doubtful returns a topic by which to find out whether a session in doubt is still there: it has ended if no client with its
 // client id is subscribed to the topic. The topic is "" if the session is not in doubt; away says that it is there without a
 // connection.
 func (t *Table) Doubtful(key SessionKey) (topic string, away bool) {

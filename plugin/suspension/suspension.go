@@ -1,5 +1,5 @@
 // Package suspension keeps, over restarts, to which of the backend's URLs nothing is delivered because they answered
-// 410 Gone: a directory with a file for each. An operator's program removes a file, and delivery goes on.
+// 410 Gone: a directory with a file for each. An operator's program removes a file, and delivery continues.
 package suspension
 
 import (
@@ -22,7 +22,7 @@ const (
 	ofDevice   = "device="
 )
 
-// maxURL is the size of the largest file that is read: for who is told, and nothing depends on it.
+// maxURL is the size of the largest file that is read: for who is affected, and nothing depends on it.
 const maxURL = 64 << 10
 
 func fileName(device string) string {
@@ -34,7 +34,7 @@ func fileName(device string) string {
 
 // A Suspension is one URL that nothing is delivered to.
 type Suspension struct {
-	Device string // whose URL it is; "": everybody's
+	Device string // whose URL it is; "": that of all devices
 	URL    string
 	Since  time.Time
 }
@@ -67,7 +67,7 @@ func List(dir string) (list []Suspension, err error) {
 	return list, err
 }
 
-// Resume has delivery go on for a device, or of everything if device is "". The error is fs.ErrNotExist if it was not
+// Resume has delivery continue for a device, or of everything if device is "". The error is fs.ErrNotExist if it was not
 // suspended.
 func Resume(dir, device string) error { return os.Remove(filepath.Join(dir, fileName(device))) }
 
@@ -98,7 +98,7 @@ func Open(dir string, log *slog.Logger) (s *Set, devices []string, err error) {
 	return s, devices, nil
 }
 
-// Gone notes that the device's URL, or everybody's if device is "", answered 410 Gone.
+// Gone notes that the device's URL, or that of all devices if device is "", answered 410 Gone.
 func (s *Set) Gone(device, url string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -1,4 +1,4 @@
-// Package writable asks the gateway's stores, again and again and beside the broker's thread, whether they can be written
+// Package writable asks the gateway's stores, again and again and outside the broker's thread, whether they can be written
 // now.
 package writable
 

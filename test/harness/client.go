@@ -79,7 +79,7 @@ func (g *Gateway) LeaveSubscribed(id, filter string) {
 	g.Must(c.Close())
 }
 
-// Resume goes on with a session that lasts.
+// Resume continues with a session that lasts.
 func (g *Gateway) Resume(id string) *device.V5 {
 	g.Helper()
 	c, err := g.Device(id).ConnectV5(g.Limit(), func(c *paho.Connect) {

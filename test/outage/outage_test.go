@@ -1,5 +1,5 @@
 // Package outage has broker and backend in containers of their own, and what happens to containers: the backend's network is
-// cut and comes back, the broker is stopped and another container goes on with its volume. Everything has the run's number in
+// cut and comes back, the broker is stopped and another container continues with its volume. Everything has the run's number in
 // its name, and is removed at the end.
 //
 // Without a Docker engine the test is skipped, or fails when DOCKER is "required". RELEASE names the Debian release.

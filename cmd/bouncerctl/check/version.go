@@ -22,7 +22,7 @@ func number(digits string) int {
 	return n
 }
 
-// ValidVersion tells whether a broker's version is of the form 2.0.11.
+// ValidVersion reports whether a broker's version is of the form 2.0.11.
 func ValidVersion(version string) bool { return versionForm.MatchString(version) }
 
 var versionForm = regexp.MustCompile(`\A(\d+)\.(\d+)\.(\d+)\z`)
@@ -31,7 +31,7 @@ var versionForm = regexp.MustCompile(`\A(\d+)\.(\d+)\.(\d+)\z`)
 func InstalledBroker() string {
 	path, err := exec.LookPath("mosquitto")
 	if err != nil {
-		path = "/usr/sbin/mosquitto" // not in everybody's PATH
+		path = "/usr/sbin/mosquitto" // not in every user's PATH
 	}
 	output, _ := exec.Command(path, "-h").Output() // exits with 3
 	if m := regexp.MustCompile(`(?m)^mosquitto version (\d+\.\d+\.\d+)`).FindSubmatch(output); m != nil {

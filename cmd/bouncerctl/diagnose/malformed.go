@@ -159,7 +159,7 @@ func repairTimestamp(n node, text string) (what, right string) {
 		return "is a string; send the number without quotes", number
 	}
 	if f, err := strconv.ParseFloat(number, 64); err == nil && isFloat(number) && f > -1e18 && f < 1e18 {
-		return "is " + quoted + "a number with a fraction or an exponent; sign and send whole seconds, in digits alone", strconv.FormatInt(int64(f), 10)
+		return "is " + quoted + "a number with a fraction or an exponent; sign and send whole seconds, only digits", strconv.FormatInt(int64(f), 10)
 	}
 	for _, form := range []string{time.RFC3339, "2006-01-02T15:04:05", "2006-01-02 15:04:05"} {
 		if at, err := time.Parse(form, text); err == nil {
@@ -174,7 +174,7 @@ func repairSignature(text string) (what, right string) {
 	plain := strings.TrimSpace(text)
 	for _, prefix := range []string{"sha256=", "0x", "0X", "v1,", "hmac-sha256:", "HMAC-SHA256:", "sha256:"} {
 		if rest, found := strings.CutPrefix(plain, prefix); found {
-			plain, what = rest, fmt.Sprintf("begins with %q; %s alone", prefix, digits)
+			plain, what = rest, fmt.Sprintf("begins with %q; %s only", prefix, digits)
 			break
 		}
 	}
@@ -182,7 +182,7 @@ func repairSignature(text string) (what, right string) {
 	raw, err := hex.DecodeString(separated)
 	switch {
 	case err == nil && len(raw) == 32 && what == "" && separated != text:
-		what = "has separators or blanks in it; " + digits + " alone"
+		what = "has separators or blanks in it; " + digits + " only"
 	case err == nil && len(raw) == 32:
 	case err == nil && (len(raw) == 20 || len(raw) == 48 || len(raw) == 64 || len(raw) == 16):
 		name := map[int]string{16: "MD5", 20: "SHA-1", 48: "SHA-384", 64: "SHA-512"}[len(raw)]

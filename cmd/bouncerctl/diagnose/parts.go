@@ -36,7 +36,7 @@ func joinsOf(e *envelope.Envelope) (all []joined) {
 		})
 	}
 	const order = "sign device_id, timestamp, message_id and payload, in that order"
-	add("the payload alone", order, func(p string) string { return p })
+	add("only the payload", order, func(p string) string { return p })
 	add("message_id before timestamp", order, func(p string) string { return device + id + timestamp + p })
 	add("timestamp before device_id", order, func(p string) string { return timestamp + device + id + p })
 	add("timestamp and message_id before device_id", order, func(p string) string { return timestamp + id + device + p })
@@ -69,7 +69,7 @@ func joinsOf(e *envelope.Envelope) (all []joined) {
 		}
 	}
 	parts("a timestamp with a fraction", "write whole seconds without a fraction", device, timestamp+".0", id)
-	parts("a timestamp in quotes", "sign the digits alone", device, `"`+timestamp+`"`, id)
+	parts("a timestamp in quotes", "sign only the digits", device, `"`+timestamp+`"`, id)
 	parts("device_id and message_id in quotes", "sign the characters between the quotes", `"`+device+`"`, timestamp, `"`+id+`"`)
 	if at := time.Unix(e.Timestamp, 0).UTC(); at.Year() > 0 && at.Year() < 10000 {
 		for _, form := range []string{time.RFC3339, "2006-01-02T15:04:05", "2006-01-02T15:04:05+00:00", "2006-01-02 15:04:05"} {

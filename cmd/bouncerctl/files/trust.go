@@ -21,7 +21,7 @@ const maxLinks = 40
 
 // Trusted returns an error if another user could replace what is made in dir, or lead the way there to another
 // place: if a directory on the way, or a symbolic link, belongs to another user than root, whom we are and allowed, or if
-// others may write to it. What is missing on the way is no error. A user who is not root is held to the modes alone: where
+// others may write to it. What is missing on the way is no error. For a user who is not root only the modes count: where
 // user ids are mapped, in a container, the directories above may seem to belong to anybody.
 func Trusted(dir string, allowed *Account) error {
 	path, err := filepath.Abs(dir)

@@ -40,7 +40,7 @@ func unreadable(format string, args ...any) error {
 	return &unreadableError{why: "backend's answer cannot be read: " + fmt.Sprintf(format, args...)}
 }
 
-// answer is one HTTP/1 response as it is read from a connection. It takes what curl takes: lines that end in LF alone,
+// answer is one HTTP/1 response as it is read from a connection. It takes what curl takes: lines that end in only LF,
 // folded lines, a missing reason phrase, long headers. The zero value is ready; read may be called again and again.
 //
 // Leniency is safe because of reusable: whatever is not exactly by RFC 9112 ends the connection with this answer, so

@@ -30,7 +30,7 @@ func (c *client) batchCourier() *batchCourier {
 	return b
 }
 
-// pack appends an event in the JSON format of CloudEvents, with the attributes that a message has when it goes alone:
+// pack appends an event in the JSON format of CloudEvents, with the attributes that a message has when it is sent by itself:
 //
 //	{"specversion":"1.0","type":"mosquitto-bouncer.message.v1",
 //	 "id":"550e8400-e29b-41d4-a716-446655440000","source":"/devices/sensor_001",
@@ -75,7 +75,7 @@ func quote[T string | []byte](dst []byte, s T) []byte {
 }
 
 // send adds an Idempotency-Key that the same messages in the same order have at every attempt: the SHA-256, cut to 128
-// bits, of the keys that they would have alone.
+// bits, of the keys that they would have by themselves.
 //
 //	Idempotency-Key: "batch:0d6e4079e36703ebd37c00722f5891d2"
 func (b *batchCourier) send() reply {
@@ -86,7 +86,7 @@ func (b *batchCourier) send() reply {
 	b.req.Header.SetBytesV("Idempotency-Key", b.buf)
 
 	r := b.do(b.body)
-	r.unusable = "" // nobody waits for it
+	r.unusable = "" // no device waits for it
 	b.resp.Reset()
 	b.keys.Reset()
 	if b.body = b.body[:0]; cap(b.body) > maxKeptBody {

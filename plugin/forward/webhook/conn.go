@@ -50,12 +50,6 @@ func (s *conns) remove(c *conn) {
 	delete(s.open, c)
 }
 
-func (s *conns) len() int {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return len(s.open)
-}
-
 // closeAll closes every connection, also one that is shaking hands, and keeps any other from being added.
 func (s *conns) closeAll() {
 	s.mu.Lock()
@@ -177,7 +171,7 @@ func (c *conn) unread() error {
 }
 
 // Write writes a part of a request. Where the backend speaks before all is written, the request fails on a connection
-// that had one before, for that may be left from it; on a new one it goes on.
+// that had one before, for that may be left from it; on a new one it continues.
 func (c *conn) Write(p []byte) (n int, err error) {
 	for len(p) > 0 {
 		if c.wrote && !c.early && c.unread() == errUnread {
@@ -260,7 +254,7 @@ func (s *records) pass(p []byte) {
 // within reports whether a record has begun and not ended.
 func (s *records) within() bool { return s.have > 0 }
 
-// errNothing is a read's error where there is nothing to read. crypto/tls goes on after an error that calls itself
+// errNothing is a read's error where there is nothing to read. crypto/tls continues after an error that calls itself
 // temporary.
 var errNothing error = nothing{}
 

@@ -124,7 +124,7 @@ var strays = map[string]struct {
 	answer string // "": the usual
 	now    string
 	later  string
-	then   string // "FIN", "end": what becomes of the connection then
+	then   string // "FIN", "end": what happens to the connection then
 }{
 	"a second answer at once":           {now: stray},
 	"a second answer later":             {later: stray},

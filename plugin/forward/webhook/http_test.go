@@ -483,3 +483,9 @@ func TestAnswerLimits(t *testing.T) {
 		t.Errorf("log:\n%s", x.log)
 	}
 }
+
+func (s *conns) len() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.open)
+}

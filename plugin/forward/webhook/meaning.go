@@ -11,7 +11,7 @@ import (
 	"github.com/valyala/fasthttp"
 )
 
-// reply is what became of one request.
+// reply is what happened to one request.
 type reply struct {
 	status      int           // 0: no status line was received
 	err         error         // nil: the response was received to its end

@@ -26,7 +26,7 @@ type Config struct {
 	Timeout time.Duration
 	// Concurrency is the largest number of requests in flight, forward.DefaultConcurrency if 0.
 	Concurrency int
-	// Batch above 1 sends messages as a JSON array of CloudEvents, which are answered by the status alone. It is
+	// Batch above 1 sends messages as a JSON array of CloudEvents, which are answered only by the status. It is
 	// forward.Config.Batch.
 	Batch int
 	// FatalStatuses are statuses, MinFatalStatus to MaxFatalStatus, that refuse the message for good, whatever they
@@ -97,7 +97,7 @@ func New(cfg Config) (*Sink, error) {
 
 var errNoBatches = errors.New("backend: a batch for a sink of single messages; please report it")
 
-// Send is forward.Sink's. Once ctx is done the Sink is of no use any more: its connections are closed.
+// Send is forward.Sink's. Once ctx is done the Sink cannot be used any more: its connections are closed.
 func (s *Sink) Send(ctx context.Context, b *forward.Batch) forward.Result {
 	if len(b.Messages) > 1 && !s.batch { // only one would be sent, and all would count as delivered
 		return forward.Result{Err: errNoBatches}
@@ -138,5 +138,5 @@ func (s *Sink) result(r *reply, device string) forward.Result {
 }
 
 // Renew puts other credentials in force, all at once: for the requests from now on, on connections of their own. What is
-// under way goes on with those it began with. Any goroutine may call it; it does not wait.
+// under way continues with those it began with. Any goroutine may call it; it does not wait.
 func (s *Sink) Renew(c *Credentials) { s.client.credentials.Store(c) }

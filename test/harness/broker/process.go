@@ -124,7 +124,7 @@ func (c Command) Start() (*Process, error) {
 		_, _ = io.Copy(io.Discard, r) // after an overlong line: the broker must never wait for us
 	}()
 
-	// The death signal is sent when the thread that forked ends, not when the process does. Hence a thread that lives
+	// The death signal is sent when the thread that forked ends, not when the process does. So a thread that lives
 	// exactly as long as the child.
 	started := make(chan error, 1)
 	go func() {

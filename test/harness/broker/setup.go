@@ -66,7 +66,7 @@ const HTTPToken = "the-token-of-the-tests-which-is-long-enough"
 // HTTPAddr is where the plugin listens with Options.HTTP, from the first start on.
 func (b *Broker) HTTPAddr() string { return b.Address(1 + len(b.options.Listeners)) }
 
-// SetSettings writes bouncer.toml anew with these settings over the ones there are; SIGHUP or a restart makes the
+// SetSettings writes bouncer.toml again with these settings over the ones there are; SIGHUP or a restart makes the
 // plugin read it.
 func (b *Broker) SetSettings(settings map[string]any) error {
 	all := maps.Clone(b.options.Settings)

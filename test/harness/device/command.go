@@ -95,7 +95,7 @@ func (v *CommandVerifier) Verify(message []byte, now time.Time) (Command, error)
 	return c, nil
 }
 
-// Answer is the signed message that says what became of a command: status is succeeded, failed or rejected, result one
+// Answer is the signed message that says what happened to a command: status is succeeded, failed or rejected, result one
 // JSON value or empty. It goes to ResultTopic.
 func (d *Device) Answer(id, status, result string) Message {
 	if result == "" {
@@ -105,7 +105,7 @@ func (d *Device) Answer(id, status, result string) Message {
 }
 
 // Obey takes the commands that reach c from now on, until ctx ends: it verifies each, has do decide on a good one, and
-// publishes the answer; a repeated one gets its first answer again. seen, if not nil, is told of each.
+// publishes the answer; a repeated one gets its first answer again. seen, if not nil, is notified of each.
 func (d *Device) Obey(ctx context.Context, c Client, do func(Command) (status, result string), seen func(Command, error)) error {
 	v := d.NewCommandVerifier()
 	answers := make(map[string]func() Message)
