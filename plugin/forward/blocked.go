@@ -15,8 +15,13 @@ func (s *schedule) block(p *parcel) bool {
 
 // unblock has the Store asked again to keep the device's dead letter, and then continues with the lane.
 func (s *schedule) unblock(device string, now time.Time) bool {
-	p, is := s.blocked[device]
-	delete(s.blocked, device)
+	return s.letGo(s.blocked, device, now)
+}
+
+// letGo takes a device out of those that are held, which is s.blocked or s.suspended; it reports whether it was there.
+func (s *schedule) letGo(held map[string]*parcel, device string, now time.Time) bool {
+	p, is := held[device]
+	delete(held, device)
 	s.free(p, now)
 	if l := s.lanes[device]; is && l != nil {
 		s.advance(l)

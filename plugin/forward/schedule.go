@@ -393,13 +393,7 @@ func (s *schedule) suspend(p *parcel, device string, now time.Time) bool {
 
 // resume undoes suspend; it reports whether there was something to undo.
 func (s *schedule) resume(device string, now time.Time) bool {
-	p, off := s.suspended[device]
-	delete(s.suspended, device)
-	s.free(p, now)
-	if l := s.lanes[device]; off && l != nil {
-		s.advance(l)
-	}
-	return off
+	return s.letGo(s.suspended, device, now)
 }
 
 // setAlarm makes the alarm ring at the next moment at which pick may find something it does not find now. What is due
