@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"strings"
 	"time"
+
+	"mosquitto-bouncer/plugin/config"
 )
 
 // A span is a flag for a duration, in days too: "30d".
@@ -14,14 +16,7 @@ func (s *span) String() string {
 	if d > 0 && d%(24*time.Hour) == 0 {
 		return fmt.Sprintf("%dd", d/(24*time.Hour))
 	}
-	text := d.String()
-	if strings.HasSuffix(text, "m0s") {
-		text = strings.TrimSuffix(text, "0s")
-	}
-	if strings.HasSuffix(text, "h0m") {
-		text = strings.TrimSuffix(text, "0m")
-	}
-	return text
+	return config.Short(d)
 }
 
 func (s *span) Type() string { return "duration" }

@@ -59,23 +59,23 @@ func (d *document) duration(key string, byDefault, least, most time.Duration) ti
 	}
 	s, ok := v.(string)
 	if !ok {
-		d.problem(key, "is %s; write a duration in quotes, for example %q", kindOf(v), short(byDefault))
+		d.problem(key, "is %s; write a duration in quotes, for example %q", kindOf(v), Short(byDefault))
 		return byDefault
 	}
 	t, err := time.ParseDuration(s)
 	if err != nil {
-		d.problem(key, "%s is not a duration; write a number and a unit (ms, s, m, h), for example %q", quote(s), short(byDefault))
+		d.problem(key, "%s is not a duration; write a number and a unit (ms, s, m, h), for example %q", quote(s), Short(byDefault))
 		return byDefault
 	}
 	if t < least || t > most {
-		d.problem(key, "%s is out of range; use %s to %s, for example %q", quote(s), short(least), short(most), short(byDefault))
+		d.problem(key, "%s is out of range; use %s to %s, for example %q", quote(s), Short(least), Short(most), Short(byDefault))
 		return byDefault
 	}
 	return t
 }
 
-// short formats a duration without the zero units of String.
-func short(t time.Duration) string {
+// Short formats a duration without the zero units of String.
+func Short(t time.Duration) string {
 	s := t.String()
 	if strings.HasSuffix(s, "m0s") {
 		s = strings.TrimSuffix(s, "0s")

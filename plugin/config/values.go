@@ -36,7 +36,7 @@ func optionalPath(at *string, example string) value {
 
 func duration(at *time.Duration, byDefault, least, most time.Duration) value {
 	return value{
-		field: at, kind: "duration", byDefault: strconv.Quote(short(byDefault)), limits: short(least) + " to " + short(most),
+		field: at, kind: "duration", byDefault: strconv.Quote(Short(byDefault)), limits: Short(least) + " to " + Short(most),
 		read: func(d *document, key string) { *at = d.duration(key, byDefault, least, most) },
 	}
 }
