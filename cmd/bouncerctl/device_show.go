@@ -18,6 +18,7 @@ import (
 	"mosquitto-bouncer/cmd/bouncerctl/output"
 	"mosquitto-bouncer/plugin/config"
 	"mosquitto-bouncer/plugin/deviceid"
+	"mosquitto-bouncer/plugin/httpd/api"
 	"mosquitto-bouncer/plugin/registry"
 )
 
@@ -59,7 +60,7 @@ or the broker does not run, the last line says so.`,
 }
 
 // askGateway returns what the gateway knows of a device, or why it is not known.
-func askGateway(ctx context.Context, cfg *config.Config, id string) (*liveDevice, error) {
+func askGateway(ctx context.Context, cfg *config.Config, id string) (*api.Device, error) {
 	if !deviceid.Valid(id) {
 		return nil, errors.New("the gateway knows no device with this id")
 	}
@@ -75,7 +76,7 @@ func askGateway(ctx context.Context, cfg *config.Config, id string) (*liveDevice
 	return live, nil
 }
 
-func show(w io.Writer, e *registry.Entry, live *liveDevice, missing error, now time.Time) error {
+func show(w io.Writer, e *registry.Entry, live *api.Device, missing error, now time.Time) error {
 	table := tabwriter.NewWriter(w, 0, 0, 3, ' ', 0)
 	line := func(what, format string, args ...any) {
 		fmt.Fprintf(table, "%s\t%s\n", what, fmt.Sprintf(format, args...))
@@ -116,8 +117,10 @@ func show(w io.Writer, e *registry.Entry, live *liveDevice, missing error, now t
 	return table.Flush()
 }
 
-func showLive(line func(what, format string, args ...any), live *liveDevice, now time.Time) {
-	line("Gateway", "since %s", output.Ago(live.Since, now))
+func showLive(line func(what, format string, args ...any), live *api.Device, now time.Time) {
+	if live.Since != nil {
+		line("Gateway", "since %s", output.Ago(*live.Since, now))
+	}
 	last := "not since then"
 	if live.LastAccepted != nil {
 		last = output.Ago(*live.LastAccepted, now)
@@ -140,7 +143,7 @@ func showLive(line func(what, format string, args ...any), live *liveDevice, now
 	line("Refused", "%s", refused)
 	pending := fmt.Sprint(live.Pending)
 	if live.Pending > 0 {
-		pending += fmt.Sprintf(", the oldest for %s", live.oldest())
+		pending += fmt.Sprintf(", the oldest for %s", oldest(live))
 	}
 	if live.Failures > 0 {
 		pending += fmt.Sprintf("; %s failed", output.Counted(live.Failures, "request"))
@@ -151,7 +154,7 @@ func showLive(line func(what, format string, args ...any), live *liveDevice, now
 	}
 }
 
-func showJSON(w io.Writer, e *registry.Entry, live *liveDevice, missing error) error {
+func showJSON(w io.Writer, e *registry.Entry, live *api.Device, missing error) error {
 	type oldSecret struct {
 		Since time.Time `json:"since"`
 		Ends  time.Time `json:"ends"`
@@ -160,7 +163,7 @@ func showJSON(w io.Writer, e *registry.Entry, live *liveDevice, missing error) e
 		deviceJSON
 		Encrypted  bool        `json:"encrypted"`
 		OldSecrets []oldSecret `json:"old_secrets"`
-		Live       *liveDevice `json:"live"` // null: see LiveError
+		Live       *api.Device `json:"live"` // null: see LiveError
 		LiveError  string      `json:"live_error,omitempty"`
 	}{deviceJSON: newDeviceJSON(e), Encrypted: e.Encrypted, OldSecrets: []oldSecret{}, Live: live}
 	if missing != nil {

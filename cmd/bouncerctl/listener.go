@@ -16,6 +16,7 @@ import (
 
 	"mosquitto-bouncer/cmd/bouncerctl/output"
 	"mosquitto-bouncer/plugin/config"
+	"mosquitto-bouncer/plugin/httpd/api"
 	"mosquitto-bouncer/plugin/textfile"
 )
 
@@ -148,32 +149,15 @@ func (l *listener) get(ctx context.Context, path string) ([]byte, error) {
 	return body, nil
 }
 
-// A liveDevice is what the gateway tells of a device (docs/openapi.yaml).
-type liveDevice struct {
-	ID            string            `json:"device_id"`
-	Registered    bool              `json:"registered"`
-	Disabled      bool              `json:"disabled"`
-	Since         time.Time         `json:"since"`
-	LastAccepted  *time.Time        `json:"last_accepted"`
-	Accepted      uint64            `json:"accepted"`
-	Redelivered   uint64            `json:"redelivered"`
-	Refused       map[string]uint64 `json:"refused"`
-	Pending       int64             `json:"pending"`
-	OldestSince   *time.Time        `json:"oldest_pending"`
-	OldestSeconds *float64          `json:"oldest_pending_seconds"`
-	Failures      int64             `json:"failed_requests"`
-	Suspended     bool              `json:"suspended"`
-}
-
 // device asks for one device.
-func (l *listener) device(ctx context.Context, id string) (*liveDevice, error) {
-	d := new(liveDevice)
+func (l *listener) device(ctx context.Context, id string) (*api.Device, error) {
+	d := new(api.Device)
 	return d, l.getJSON(ctx, "/v1/devices/"+url.PathEscape(id), d)
 }
 
 // slowest asks for the n devices whose messages have waited longest.
-func (l *listener) slowest(ctx context.Context, n int) ([]liveDevice, error) {
-	var list struct{ Devices []liveDevice }
+func (l *listener) slowest(ctx context.Context, n int) ([]api.Device, error) {
+	var list api.Devices
 	err := l.getJSON(ctx, fmt.Sprintf("/v1/devices?order=slowest&limit=%d", n), &list)
 	return list.Devices, err
 }
@@ -190,7 +174,7 @@ func (l *listener) getJSON(ctx context.Context, path string, v any) error {
 }
 
 // oldest is how long the oldest message of a device has waited.
-func (d *liveDevice) oldest() string {
+func oldest(d *api.Device) string {
 	if d.OldestSeconds == nil {
 		return "-"
 	}

@@ -21,6 +21,7 @@ import (
 	"golang.org/x/term"
 
 	"mosquitto-bouncer/cmd/bouncerctl/output"
+	"mosquitto-bouncer/plugin/httpd/api"
 )
 
 // slowestShown is how many of the slowest devices there are on the screen.
@@ -83,7 +84,7 @@ those that were requeued or dropped.`,
 type figures struct {
 	at      time.Time
 	values  map[string]float64
-	slowest []liveDevice
+	slowest []api.Device
 	missing error // why there are none of those; nil: there are
 }
 
@@ -254,7 +255,7 @@ func (c change) backend() string {
 		return "refusing"
 	case c.gauge("backend_down") != 0:
 		return "down"
-	case slices.ContainsFunc(c.now.slowest, func(d liveDevice) bool { return d.Failures > 0 }):
+	case slices.ContainsFunc(c.now.slowest, func(d api.Device) bool { return d.Failures > 0 }):
 		return "failing"
 	}
 	return "up"
@@ -298,6 +299,6 @@ func (c change) writeSlowest(b *strings.Builder) {
 		if len(id) > 32 {
 			id = id[:29] + "..."
 		}
-		fmt.Fprintf(b, "%-32s %10d %13s %8d  %s\n", id, d.Pending, d.oldest(), d.Failures, state)
+		fmt.Fprintf(b, "%-32s %10d %13s %8d  %s\n", id, d.Pending, oldest(d), d.Failures, state)
 	}
 }

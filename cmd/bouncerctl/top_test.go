@@ -10,6 +10,8 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+
+	"mosquitto-bouncer/plugin/httpd/api"
 )
 
 // TestTop: the real program against a listener that counts up.
@@ -89,7 +91,7 @@ func TestTopScreen(t *testing.T) {
 	now := figures{at: then.at.Add(2e9), values: map[string]float64{verdicts + "accepted": 1_000_001, verdicts + "replay": 3,
 		verdicts + "stale": 0, "bouncer_backend_down": 1, "bouncer_lanes": 12}}
 	age, old := 3.21, 36000.0
-	now.slowest = []liveDevice{{ID: strings.Repeat("x", 64), Registered: true, Pending: 1e9, OldestSeconds: &old, Failures: 65535, Suspended: true},
+	now.slowest = []api.Device{{ID: strings.Repeat("x", 64), Registered: true, Pending: 1e9, OldestSeconds: &old, Failures: 65535, Suspended: true},
 		{ID: "sensor_001", Registered: true, Pending: 2, OldestSeconds: &age, Failures: 1}, {ID: "gone", Pending: 1}}
 	got := change{&then, &now}.screen()
 	for _, want := range []string{"accepted    500000.0/s", "backend       down", "accepted                 500000.0        1000001", "replay                        1.5              3",

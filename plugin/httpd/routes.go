@@ -11,6 +11,8 @@ import (
 	"strings"
 	"time"
 
+	"mosquitto-bouncer/plugin/httpd/api"
+
 	"github.com/valyala/fasthttp"
 )
 
@@ -215,9 +217,7 @@ func (s *Server) devices(ctx *request) error {
 	if err != nil {
 		return err
 	}
-	list := struct {
-		Devices []deviceJSON `json:"devices"`
-	}{make([]deviceJSON, len(slowest))}
+	list := api.Devices{Devices: make([]api.Device, len(slowest))}
 	now := time.Now()
 	for i := range slowest {
 		list.Devices[i] = shown(&slowest[i], now)
@@ -225,25 +225,12 @@ func (s *Server) devices(ctx *request) error {
 	return writeJSON(ctx.RequestCtx, list)
 }
 
-type deviceJSON struct {
-	ID            string            `json:"device_id"`
-	Registered    bool              `json:"registered"`
-	Disabled      bool              `json:"disabled"`
-	Since         *time.Time        `json:"since"`
-	LastAccepted  *time.Time        `json:"last_accepted"`
-	Accepted      uint64            `json:"accepted"`
-	Redelivered   uint64            `json:"redelivered"`
-	Refused       map[string]uint64 `json:"refused"`
-	Pending       int               `json:"pending"`
-	OldestSince   *time.Time        `json:"oldest_pending"`
-	OldestSeconds *float64          `json:"oldest_pending_seconds"`
-	Failures      int               `json:"failed_requests"`
-	Suspended     bool              `json:"suspended"`
-}
-
-func shown(d *Device, now time.Time) deviceJSON {
-	j := deviceJSON{d.ID, d.Registered, d.Disabled, at(d.Since), at(d.LastAccepted), d.Accepted, d.Redelivered, d.Refused,
-		d.Pending, at(d.OldestSince), nil, d.Failures, d.Suspended}
+func shown(d *Device, now time.Time) api.Device {
+	j := api.Device{
+		ID: d.ID, Registered: d.Registered, Disabled: d.Disabled, Since: at(d.Since), LastAccepted: at(d.LastAccepted),
+		Accepted: d.Accepted, Redelivered: d.Redelivered, Refused: d.Refused, Pending: int64(d.Pending),
+		OldestSince: at(d.OldestSince), Failures: int64(d.Failures), Suspended: d.Suspended,
+	}
 	if !d.OldestSince.IsZero() {
 		age := max(0, now.Sub(d.OldestSince)).Truncate(time.Millisecond).Seconds()
 		j.OldestSeconds = &age

@@ -45,6 +45,7 @@ var floors = map[string]floor{
 	"plugin/deadletter":   leaf,
 	"plugin/envelope":     leaf,
 	"plugin/former":       leaf,
+	"plugin/httpd/api":    leaf,
 	"plugin/journal":      leaf,
 	"plugin/order":        leaf,
 	"plugin/pki":          leaf,
