@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"mosquitto-bouncer/plugin/testkit"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -21,7 +23,7 @@ func feed(t *testing.T, j *Journal, device string, from, n int, payload int, kee
 		a.Device, a.Client, a.TopicHash, a.QoS, a.Retain = device, 1, [8]byte{1}, 1, false
 		a.Payload = []byte(strings.Repeat("p", payload))
 		if j.next.Load() == nil {
-			waitFor(t, "the next segment", func() bool { return j.next.Load() != nil })
+			testkit.Eventually(t, "the next segment", func() bool { return j.next.Load() != nil })
 		}
 		pos, err := j.Append(a)
 		if err != nil {
@@ -45,7 +47,7 @@ func TestJournalHoldsTheBacklogAndIDs(t *testing.T) {
 	kept := feed(t, j, "sensor_001", 0, n, payload, func(i int) bool { return i%500 == 7 }) // 10 that wait
 	// Besides the ids, what waits, and the headers of files there is the segment that is being written.
 	most := int64(n*45+len(kept)*(payload+300)) + f.SegmentBytes + 200<<10
-	waitFor(t, "the settled messages to be collected", func() bool { return j.Stats().Bytes <= most })
+	testkit.Eventually(t, "the settled messages to be collected", func() bool { return j.Stats().Bytes <= most })
 	onDisk := int64(0)
 	entries, err := os.ReadDir(f.Dir)
 	if err != nil {
@@ -60,7 +62,7 @@ func TestJournalHoldsTheBacklogAndIDs(t *testing.T) {
 		t.Errorf("%d bytes in files, want at most %d", onDisk, most)
 	}
 	want := int64(n*idSize + len(kept)*(payload+300))
-	waitFor(t, "the device to be charged for that", func() bool { got := j.DeviceBytes("sensor_001"); return got > 0 && got < want*3/2 })
+	testkit.Eventually(t, "the device to be charged for that", func() bool { got := j.DeviceBytes("sensor_001"); return got > 0 && got < want*3/2 })
 	for _, r := range kept {
 		var a Accepted
 		if _, err := j.Read(r.pos, &a, nil); err != nil || a.MessageID != r.message.MessageID || string(a.Payload) != string(r.message.Payload) {
@@ -92,7 +94,7 @@ func TestJournalHoldsTheBacklogAndIDs(t *testing.T) {
 		j.Done(r.pos, Dead)
 	}
 	f.advance(time.Hour)
-	waitFor(t, "everything to be gone", func() bool { return j.DeviceBytes("sensor_001") < 2*f.SegmentBytes && len(j.segmentsNow()) <= 4 })
+	testkit.Eventually(t, "everything to be gone", func() bool { return j.DeviceBytes("sensor_001") < 2*f.SegmentBytes && len(j.segmentsNow()) <= 4 })
 	if st := j.Stats(); st.Accepted != n || st.Dead != uint64(len(kept)) || st.Pending != 0 {
 		t.Errorf("stats %+v", st)
 	}
@@ -105,13 +107,13 @@ func TestSettledAfterItWasMoved(t *testing.T) {
 	j, _ := f.open()
 	const n, payload = 2000, 1024
 	kept := feed(t, j, "sensor_001", 0, n, payload, func(i int) bool { return i%5 < 2 })
-	waitFor(t, "the others to be collected", func() bool { return j.Stats().Bytes < n*2/5*(payload+300)+n*45+400<<10 })
+	testkit.Eventually(t, "the others to be collected", func() bool { return j.Stats().Bytes < n*2/5*(payload+300)+n*45+400<<10 })
 	for _, r := range kept {
 		j.Done(r.pos, Delivered)
 	}
 	most := int64(n*45 + 400<<10)
-	waitFor(t, "what was moved to be collected", func() bool { return j.Stats().Bytes < most })
-	waitFor(t, "the device to be charged for ids", func() bool { return j.DeviceBytes("sensor_001") < n*45 })
+	testkit.Eventually(t, "what was moved to be collected", func() bool { return j.Stats().Bytes < most })
+	testkit.Eventually(t, "the device to be charged for ids", func() bool { return j.DeviceBytes("sensor_001") < n*45 })
 	f.close(j)
 	_, all := f.open()
 	ids := make(map[[16]byte]bool)
@@ -135,7 +137,7 @@ func TestLargeMessagesInTurn(t *testing.T) {
 		a := message(i)
 		a.Device, a.Payload = "camera", make([]byte, 600<<10)
 		var pos Position
-		waitFor(t, "room", func() (stored bool) {
+		testkit.Eventually(t, "room", func() (stored bool) {
 			var err error
 			if pos, err = j.Append(a); err != nil && !errors.Is(err, ErrFull) && !errors.Is(err, ErrShare) {
 				t.Fatal(err)
@@ -178,7 +180,7 @@ func TestDeviceShare(t *testing.T) {
 		}
 	}
 	other()
-	waitFor(t, "the log to name it", func() bool { return strings.Contains(f.logged.String(), "device=greedy") })
+	testkit.Eventually(t, "the log to name it", func() bool { return strings.Contains(f.logged.String(), "device=greedy") })
 	f.close(j)
 	j, all := f.open()
 	if n := fill(); n != 0 {
@@ -193,7 +195,7 @@ func TestDeviceShare(t *testing.T) {
 			j.Done(r.pos, Delivered)
 		}
 	}
-	waitFor(t, "room for it", func() bool { return j.DeviceBytes("greedy") < 60<<10 })
+	testkit.Eventually(t, "room for it", func() bool { return j.DeviceBytes("greedy") < 60<<10 })
 	if n := fill(); n < 700 {
 		t.Errorf("%d messages when there was room again", n)
 	}
@@ -233,7 +235,7 @@ func TestFilesAreAway(t *testing.T) {
 			}
 			j, _ := f.open()
 			all := appendAll(t, j, 0, 3)
-			waitFor(t, "the journal to be at rest", func() bool {
+			testkit.Eventually(t, "the journal to be at rest", func() bool {
 				_, err := os.Stat(f.path(reserveName))
 				return err == nil && j.next.Load() != nil
 			})
@@ -241,7 +243,7 @@ func TestFilesAreAway(t *testing.T) {
 			if err := c.do(f); err != nil {
 				t.Fatal(err)
 			}
-			waitFor(t, "the journal to notice", func() bool { return j.Stats().Err != nil && strings.Contains(j.Stats().Err.Error(), c.names) })
+			testkit.Eventually(t, "the journal to notice", func() bool { return j.Stats().Err != nil && strings.Contains(j.Stats().Err.Error(), c.names) })
 			if took := time.Since(began); took > time.Second {
 				t.Logf("noticed after %v", took)
 			}
@@ -261,7 +263,7 @@ func TestFilesAreAway(t *testing.T) {
 			if err := c.back(f); err != nil { // os.Remove fails if something was
 				t.Fatal(err)
 			}
-			waitFor(t, "it to go on", func() bool { return j.Stats().Err == nil })
+			testkit.Eventually(t, "it to go on", func() bool { return j.Stats().Err == nil })
 			all = append(all, appendAll(t, j, 3, 5)...)
 			f.close(j)
 			all[0].outcome = Delivered
@@ -305,7 +307,7 @@ func TestFileSystemIsAway(t *testing.T) {
 			if err := c.do(f.Dir); err != nil {
 				t.Fatal(err)
 			}
-			waitFor(t, "the journal to notice", func() bool { return j.Stats().Err != nil })
+			testkit.Eventually(t, "the journal to notice", func() bool { return j.Stats().Err != nil })
 			if _, err := j.Append(message(3)); err == nil || !strings.Contains(err.Error(), c.names) {
 				t.Errorf("append: %v, want %q in it", err, c.names)
 			}
@@ -319,7 +321,7 @@ func TestFileSystemIsAway(t *testing.T) {
 			if err := c.back(f.Dir); err != nil {
 				t.Fatal(err)
 			}
-			waitFor(t, "it to go on", func() bool { return j.Stats().Err == nil })
+			testkit.Eventually(t, "it to go on", func() bool { return j.Stats().Err == nil })
 			appendAll(t, j, 3, 5)
 			f.close(j)
 		})
@@ -335,7 +337,7 @@ func TestMovedTwice(t *testing.T) {
 	for round := range 8 {
 		kept = append(kept, feed(t, j, fmt.Sprintf("d%d", round%3), 1000*round, 100, 400, func(i int) bool { return i%40 == 3 })...)
 		f.advance(10 * time.Minute)
-		waitFor(t, "collection", func() bool { return len(j.segmentsNow()) <= 7 })
+		testkit.Eventually(t, "collection", func() bool { return len(j.segmentsNow()) <= 7 })
 		for i, r := range kept {
 			var a Accepted
 			if _, err := j.Read(r.pos, &a, nil); err != nil || a.MessageID != r.message.MessageID {

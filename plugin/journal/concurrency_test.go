@@ -6,6 +6,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"mosquitto-bouncer/plugin/testkit"
 )
 
 // The broker's thread appends while others read and settle, and segments are dropped beneath them.
@@ -49,12 +51,12 @@ func TestConcurrency(t *testing.T) {
 	}
 	close(queue)
 	others.Wait()
-	waitFor(t, "segments to be dropped", func() bool { return len(j.segmentsNow()) <= 2 })
+	testkit.Eventually(t, "segments to be dropped", func() bool { return len(j.segmentsNow()) <= 2 })
 	st := j.Stats()
 	if st.Accepted != messages || st.Delivered != messages || st.Pending != 0 || st.Dropped == 0 || st.Panics != 0 {
 		t.Errorf("stats %+v", st)
 	}
-	waitFor(t, "the account of bytes to add up", func() bool {
+	testkit.Eventually(t, "the account of bytes to add up", func() bool {
 		j.mu.Lock()
 		defer j.mu.Unlock()
 		sum := int64(0)

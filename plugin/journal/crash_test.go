@@ -15,6 +15,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"mosquitto-bouncer/plugin/testkit"
 )
 
 // A crashTest has a journal collect its segments, and between any two changes of its files holds what a crash would leave
@@ -289,7 +291,7 @@ func TestCrashWhileCollecting(t *testing.T) {
 			for range rounds { // a start collects at once
 				j := c.open()
 				c.fill(j, 60)
-				waitFor(t, "the journal to be at rest", func() bool { return j.next.Load() != nil })
+				testkit.Eventually(t, "the journal to be at rest", func() bool { return j.next.Load() != nil })
 				c.fill(j, 20)
 				_ = j.Close() // an fsync may fail
 			}

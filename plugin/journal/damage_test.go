@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"mosquitto-bouncer/plugin/testkit"
 )
 
 // built returns a closed journal of n messages, in one segment, those with an odd number delivered.
@@ -200,7 +202,7 @@ func TestDamagedRecord(t *testing.T) {
 			}
 		}
 		f.advance(time.Hour)
-		waitFor(t, "the segment to be dropped", func() bool { return j.Stats().Dropped == 1 })
+		testkit.Eventually(t, "the segment to be dropped", func() bool { return j.Stats().Dropped == 1 })
 		if st := j.Stats(); st.Accepted != 8 || st.Delivered != 8 || st.Pending != 0 {
 			t.Errorf("stats %+v", st)
 		}

@@ -12,6 +12,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"mosquitto-bouncer/plugin/testkit"
 )
 
 // A segment is dropped when all in it is settled and old, not before, and in any order.
@@ -41,7 +43,7 @@ func TestDrop(t *testing.T) {
 	var all []recovered
 	for i := 0; len(j.segmentsNow()) < 6; i++ {
 		all = append(all, appendAll(t, j, i, i+1)...)
-		waitFor(t, "the next segment", func() bool { return j.next.Load() != nil })
+		testkit.Eventually(t, "the next segment", func() bool { return j.next.Load() != nil })
 	}
 	inSegment := map[uint32][]Position{}
 	for _, r := range all {
@@ -55,10 +57,10 @@ func TestDrop(t *testing.T) {
 	}
 	done(numbers[0], 1)
 	j.Done(inSegment[numbers[0]][1], Delivered) // twice for one does not make up for another
-	waitFor(t, "all but one of a segment to be collected", func() bool { return j.Stats().Dropped == 1 })
+	testkit.Eventually(t, "all but one of a segment to be collected", func() bool { return j.Stats().Dropped == 1 })
 	done(numbers[1], 0)
 	done(numbers[2], 0)
-	waitFor(t, "two whole segments to be collected", func() bool { return j.Stats().Dropped == 3 })
+	testkit.Eventually(t, "two whole segments to be collected", func() bool { return j.Stats().Dropped == 3 })
 	for _, n := range numbers[:3] {
 		for _, name := range []string{logName(n), outcomesName(n)} {
 			if _, err := os.Stat(f.path(name)); !errors.Is(err, fs.ErrNotExist) {
@@ -76,7 +78,7 @@ func TestDrop(t *testing.T) {
 	// Their ids are there until they are old, and what is to be saved then is saved.
 	f.advance(10 * time.Minute) // the newest is 10 min and 4 s from the epoch
 	before := sweeps.Load()
-	waitFor(t, "two sweeps", func() bool { return sweeps.Load() >= before+2 })
+	testkit.Eventually(t, "two sweeps", func() bool { return sweeps.Load() >= before+2 })
 	mu.Lock()
 	if calls != 0 {
 		t.Errorf("ids were to be dropped within the time to keep")
@@ -95,15 +97,15 @@ func TestDrop(t *testing.T) {
 		after.Pending != uint64(len(all))-after.Delivered {
 		t.Errorf("stats %+v", after)
 	}
-	waitFor(t, "an attempt to drop", func() bool { mu.Lock(); defer mu.Unlock(); return calls > 0 })
-	waitFor(t, "a line in the log", func() bool {
+	testkit.Eventually(t, "an attempt to drop", func() bool { mu.Lock(); defer mu.Unlock(); return calls > 0 })
+	testkit.Eventually(t, "a line in the log", func() bool {
 		return strings.Contains(f.logged.String(), "the journal could not free the space of settled messages; trying again every second")
 	})
 	f.wantLogged("not now")
 	mu.Lock()
 	refuse = nil
 	mu.Unlock()
-	waitFor(t, "the old ids to be dropped", func() bool {
+	testkit.Eventually(t, "the old ids to be dropped", func() bool {
 		ids := 0
 		_, err := Inspect(f.Dir, func(_ Position, _ *Accepted, o Outcome) {
 			if o == Settled {
@@ -172,7 +174,7 @@ func TestOutcomeWithoutItsMessage(t *testing.T) {
 		j.Done(r.pos, Delivered)
 	}
 	f.advance(time.Hour)
-	waitFor(t, "the segments to be dropped", func() bool { return j.Stats().Dropped == 2 })
+	testkit.Eventually(t, "the segments to be dropped", func() bool { return j.Stats().Dropped == 2 })
 
 	// The same where nothing is left of the log.
 	f = newFixture(t)

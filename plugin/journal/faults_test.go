@@ -10,6 +10,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"mosquitto-bouncer/plugin/testkit"
 )
 
 // An fsync that fails is never repeated as if nothing had happened: the segment gets nothing more.
@@ -28,7 +30,7 @@ func TestSyncFails(t *testing.T) {
 			}
 			j, _ := f.open()
 			want := appendAll(t, j, 0, 3)
-			waitFor(t, "the next segment, and an fsync", func() bool { return j.next.Load() != nil && j.Stats().Syncs > 0 })
+			testkit.Eventually(t, "the next segment, and an fsync", func() bool { return j.next.Load() != nil && j.Stats().Syncs > 0 })
 			fails.set(true)
 			pos, err := j.Append(message(3))
 			if sync == 0 {
@@ -41,8 +43,8 @@ func TestSyncFails(t *testing.T) {
 				}
 				want = append(want, recovered{pos, *message(3), Pending})
 			}
-			waitFor(t, "the failure to be noticed", func() bool { return j.Stats().SyncErrors == 1 && j.Stats().Distrusted == 1 })
-			waitFor(t, "a log line", func() bool { return strings.Contains(f.logged.String(), "fsync of the journal failed") })
+			testkit.Eventually(t, "the failure to be noticed", func() bool { return j.Stats().SyncErrors == 1 && j.Stats().Distrusted == 1 })
+			testkit.Eventually(t, "a log line", func() bool { return strings.Contains(f.logged.String(), "fsync of the journal failed") })
 			fails.set(false)
 			more := appendAll(t, j, 4, 6)
 			if was, is := want[0].pos.segment(), more[0].pos.segment(); is == was {
@@ -72,31 +74,31 @@ func TestSyncFailsForLong(t *testing.T) {
 		return nil
 	}
 	j, _ := f.open()
-	waitFor(t, "the next segment", func() bool { return j.next.Load() != nil })
+	testkit.Eventually(t, "the next segment", func() bool { return j.next.Load() != nil })
 	fails.set(true)
 	want := appendAll(t, j, 0, 1)
-	waitFor(t, "the failure to be noticed", func() bool { return j.Stats().Distrusted == 1 })
+	testkit.Eventually(t, "the failure to be noticed", func() bool { return j.Stats().Distrusted == 1 })
 	want = append(want, appendAll(t, j, 1, 2)...) // in the segment that is ready
-	waitFor(t, "the second failure to be noticed", func() bool { return j.Stats().Err != nil })
+	testkit.Eventually(t, "the second failure to be noticed", func() bool { return j.Stats().Err != nil })
 	if _, err := j.Append(message(2)); !errors.Is(err, broken) || !errors.Is(j.Stats().Err, broken) {
 		t.Errorf("%v, %v", err, j.Stats().Err)
 	}
-	waitFor(t, "a log line", func() bool {
+	testkit.Eventually(t, "a log line", func() bool {
 		return strings.Contains(f.logged.String(), "the journal's next segment could not be made; trying again every second")
 	})
 	fails.set(false)
-	waitFor(t, "the next segment", func() bool { return j.next.Load() != nil })
+	testkit.Eventually(t, "the next segment", func() bool { return j.next.Load() != nil })
 	want = append(want, appendAll(t, j, 2, 4)...)
 	if st := j.Stats(); st.Err != nil || st.Distrusted != 2 {
 		t.Errorf("stats %+v", st)
 	}
-	waitFor(t, "a log line", func() bool { return strings.Contains(f.logged.String(), "the journal's next segment is made") })
+	testkit.Eventually(t, "a log line", func() bool { return strings.Contains(f.logged.String(), "the journal's next segment is made") })
 	f.close(j)
 	j, all := f.open()
 	wantRecovered(t, all, want)
 
 	// Nothing waits to be synced when the disk fails again: a failure noticed before the append would refuse it.
-	waitFor(t, "the next segment", func() bool { return j.next.Load() != nil })
+	testkit.Eventually(t, "the next segment", func() bool { return j.next.Load() != nil })
 	fails.set(true)
 	appendAll(t, j, 4, 5)
 	if err := j.Close(); err == nil {
@@ -134,12 +136,12 @@ func TestPanicInHook(t *testing.T) {
 		return nil
 	}
 	j, _ := f.open()
-	waitFor(t, "the next segment", func() bool { return j.next.Load() != nil })
+	testkit.Eventually(t, "the next segment", func() bool { return j.next.Load() != nil })
 	for _, r := range appendAll(t, j, 0, 200) {
 		j.Done(r.pos, Dead)
 	}
 	f.advance(time.Hour)
-	waitFor(t, "a drop after the panic", func() bool { return j.Stats().Dropped > 0 && j.Stats().Panics == 1 })
+	testkit.Eventually(t, "a drop after the panic", func() bool { return j.Stats().Dropped > 0 && j.Stats().Panics == 1 })
 	f.wantLogged("panic=boom")
 }
 

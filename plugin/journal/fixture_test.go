@@ -16,6 +16,8 @@ import (
 	"testing"
 	"time"
 
+	"mosquitto-bouncer/plugin/testkit"
+
 	"go.uber.org/goleak"
 )
 
@@ -29,35 +31,17 @@ func TestMain(m *testing.M) {
 
 const epoch = 1_790_000_000
 
-// A logBuffer takes what a journal logs.
-type logBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *logBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *logBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
-}
-
 // A fixture is a directory and the options to open a journal in it.
 type fixture struct {
 	t *testing.T
 	Options
-	logged *logBuffer
+	logged *testkit.Log
 	clock  time.Time
 	mu     sync.Mutex // guards clock
 }
 
 func newFixture(t *testing.T) *fixture {
-	f := &fixture{t: t, logged: new(logBuffer), clock: time.Unix(epoch, 0)}
+	f := &fixture{t: t, logged: new(testkit.Log), clock: time.Unix(epoch, 0)}
 	f.Options = Options{
 		Dir:      filepath.Join(t.TempDir(), "journal"),
 		MaxBytes: 64 << 20,
@@ -244,15 +228,6 @@ func wantRecovered(t *testing.T, got, want []recovered) {
 	for i := range got {
 		if !reflect.DeepEqual(got[i], want[i]) {
 			t.Fatalf("recovered\n%+v, want\n%+v", got[i], want[i])
-		}
-	}
-}
-
-func waitFor(t *testing.T, what string, condition func() bool) {
-	t.Helper()
-	for end := time.Now().Add(20 * time.Second); !condition(); time.Sleep(time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("not within 20 s: %s", what)
 		}
 	}
 }

@@ -8,6 +8,8 @@ import (
 	"slices"
 	"testing"
 	"time"
+
+	"mosquitto-bouncer/plugin/testkit"
 )
 
 // severalSegments returns a closed journal of at least four segments, with messages in each.
@@ -18,7 +20,7 @@ func severalSegments(t *testing.T) (*fixture, []recovered) {
 	var all []recovered
 	for i := 0; len(all) == 0 || all[len(all)-1].pos.segment() < 4; i++ {
 		all = append(all, appendAll(t, j, i, i+1)...)
-		waitFor(t, "the next segment", func() bool { return j.next.Load() != nil })
+		testkit.Eventually(t, "the next segment", func() bool { return j.next.Load() != nil })
 	}
 	f.close(j)
 	return f, all

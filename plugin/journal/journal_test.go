@@ -11,6 +11,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"mosquitto-bouncer/plugin/testkit"
 )
 
 func TestRoundTrip(t *testing.T) {
@@ -148,7 +150,7 @@ func TestReadAcrossSegments(t *testing.T) {
 	var want []recovered
 	for i := 0; len(j.segmentsNow()) < 2*maxReaders; i += 10 {
 		want = append(want, appendAll(t, j, i, i+10)...)
-		waitFor(t, "the next segment", func() bool { return j.next.Load() != nil })
+		testkit.Eventually(t, "the next segment", func() bool { return j.next.Load() != nil })
 	}
 	var readers sync.WaitGroup
 	for g := range 4 {
@@ -192,7 +194,7 @@ func TestMaxBytes(t *testing.T) {
 			break
 		}
 		all = append(all, pos)
-		waitFor(t, "the next segment", func() bool { return j.next.Load() != nil })
+		testkit.Eventually(t, "the next segment", func() bool { return j.next.Load() != nil })
 	}
 	if n := len(all); n < 600 {
 		t.Errorf("full after %d messages", n)
@@ -203,18 +205,18 @@ func TestMaxBytes(t *testing.T) {
 	if err := j.Stats().Err; err != ErrFull {
 		t.Errorf("state %v", err)
 	}
-	waitFor(t, "a log line", func() bool {
+	testkit.Eventually(t, "a log line", func() bool {
 		return strings.Contains(f.logged.String(), "the journal cannot store messages; they are refused")
 	})
 	for _, pos := range all {
 		j.Done(pos, Delivered)
 	}
 	f.advance(time.Hour)
-	waitFor(t, "room", func() bool { return j.Stats().Err == nil })
+	testkit.Eventually(t, "room", func() bool { return j.Stats().Err == nil })
 	if _, err := j.Append(message(0)); err != nil {
 		t.Error(err)
 	}
-	waitFor(t, "a log line", func() bool { return strings.Contains(f.logged.String(), "the journal stores messages again") })
+	testkit.Eventually(t, "a log line", func() bool { return strings.Contains(f.logged.String(), "the journal stores messages again") })
 	f.close(j)
 	var size int64
 	entries, err := os.ReadDir(f.Dir)
@@ -246,7 +248,7 @@ func TestLateSegment(t *testing.T) {
 		return nil
 	}
 	j, _ := f.open()
-	waitFor(t, "the next segment", func() bool { return j.next.Load() != nil })
+	testkit.Eventually(t, "the next segment", func() bool { return j.next.Load() != nil })
 	stalls.set(true)
 	var want []recovered
 	for i := 0; j.active.number == 1 || j.active.end < 3*minSegmentBytes; i++ {
@@ -256,7 +258,7 @@ func TestLateSegment(t *testing.T) {
 		t.Errorf("segment %d", n)
 	}
 	close(disk)
-	waitFor(t, "the next segment", func() bool { return j.next.Load() != nil })
+	testkit.Eventually(t, "the next segment", func() bool { return j.next.Load() != nil })
 	want = append(want, appendAll(t, j, len(want), len(want)+10)...)
 	if n := want[len(want)-1].pos.segment(); n != 3 {
 		t.Errorf("segment %d", n)

@@ -8,6 +8,8 @@ import (
 	"reflect"
 	"testing"
 	"time"
+
+	"mosquitto-bouncer/plugin/testkit"
 )
 
 // Random operations against a plain list, with restarts and crashes in between.
@@ -134,7 +136,7 @@ func TestModel(t *testing.T) {
 			for _, r := range model {
 				settled(r)
 			}
-			waitFor(t, "all segments to be dropped but the active, the next and the collector", func() bool { return len(j.segmentsNow()) <= 3 })
+			testkit.Eventually(t, "all segments to be dropped but the active, the next and the collector", func() bool { return len(j.segmentsNow()) <= 3 })
 			reopen(false)
 			st := j.Stats()
 			if st.Accepted != accepted || st.Pending != 0 || st.Accepted != st.Delivered+st.Dead {

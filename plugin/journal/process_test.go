@@ -18,6 +18,8 @@ import (
 	"testing"
 	"time"
 
+	"mosquitto-bouncer/plugin/testkit"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -319,13 +321,13 @@ func TestDiskFull(t *testing.T) {
 	if err := j.Stats().Err; !errors.Is(err, ErrFull) {
 		t.Errorf("state %v", err)
 	}
-	waitFor(t, "log lines", func() bool {
+	testkit.Eventually(t, "log lines", func() bool {
 		return strings.Contains(f.logged.String(), "the journal cannot store messages; they are refused")
 	})
 	if err := os.Remove(ballast); err != nil {
 		t.Fatal(err)
 	}
-	waitFor(t, "room", func() bool {
+	testkit.Eventually(t, "room", func() bool {
 		pos, err := j.Append(message(len(want)))
 		if err == nil {
 			want = append(want, recovered{pos, *message(len(want)), Pending})
@@ -335,7 +337,7 @@ func TestDiskFull(t *testing.T) {
 	if err := j.Stats().Err; err != nil {
 		t.Errorf("state %v", err)
 	}
-	waitFor(t, "the next segment, and outcomes", func() bool {
+	testkit.Eventually(t, "the next segment, and outcomes", func() bool {
 		info, err := os.Stat(f.path(outcomesName(1)))
 		return j.next.Load() != nil && err == nil && info.Size() > headerSize
 	})
