@@ -54,7 +54,7 @@ func TestVectors(t *testing.T) {
 			if err != nil || !known {
 				return
 			}
-			signed := NewHMAC([]byte(secret)).Verify(e)
+			signed := NewVerifier([]byte(secret)).Verify(e)
 			switch v.Expect {
 			case "accept", "stale", "future":
 				if !signed {
