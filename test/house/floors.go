@@ -31,12 +31,9 @@ var floors = map[string]floor{
 	"plugin/secret":    ground,
 	"plugin/smalldisk": ground,
 	"plugin/sqlite":    ground,
-	"plugin/testkit":   ground,
 	"plugin/textfile":  ground,
 	"plugin/version":   ground,
 	"plugin/writable":  ground,
-
-	"plugin/forward/forwardtest": ground,
 
 	"plugin/audit":        leaf,
 	"plugin/brokerconf":   leaf,
@@ -65,6 +62,9 @@ var floors = map[string]floor{
 	"plugin/gate":            room,
 	"plugin/httpd":           room,
 	"plugin/outbox":          room,
+
+	"plugin/forward/forwardtest": outside,
+	"plugin/testkit":             outside,
 
 	"plugin": root,
 	"cgo":    bridge,
