@@ -146,8 +146,9 @@ func TestStoppedDevicesAreNotAsked(t *testing.T) {
 				}
 				return reply{status: status}
 			})
-			registered := 3
-			cfg.Registered = func() int { return registered }
+			var registered atomic.Int32
+			registered.Store(3)
+			cfg.Registered = func() int { return int(registered.Load()) }
 			x := start(t, cfg)
 			x.store.failWith(func(operation string, _ *Message) error {
 				if operation == "dead" {
@@ -161,7 +162,7 @@ func TestStoppedDevicesAreNotAsked(t *testing.T) {
 			synctest.Wait()
 			x.enqueue(message("c", 2))
 			if how == "removed" {
-				registered = 2
+				registered.Store(2)
 			} else {
 				x.enqueue(message("c", 3))
 			}

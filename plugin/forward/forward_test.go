@@ -21,12 +21,12 @@ func TestMain(m *testing.M) {
 // fixture is a Forwarder with what it said.
 type fixture struct {
 	*Forwarder
-	t        testing.TB
-	store    *memory
-	log      *testkit.Log
-	patience time.Duration
-	mu       sync.Mutex
-	answers  []Answer
+	t         testing.TB
+	store     *memory
+	log       *testkit.Log
+	patience  time.Duration
+	answersMu sync.Mutex // guards answers
+	answers   []Answer
 }
 
 func start(t testing.TB, cfg Config) *fixture {
@@ -37,8 +37,8 @@ func start(t testing.TB, cfg Config) *fixture {
 		m := *a.Message
 		m.Payload = slices.Clone(m.Payload)
 		a.Message = &m
-		x.mu.Lock()
-		defer x.mu.Unlock()
+		x.answersMu.Lock()
+		defer x.answersMu.Unlock()
 		x.answers = append(x.answers, a)
 	}, x.log.Logger())
 	if err != nil {

@@ -93,9 +93,9 @@ func TestUnorderedFailures(t *testing.T) {
 		}
 		for x.Stats().Delivered < 1099 {
 			time.Sleep(10 * time.Millisecond)
-			x.Forwarder.mu.Lock()
+			x.mu.Lock()
 			n := len(x.waiting)
-			x.Forwarder.mu.Unlock()
+			x.mu.Unlock()
 			if n > maxAhead*4 {
 				t.Fatalf("%d parcels wait", n)
 			}

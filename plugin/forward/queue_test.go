@@ -60,9 +60,9 @@ func TestQueues(t *testing.T) {
 		if got := x.Queues("fine")[0]; got != (Queue{Device: "fine"}) {
 			t.Errorf("%+v", got)
 		}
-		x.Forwarder.mu.Lock()
+		x.mu.Lock()
 		x.halted = true
-		x.Forwarder.mu.Unlock()
+		x.mu.Unlock()
 		x.enqueue(message("fine", 8))
 		if got := x.Queues("fine")[0]; got != (Queue{Device: "fine", Messages: 1, Oldest: position(8), Suspended: true}) {
 			t.Errorf("%+v", got)

@@ -110,9 +110,9 @@ func TestHangingLanesLeaveWorkers(t *testing.T) {
 		}
 		for x.Stats().Delivered < 1100 {
 			time.Sleep(10 * time.Millisecond)
-			x.Forwarder.mu.Lock()
+			x.mu.Lock()
 			retrying := x.retrying
-			x.Forwarder.mu.Unlock()
+			x.mu.Unlock()
 			if s := x.Stats(); s.InFlight > 4 || s.Retries < 100 || retrying > 2 {
 				t.Fatalf("%+v, %d retrying", s, retrying)
 			}
