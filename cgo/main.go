@@ -26,8 +26,8 @@ import (
 	"golang.org/x/time/rate"
 
 	"mosquitto-bouncer/plugin"
-	"mosquitto-bouncer/plugin/downlink"
 	"mosquitto-bouncer/plugin/gate"
+	"mosquitto-bouncer/plugin/mqtt"
 	"mosquitto-bouncer/plugin/subscription"
 )
 
@@ -64,7 +64,7 @@ func bouncer_start(configFile *C.char) (ok C.int) {
 		return 0
 	}
 	gateway, users = g, 1
-	g.Topics(guardTopic)
+	g.Topics().All(guardTopic)
 	question := g.SessionQuestion()
 	C.bouncer_set_question(unsafe.Pointer(&question[0]))
 	g.OnDeviceChange(func() { atomic.AddUint64((*uint64)(&C.bouncer_device_changes), 1) })
@@ -257,7 +257,7 @@ func logLevel(level slog.Level) C.int {
 	}
 }
 
-func (broker) Publish(p downlink.Publish) error {
+func (broker) Publish(p mqtt.Message) error {
 	topic := C.CString(p.Topic)
 	defer C.free(unsafe.Pointer(topic))
 	var pinner runtime.Pinner // of what the structure points to
@@ -330,11 +330,11 @@ func (broker) SetOthers(others plugin.Others) {
 	}
 }
 
-func (broker) SetStrangers(strangers plugin.Strangers) {
+func (broker) SetStrangers(strangers gate.Strangers) {
 	switch strangers {
-	case plugin.StrangersAny:
+	case gate.StrangersAny:
 		C.bouncer_set_strangers(C.BOUNCER_STRANGERS_ANY)
-	case plugin.StrangersByName:
+	case gate.StrangersByName:
 		C.bouncer_set_strangers(C.BOUNCER_STRANGERS_BY_NAME)
 	default:
 		C.bouncer_set_strangers(C.BOUNCER_STRANGERS_BY_CERTIFICATE)

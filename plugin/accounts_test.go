@@ -13,11 +13,11 @@ import (
 func TestAnswersAreInTheAccounts(t *testing.T) {
 	_, settings := httpSettings(t)
 	g := startGateway(t, settings)
-	made, _, err := g.commands.Create(t.Context(), command.Request{Device: "sensor_001", Body: []byte("1"), TTL: time.Minute})
+	made, _, err := g.service.commands.Create(t.Context(), command.Request{Device: "sensor_001", Body: []byte("1"), TTL: time.Minute})
 	if err != nil {
 		t.Fatal(err)
 	}
-	g.commands.Send(made)
+	g.service.commands.Send(made)
 	g.until("sent", func() bool { return len(g.host.published) > 0 })
 	g.obey(g.host.published[0])
 	want := outbox.Accounts{Accepted: 1, Delivered: 1}

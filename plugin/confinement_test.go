@@ -29,14 +29,14 @@ func (g *aGateway) expectElsewhere(name string, want gate.Decision) {
 	}
 }
 
-// Whoever removes a device, while the gateway runs or not, and however often that is started again.
-// withClientID is a publish of a dashboard's, under a client id.
-func withClientID(id string) *gate.Publish {
+// isForeign reports whether a dashboard may not use a client id.
+func (g *aGateway) isForeign(id string) bool {
 	p := publish("dashboard", nil)
-	p.ClientID = []byte(id)
-	return p
+	p.ClientID, p.Topic = []byte(id), []byte("site/status")
+	return g.Access(gate.Subscribe, p) == gate.Deny && strings.Contains(g.host.last(), "reason=foreign_client_id")
 }
 
+// TestRemovedStaysConfined: a device may be removed while the gateway runs or not, and that may be started again.
 func TestRemovedStaysConfined(t *testing.T) {
 	g := startGateway(t, "")
 	g.expectElsewhere("sensor_001", gate.Deny)
@@ -60,7 +60,7 @@ func TestRemovedStaysConfined(t *testing.T) {
 		if d := g.Access(gate.Subscribe, p); d != gate.Deny {
 			t.Errorf("%s under another name: %d", id, d)
 		}
-		if !g.clientIDs.foreign(withClientID(id)) {
+		if !g.isForeign(id) {
 			t.Errorf("%s: its client id is free for everyone", id)
 		}
 	}
@@ -76,7 +76,7 @@ func TestRemovedStaysConfined(t *testing.T) {
 	}
 	g.expectElsewhere("sensor_001", gate.NotConcerned)
 	g.expectElsewhere("sensor_002", gate.Deny)
-	if g.clientIDs.foreign(withClientID("sensor_001")) || !g.clientIDs.foreign(withClientID("sensor_002")) {
+	if g.isForeign("sensor_001") || !g.isForeign("sensor_002") {
 		t.Error("released: a client id belongs to its device until it is released")
 	}
 	g.restart()
@@ -88,7 +88,7 @@ func TestUnknownCertificates(t *testing.T) {
 	const deny = "[acl]\nunknown_certificates = \"deny\"\ncertificates = [\"dashboard\", \"sensor_009\"]\n"
 	g := startGateway(t, deny)
 	// What the broker's configuration is, nobody knows here, so every name counts as a certificate's.
-	if g.host.strangers != StrangersByName {
+	if g.host.strangers != gate.StrangersByName {
 		t.Fatalf("strangers are told apart by %d", g.host.strangers)
 	}
 	for name, want := range map[string]gate.Decision{
@@ -109,8 +109,9 @@ func TestUnknownCertificates(t *testing.T) {
 	g.expectElsewhere("sensor_009", gate.Deny)
 
 	// Where other clients have no certificates, the certificate counts, and the user name says nothing.
-	g.confinement.byName = false
-	g.confinement.settle()
+	settings := gateSettings(g.reloading.config, g.broker)
+	settings.NamesAreCertificates = false
+	g.Configure(settings)
 	for _, c := range []struct {
 		identity, name string
 		presented      bool
@@ -145,7 +146,7 @@ func TestUnknownCertificates(t *testing.T) {
 	g.OnDeviceChange(func() { changes++ })
 	g.Reload()
 	g.until("reloaded", func() bool { return g.host.count("bouncer.toml was reloaded") > 0 })
-	if g.host.strangers != StrangersAny || changes == 0 {
+	if g.host.strangers != gate.StrangersAny || changes == 0 {
 		t.Errorf("strangers are told apart by %d; %d changes", g.host.strangers, changes)
 	}
 	g.expectElsewhere("stranger", gate.NotConcerned)

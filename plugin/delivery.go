@@ -2,18 +2,18 @@ package plugin
 
 import (
 	"errors"
-	"time"
 
 	"mosquitto-bouncer/plugin/config"
 	"mosquitto-bouncer/plugin/deadletter"
 	"mosquitto-bouncer/plugin/forward"
 	"mosquitto-bouncer/plugin/forward/webhook"
+	"mosquitto-bouncer/plugin/gate"
 	"mosquitto-bouncer/plugin/outbox"
 )
 
-// startDelivery makes the sink for the backend, and opens the outbox.
-func (g *Gateway) startDelivery(c *config.Config) (err error) {
-	g.sink, err = webhook.New(webhook.Config{
+// newSink makes what messages leave by.
+func newSink(c *config.Config) (*webhook.Sink, error) {
+	return webhook.New(webhook.Config{
 		URL:           c.Backend.URL,
 		Timeout:       c.Backend.Timeout,
 		Concurrency:   c.Backend.Concurrency,
@@ -24,11 +24,13 @@ func (g *Gateway) startDelivery(c *config.Config) (err error) {
 		TLS:           c.Backend.TLS,
 		Version:       Version,
 	})
-	if err != nil {
-		return err
-	}
-	results := resultTopic(c)
-	g.outbox, err = outbox.Open(outbox.Options{
+}
+
+// openOutbox opens the outbox, which delivers by way of the sink.
+func openOutbox(s *starter) (*outbox.Outbox, error) {
+	c := s.config
+	answers := gate.NewTopic(answerFilter(c)) // which may be in the journal although there is no listener any more
+	box, err := outbox.Open(outbox.Options{
 		StateDir: c.StateDir,
 		Journal: outbox.Journal{
 			MaxBytes:    c.Journal.MaxBytes,
@@ -42,7 +44,7 @@ func (g *Gateway) startDelivery(c *config.Config) (err error) {
 			DropOldest:  c.DeadLetters.AtLimit == config.AtLimitDropOldest,
 		},
 		Forward: forward.Config{
-			Sink:        g.sink,
+			Sink:        s.sink,
 			Concurrency: c.Backend.Concurrency,
 			MaxAge:      c.Backend.MaxAge,
 			Batch:       c.Backend.Batch,
@@ -51,26 +53,20 @@ func (g *Gateway) startDelivery(c *config.Config) (err error) {
 		},
 		BackendURL:    c.Backend.URL,
 		FatalStatuses: c.Backend.FatalStatuses,
-		Answered:      g.answered,
-		Registry:      g.registry,
-		Seen:          g.seen,
-		Tolerance:     time.Duration(g.decision.tolerance) * time.Second,
-		Entry:         recoveredEntry,
+		Answered:      s.answered,
+		Registry:      s.registry,
+		Seen:          s.seen,
+		Tolerance:     c.Publish.Tolerance,
+		Entry:         gate.RecoveredEntry,
 		IsAnswer: func(topic []byte) bool {
-			_, is := results.Device(topic)
+			_, is := answers.Device(topic)
 			return is
 		},
-		Wake: g.waker.Wake,
-		Log:  g.log,
+		Wake: s.waker.Wake,
+		Log:  s.log,
 	})
 	if _, is := errors.AsType[*outbox.StateError](err); is {
-		return stateError(c, err)
+		err = stateError(c, err)
 	}
-	if err == nil {
-		g.checks = append(g.checks, g.outbox.Checks()...)
-	}
-	return err
+	return box, err
 }
-
-// Stats returns the state of delivery. Safe for concurrent use after Start.
-func (g *Gateway) Stats() outbox.Stats { return g.outbox.Stats() }

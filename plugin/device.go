@@ -1,123 +1,109 @@
 package plugin
 
 import (
+	"cmp"
+	"context"
+	"errors"
+	"slices"
+	"sync"
 	"time"
 
-	"golang.org/x/time/rate"
-
-	"mosquitto-bouncer/plugin/envelope"
-	"mosquitto-bouncer/plugin/registry"
+	"mosquitto-bouncer/plugin/forward"
+	"mosquitto-bouncer/plugin/gate"
+	"mosquitto-bouncer/plugin/httpd"
+	"mosquitto-bouncer/plugin/outbox"
 )
 
-// A device is what the broker's thread keeps of a registered device between its publishes: made at the first, so that
-// a million registered devices cost nothing until they speak.
-type device struct {
-	registered *registry.Device // what verifiers were made from
-	verifiers  []envelope.Verifier
-	signedWith int // which of verifiers the message that was verified last is signed with
+// slowestEvery is how old the list of the slowest devices may be: to make it, every lane is looked at.
+const slowestEvery = time.Second
 
-	noted       *registry.Device // when its use of a new secret was noted last; nil: it was not
-	notedSecret int              // which of noted's secrets that was
-
-	limiter    *rate.Limiter // of its publishes; nil: no limit
-	limits     uint32        // devices.limits when limiter was set
-	publishers [4]publisher
-	departures uint32 // connections of publishers that have ended, and one more
-	topic      lastTopic
-	bad        badSignatures
-	noticed    time.Time // when it was last told of a refusal
-	verdicts   verdicts
+// Device returns what is known of a device.
+func (s *service) Device(ctx context.Context, id string) (httpd.Device, error) {
+	if s.registry.Lookup([]byte(id)) == nil {
+		return httpd.Device{}, errNoSuchDevice
+	}
+	counted, err := s.counts(ctx, []string{id})
+	if err != nil {
+		return httpd.Device{}, err
+	}
+	return s.describe(s.outbox.Queues(id)[0], &counted[0]), nil
 }
 
-// signed reports whether the envelope is signed with any of the device's current secrets.
-func (d *device) signed(e *envelope.Envelope) bool {
-	for i, verifier := range d.verifiers {
-		if verifier.Verify(e) {
-			d.signedWith = i
-			return true
+// Slowest returns the devices that wait longest for the backend, of up to httpd.MaxDevices.
+func (s *service) Slowest(ctx context.Context, n int) ([]httpd.Device, error) {
+	queues := slices.DeleteFunc(s.outbox.Queues(s.slowest.get(s.outbox)...), func(q forward.Queue) bool { return q.Messages == 0 })
+	slices.SortFunc(queues, func(a, b forward.Queue) int { return cmp.Compare(a.Oldest, b.Oldest) })
+	queues = queues[:min(n, len(queues))]
+	ids := make([]string, len(queues))
+	for i := range queues {
+		ids[i] = queues[i].Device
+	}
+	counted, err := s.counts(ctx, ids)
+	if err != nil {
+		return nil, err
+	}
+	devices := make([]httpd.Device, len(queues))
+	for i := range queues {
+		devices[i] = s.describe(queues[i], &counted[i])
+	}
+	return devices, nil
+}
+
+// slowest is whose messages were the oldest when somebody last asked, for those who ask within a second. What waits of them
+// since is another question.
+type slowest struct {
+	mu      sync.Mutex // guards what follows; held while the lanes are looked at, by those who ask alone
+	at      time.Time
+	devices []string
+}
+
+func (s *slowest) get(box *outbox.Outbox) []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.at.IsZero() || time.Since(s.at) >= slowestEvery {
+		queues := box.Slowest(httpd.MaxDevices)
+		s.devices = make([]string, len(queues))
+		for i := range queues {
+			s.devices[i] = queues[i].Device
 		}
+		s.at = time.Now()
 	}
-	return false
+	return s.devices
 }
 
-// devices holds the devices that have published, by registry serial. Broker's thread only.
-type devices struct {
-	bySerial []*device
-	limit    rate.Limit // messages a second for each device; rate.Inf: no limit
-	burst    int
-	limits   uint32 // how often the limit was changed
-}
-
-// setLimit changes the rate limit of every device, each from its next publish on.
-func (ds *devices) setLimit(limit rate.Limit, burst int) {
-	if ds.limit != limit || ds.burst != burst {
-		ds.limit, ds.burst = limit, burst
-		ds.limits++
-	}
-}
-
-// limited brings a device's limiter up to date. What it has left of its burst stays as it is.
-func (ds *devices) limited(d *device) {
-	d.limits = ds.limits
+// counts asks the gate.
+func (s *service) counts(ctx context.Context, devices []string) ([]gate.Counts, error) {
+	counted, err := s.gate.Counts(ctx, devices)
 	switch {
-	case ds.limit == rate.Inf:
-		d.limiter = nil
-	case d.limiter == nil:
-		d.limiter = rate.NewLimiter(ds.limit, ds.burst)
-	default:
-		d.limiter.SetLimit(ds.limit)
-		d.limiter.SetBurst(ds.burst)
+	case errors.Is(err, gate.ErrQuestions):
+		return nil, &httpd.Error{Status: 503, Reason: "overloaded", Detail: err.Error(), RetryAfter: time.Second}
+	case err != nil:
+		return nil, &httpd.Error{Status: 503, Reason: "unavailable", Detail: err.Error(), RetryAfter: time.Second}
 	}
+	return counted, nil
 }
 
-// of returns the device of a registry entry, with its secrets as they are now and its token bucket as it was left; nil
-// for nil.
-func (ds *devices) of(registered *registry.Device) *device {
-	if registered == nil {
-		return nil
+// describe puts together what is known of a device.
+func (s *service) describe(q forward.Queue, c *gate.Counts) httpd.Device {
+	d := httpd.Device{
+		ID:           q.Device,
+		Since:        s.health.started,
+		Accepted:     c.Accepted,
+		LastAccepted: c.LastAccepted,
+		Redelivered:  c.Others[gate.Redelivered],
+		Pending:      q.Messages,
+		Suspended:    q.Suspended,
+		Failures:     q.Failures,
+		Refused:      make(map[string]uint64),
+		OldestSince:  s.outbox.AcceptedAt(q),
 	}
-	serial := int(registered.Serial)
-	if serial >= len(ds.bySerial) {
-		ds.bySerial = append(ds.bySerial, make([]*device, serial+1-len(ds.bySerial))...)
+	if r := s.registry.Lookup([]byte(q.Device)); r != nil {
+		d.Registered, d.Disabled = true, r.Disabled
 	}
-	d := ds.bySerial[serial]
-	if d == nil {
-		d = &device{departures: 1}
-		ds.limited(d)
-		ds.bySerial[serial] = d
-	}
-	if d.limits != ds.limits {
-		ds.limited(d)
-	}
-	if d.registered != registered {
-		d.registered = registered
-		d.verifiers = make([]envelope.Verifier, len(registered.Secrets))
-		for i, secret := range registered.Secrets {
-			d.verifiers[i] = envelope.NewVerifier(secret)
+	for reason, n := range c.Others {
+		if n > 0 && gate.Reason(reason) != gate.Redelivered {
+			d.Refused[gate.Reason(reason).String()] = n
 		}
 	}
 	return d
-}
-
-// known returns the device of a registry entry if it has published before, else nil.
-func (ds *devices) known(registered *registry.Device) *device {
-	if registered == nil || int(registered.Serial) >= len(ds.bySerial) {
-		return nil
-	}
-	return ds.bySerial[registered.Serial]
-}
-
-// badSignatures counts a device's bad signatures within a minute.
-type badSignatures struct {
-	minute int64 // since 1970
-	count  int
-}
-
-// add counts one more and reports whether it is the one that reaches the limit.
-func (b *badSignatures) add(now time.Time, limit int) bool {
-	if minute := now.Unix() / 60; minute != b.minute {
-		*b = badSignatures{minute: minute}
-	}
-	b.count++
-	return b.count == limit
 }

@@ -3,14 +3,11 @@ package plugin
 import (
 	"flag"
 	"io"
-	"log/slog"
 	"net/http"
 	"os"
 	"strconv"
 	"strings"
 	"testing"
-
-	"github.com/prometheus/client_golang/prometheus"
 
 	"mosquitto-bouncer/plugin/gate"
 	"mosquitto-bouncer/plugin/metrics"
@@ -68,11 +65,12 @@ func TestSeriesStay(t *testing.T) {
 	}
 }
 
-// figure returns what a collector shows of one series.
-func figure(t *testing.T, c prometheus.Collector, name string) float64 {
+// figure returns what /metrics shows of one series.
+func (g *aGateway) figure(name string) float64 { return figure(g.t, g.service.metrics, name) }
+
+// figure returns what a set of metrics shows of one series.
+func figure(t testing.TB, set *metrics.Set, name string) float64 {
 	t.Helper()
-	set := metrics.NewSet(slog.New(slog.DiscardHandler))
-	set.Add(c)
 	var text strings.Builder
 	if _, err := set.Write(&text); err != nil {
 		t.Fatal(err)

@@ -18,8 +18,8 @@ import (
 	"github.com/pb33f/libopenapi"
 	validator "github.com/pb33f/libopenapi-validator"
 
-	"mosquitto-bouncer/plugin/downlink"
 	"mosquitto-bouncer/plugin/gate"
+	"mosquitto-bouncer/plugin/mqtt"
 )
 
 // httpSettings are the settings of a listener on a free port, whose token is "token".
@@ -58,7 +58,7 @@ func (g *aGateway) answer(stop context.Context) {
 }
 
 // obey answers a publish that is a command, and returns the answer; nil: it is none.
-func (g *aGateway) obey(p downlink.Publish) *gate.Publish {
+func (g *aGateway) obey(p mqtt.Message) *gate.Publish {
 	device, isCommand := strings.CutSuffix(strings.TrimPrefix(p.Topic, "device/"), "/command")
 	var command struct {
 		ID string `json:"message_id"`
@@ -208,7 +208,7 @@ func TestOpenAPI(t *testing.T) {
 	do("/metrics", "GET", "POST", "/metrics", "", 405)
 	read("/healthz", "/healthz", 200, "Authorization", "")
 	do("/healthz", "GET", "POST", "/healthz", "", 405)
-	g.checks = append(g.checks, func() error { return fmt.Errorf("as the test wants it") })
+	g.service.health.checks = append(g.service.health.checks, func() error { return fmt.Errorf("as the test wants it") })
 	read("/healthz", "/healthz", 503)
 	read("/healthz", "/healthz", 503, "Authorization", "")
 	for deadline := time.Now().Add(10 * time.Second); ; {
@@ -233,7 +233,7 @@ func TestOpenAPI(t *testing.T) {
 	}
 	read(list, list+"?order=slowest", 503)
 	// Without its store nothing can be promised.
-	if err := g.commands.Close(); err != nil {
+	if err := g.service.commands.Close(); err != nil {
 		t.Fatal(err)
 	}
 	post("/v1/devices/sensor_001/commands", `1`, 503)

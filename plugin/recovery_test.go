@@ -18,14 +18,14 @@ import (
 func TestAnswersSurviveACrash(t *testing.T) {
 	address, settings := httpSettings(t)
 	g := startGateway(t, settings)
-	made, _, err := g.commands.Create(t.Context(), command.Request{Device: "sensor_001", Body: []byte("1"), TTL: time.Minute})
+	made, _, err := g.service.commands.Create(t.Context(), command.Request{Device: "sensor_001", Body: []byte("1"), TTL: time.Minute})
 	if err != nil {
 		t.Fatal(err)
 	}
-	g.commands.Send(made)
+	g.service.commands.Send(made)
 	g.until("sent", func() bool { return len(g.host.published) > 0 })
 	g.until("stored as sent", func() bool {
-		stored, err := g.commands.Get(t.Context(), made.ID)
+		stored, err := g.service.commands.Get(t.Context(), made.ID)
 		return err == nil && stored.State == command.Sent
 	})
 
@@ -63,7 +63,7 @@ func TestAnswersSurviveACrash(t *testing.T) {
 	}
 	defer next.Stop()
 	next.until("the answer is stored", func() bool {
-		stored, err := next.commands.Get(context.Background(), made.ID)
+		stored, err := next.service.commands.Get(context.Background(), made.ID)
 		return err == nil && stored.State == command.Succeeded && string(stored.Result) == "[1]"
 	})
 	next.until("nothing is left to do in the journal", func() bool { return next.Stats().Journal.Pending == 0 })

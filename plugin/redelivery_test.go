@@ -6,8 +6,6 @@ import (
 	"testing"
 
 	"mosquitto-bouncer/plugin/gate"
-	"mosquitto-bouncer/plugin/journal"
-	"mosquitto-bouncer/plugin/replay"
 	"mosquitto-bouncer/plugin/subscription"
 )
 
@@ -124,131 +122,6 @@ func TestRedeliveryNeverRoutesTwice(t *testing.T) {
 	}
 }
 
-// TestRedeliveryUnderAUserName: from when the broker gives clients their user name for a client id, a message of before is
-// known under it, until it is forgotten.
-func TestRedeliveryUnderAUserName(t *testing.T) {
-	for _, set := range []bool{false, true} {
-		g := startGateway(t, "")
-		before, unchanged := g.fresh("sensor_001"), g.fresh("sensor_001")
-		unchanged.ClientID = []byte("sensor_001")
-		for _, p := range []*gate.Publish{before, unchanged} {
-			if g.send(p) != gate.Route {
-				t.Fatal(g.host.last())
-			}
-		}
-		g.restart()
-		g.decision.userNameIsClientID = set
-		if got := g.send(unchanged); got != gate.Swallow {
-			t.Errorf("set %v, a client id that has not changed: outcome %d", set, got)
-		}
-		before.ClientID = []byte("third")
-		if got := g.send(before); got != gate.Refuse {
-			t.Errorf("set %v, a client id that is no user name: outcome %d", set, got)
-		}
-		before.Topic, before.ClientID = []byte("device/sensor_001/data"), []byte("sensor_001")
-		before.Retain = true
-		if got := g.send(before); got != gate.Refuse {
-			t.Errorf("set %v, retained: outcome %d", set, got)
-		}
-		before.Retain = false
-		want := gate.Refuse
-		if set {
-			want = gate.Swallow
-		}
-		if got := g.send(before); got != want {
-			t.Errorf("set %v, the new client id: outcome %d, want %d", set, got, want)
-		}
-		if got := g.send(before); got != gate.Refuse {
-			t.Errorf("set %v, once more on this connection: outcome %d", set, got)
-		}
-		g.reconnect(before)
-		if got := g.send(before); got != want {
-			t.Errorf("set %v, on the next connection: outcome %d, want %d", set, got, want)
-		}
-	}
-}
-
-// TestRedeliveryOfAnEarlierVersion has records of the journal's format 1, which tell less.
-func TestRedeliveryOfAnEarlierVersion(t *testing.T) {
-	b := newBench(t)
-	d := b.devices.of(b.registered["sensor_001"])
-	p := publish("sensor_001", sign(t, "supersecretkey123", "sensor_001", now, anID, "1"))
-	p.QoS = 2
-	e, reason, _ := b.judge(p)
-	if reason != gate.Accepted {
-		t.Fatal(reason)
-	}
-	old := journal.Accepted{Legacy: true, Topic: p.Topic, QoS: 2, Client: hashClient(p.ClientID)}
-	copy(old.Tag[:8], e.Signature)
-	b.seen.Insert(d.registered.Serial, e.MessageID, now, recoveredEntry(&old))
-	expect := func(what string, want gate.Reason, change func(p *gate.Publish)) {
-		t.Helper()
-		q := *p
-		change(&q)
-		if _, got, _ := b.judge(&q); got != want {
-			t.Errorf("%s: %s, want %s", what, got, want)
-		}
-	}
-	expect("the same", gate.Redelivered, func(p *gate.Publish) {})
-	expect("retained, of which it tells nothing", gate.Redelivered, func(p *gate.Publish) { p.Retain = true })
-	expect("QoS 1", gate.Replay, func(p *gate.Publish) { p.QoS = 1 })
-	expect("QoS 0", gate.Replay, func(p *gate.Publish) { p.QoS = 0 })
-	expect("another client", gate.Replay, func(p *gate.Publish) { p.ClientID = []byte("other") })
-	expect("another signature", gate.Replay, func(p *gate.Publish) { p.Payload = sign(t, "supersecretkey123", "sensor_001", now, anID, "2") })
-
-	old.Topic = []byte("alarm/sensor_001")
-	b.seen.Update(d.registered.Serial, e.MessageID, recoveredEntry(&old))
-	expect("on another topic", gate.Replay, func(p *gate.Publish) {})
-	old.Topic = nil
-	b.seen.Update(d.registered.Serial, e.MessageID, recoveredEntry(&old))
-	expect("the topic is not known", gate.Replay, func(p *gate.Publish) {})
-	b.seen.Update(d.registered.Serial, e.MessageID, replay.Entry{})
-	expect("nothing is known", gate.Replay, func(p *gate.Publish) {})
-}
-
-// TestMessageTags: every difference makes another tag.
-func TestMessageTags(t *testing.T) {
-	tags := map[messageTag]string{}
-	kept := map[[12]byte]string{}
-	for _, mac := range [][32]byte{{}, {1}, {7: 1}, {7: 4}, {15: 1}} {
-		for _, topic := range []string{"device/a/data", "device/b/data", "device/a/dat", "a"} {
-			for qos := range byte(3) {
-				for _, retain := range []bool{false, true} {
-					hash := hashTopic([]byte(topic))
-					tag := newMessageTag(mac[:], &hash, qos, retain)
-					what := fmt.Sprintf("%x %s QoS %d, retain %v", mac, topic, qos, retain)
-					// Not so of MACs that differ like flags do, which nobody can choose.
-					if mac[7] == 0 {
-						if other, found := tags[tag]; found {
-							t.Errorf("%s has the tag of %s", what, other)
-						}
-						tags[tag] = what
-					}
-					for _, client := range []string{"a", "b"} {
-						what := what + " from " + client
-						k := tag.from(hashClient([]byte(client)))
-						if other, found := kept[k]; found && mac[7] == 0 && mac[15] == 0 {
-							t.Errorf("of %s is kept what is of %s", what, other)
-						}
-						kept[k] = what
-					}
-				}
-			}
-		}
-	}
-}
-
-// Neither a verdict nor what is remembered of a message takes memory while a device stays with its topic.
-func TestTagsTakeNoMemory(t *testing.T) {
-	b := newBench(t)
-	d := b.devices.of(b.registered["sensor_001"])
-	p := publish("sensor_001", sign(t, "supersecretkey123", "sensor_001", now, anID, "1"))
-	e, _, _ := b.judge(p)
-	if n := testing.AllocsPerRun(100, func() { d.remember(p, e) }); n != 0 {
-		t.Errorf("%v allocations", n)
-	}
-}
-
 // TestRelay has the gateway publish every QoS 2 message itself, and what comes on the same topic before that is out.
 func TestRelay(t *testing.T) {
 	g := startGateway(t, "[publish]\ntopics = [\"device/+/data\", \"alarm/+\"]\n")
@@ -274,31 +147,6 @@ func TestRelay(t *testing.T) {
 	expect("QoS 1 after a tick", 1, "", gate.Route)
 	expect("QoS 2 after a tick", 2, "alarm/sensor_001", gate.Relay)
 	expect("QoS 1 on the first topic", 1, "", gate.Route)
-}
-
-func TestRelayOfManyTopics(t *testing.T) {
-	r := newRelay()
-	for n := range maxRelayTopics + 2 {
-		topic := fmt.Append(nil, "device/", n)
-		if r.takes(topic, 1) != (n > maxRelayTopics) {
-			t.Errorf("topic %d is not told from those before", n)
-		}
-		for _, qos := range []byte{2, 2, 1, 0} {
-			if !r.takes(topic, qos) {
-				t.Errorf("topic %d at QoS %d", n, qos)
-			}
-		}
-	}
-	if !r.takes([]byte("device/0"), 0) {
-		t.Error("the first topic is forgotten")
-	}
-	r.ticked()
-	if r.takes([]byte("device/0"), 1) {
-		t.Error("after a tick")
-	}
-	if n := testing.AllocsPerRun(100, func() { r.takes([]byte("device/0"), 2); r.ticked() }); n != 0 {
-		t.Errorf("%v allocations", n)
-	}
 }
 
 // A delivery of what the gateway has published itself is a delivery like any other, however often the device comes again.

@@ -2,30 +2,28 @@ package plugin
 
 import (
 	"errors"
-	"fmt"
 	"log/slog"
 	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 
-	"golang.org/x/time/rate"
-
 	"mosquitto-bouncer/plugin/audit"
-	"mosquitto-bouncer/plugin/brokerconf"
 	"mosquitto-bouncer/plugin/config"
+	"mosquitto-bouncer/plugin/crash"
 	"mosquitto-bouncer/plugin/forward/webhook"
+	"mosquitto-bouncer/plugin/gate"
+	"mosquitto-bouncer/plugin/httpd"
 	"mosquitto-bouncer/plugin/registry"
 )
 
-// A reloader reads bouncer.toml in a goroutine of its own, once for each request; requests that come while it reads are one.
-// The goroutine ends with stop.
-type reloader struct {
+// A configReader reads bouncer.toml in a goroutine of its own, once for each request; requests that come while it reads are
+// one. The goroutine ends with stop.
+type configReader struct {
 	requests chan struct{} // of capacity 1
 	done     sync.WaitGroup
 	once     sync.Once
 	result   atomic.Pointer[reloaded] // not taken yet; nil: none
-	failed   atomic.Pointer[string]   // why the last reload failed; nil: it did not
 }
 
 // reloaded is what came of reading the file.
@@ -37,9 +35,9 @@ type reloaded struct {
 	err     error
 }
 
-// newReloader starts a reloader. ready is called, from its goroutine, when there is a result.
-func newReloader(file string, ready func(), log *slog.Logger) *reloader {
-	r := &reloader{requests: make(chan struct{}, 1)}
+// newConfigReader starts a configReader. ready is called, from its goroutine, when there is a result.
+func newConfigReader(file string, ready func(), log *slog.Logger) *configReader {
+	r := &configReader{requests: make(chan struct{}, 1)}
 	r.done.Go(func() {
 		for range r.requests {
 			r.read(file, log)
@@ -49,13 +47,8 @@ func newReloader(file string, ready func(), log *slog.Logger) *reloader {
 	return r
 }
 
-func (r *reloader) read(file string, log *slog.Logger) {
-	defer func() {
-		if v := recover(); v != nil {
-			log.Error("internal error in reload, caught; please report it", "panic", fmt.Sprint(v))
-			r.result.Store(&reloaded{err: errors.New("internal error")})
-		}
-	}()
+func (r *configReader) read(file string, log *slog.Logger) {
+	defer crash.Then(log, "reload", func() { r.result.Store(&reloaded{err: errors.New("internal error")}) })
 	c, err := config.Load(file)
 	var key *registry.Key
 	if err == nil {
@@ -68,7 +61,7 @@ func (r *reloader) read(file string, log *slog.Logger) {
 	r.result.Store(&reloaded{config: c, key: key, backend: backend, err: err})
 }
 
-func (r *reloader) request() {
+func (r *configReader) request() {
 	select {
 	case r.requests <- struct{}{}:
 	default:
@@ -76,131 +69,125 @@ func (r *reloader) request() {
 }
 
 // stop ends the goroutine. It waits for nothing but local files.
-func (r *reloader) stop() {
+func (r *configReader) stop() {
 	r.once.Do(func() { close(r.requests) })
 	r.done.Wait()
 }
 
-// registryKey returns the key of the devices' secrets; nil for none.
-func registryKey(c *config.Config) (*registry.Key, error) {
-	if c.Registry.Key == nil {
-		return nil, nil
-	}
-	return registry.NewKey(c.Registry.Key)
+// A reloading puts in force what has changed in bouncer.toml and in the broker's configuration. Broker's thread only, but for
+// why.
+type reloading struct {
+	host     Host
+	reader   *configReader
+	broker   *brokerSettings
+	config   *config.Config // as it is in force
+	gate     *gate.Gate
+	registry *registry.Registry
+	sink     *webhook.Sink
+	server   *httpd.Server // nil: none
+	audit    *audit.Log    // nil: none
+	log      *slog.Logger
+
+	failed atomic.Pointer[string] // why the last reload failed; nil: it did not
 }
 
-// Reload follows the broker's own configuration and bouncer.toml after SIGHUP, and has the whole registry read.
-//
-// An acl_file that was ever there counts as still there: the broker keeps it where anything in its new configuration is
-// wrong, which only it can tell. A goroutine reads bouncer.toml, which takes effect as a whole at the next tick;
-// where anything in it is wrong, all stays as it is.
-func (g *Gateway) Reload() {
-	defer func() {
-		if v := recover(); v != nil {
-			g.survived("reload", v)
-		}
-	}()
-	conf, err := brokerconf.Running()
-	switch {
-	case g.brokerConf == nil:
-		conf, err = nil, errors.New("the broker's configuration could not be read at the start")
-	case err == nil:
-		conf = g.brokerConf.Reloaded(conf)
-		g.brokerConf = conf
-		g.sessionQuestions.unasked = !g.asksSessions()
-	}
-	g.settleOthers(conf, err)
-	g.registry.Reread()
-	g.reloader.request()
-	g.flushLog()
+// request has everything read again after SIGHUP: the broker's own configuration, bouncer.toml and the registry. bouncer.toml
+// is read by a goroutine, and takes effect as a whole in a later round; where anything in it is wrong, all stays as it is.
+func (r *reloading) request() {
+	r.broker.reread()
+	r.broker.settleOthers()
+	r.gate.Configure(gateSettings(r.config, r.broker))
+	r.registry.Reread()
+	r.reader.request()
 }
 
-// ReloadError returns why bouncer.toml could not be read again at the last SIGHUP; "" where it could. Any goroutine.
-func (g *Gateway) ReloadError() string {
-	if why := g.reloader.failed.Load(); why != nil {
+// why returns why bouncer.toml could not be read again at the last SIGHUP; "" where it could. Any goroutine.
+func (r *reloading) why() string {
+	if why := r.failed.Load(); why != nil {
 		return *why
 	}
 	return ""
 }
 
-// takeReload puts in force what the reloader has read, if anything. Broker's thread.
-func (g *Gateway) takeReload() {
-	if g.reloader == nil || g.reloader.result.Load() == nil {
+// take puts in force what the reader has read, if anything.
+func (r *reloading) take() {
+	if r.reader.result.Load() == nil {
 		return
 	}
-	r := g.reloader.result.Swap(nil)
-	if r.err != nil {
-		why := r.err.Error()
-		g.reloader.failed.Store(&why)
-		for line := range strings.Lines(why) {
-			g.host.Log(slog.LevelError, strings.TrimSpace(line))
-		}
-		g.log.Error("bouncer.toml was not reloaded; the settings that were in force stay so. Correct it and send SIGHUP again", "config", g.file)
-		g.audit.Add(audit.Record{Event: audit.Reload, Result: "failed", Detail: why})
-		g.audit.Reopen(auditOptions(g.config))
+	read := r.reader.result.Swap(nil)
+	if read.err != nil {
+		r.fail(read.err)
 		return
 	}
-	g.reloader.failed.Store(nil)
-	next, changes := g.config.Reloaded(r.config)
-	g.adopt(next, changes, r.key)
-	warnOfToken(g.log, r.config)
-	if err := g.renew(next, changes, r.backend); err != nil {
-		g.log.Error("secrets and certificates were not renewed", "error", err)
-		next.Keep(g.config, changes.Renewed)
+	r.failed.Store(nil)
+	next, changes := r.config.Reloaded(read.config)
+	r.adopt(next, changes, read.key)
+	warnOfToken(r.log, read.config)
+	if err := r.renew(next, changes, read.backend); err != nil {
+		r.log.Error("secrets and certificates were not renewed", "error", err)
+		next.Keep(r.config, changes.Renewed)
 		changes.Renewed = nil
 	} else if len(changes.Renewed) > 0 {
-		g.log.Info("secrets and certificates were renewed", "settings", strings.Join(changes.Renewed, ","))
+		r.log.Info("secrets and certificates were renewed", "settings", strings.Join(changes.Renewed, ","))
 	}
-	g.config = next
-	g.warnOfIssuers()
-	said := audit.Record{Event: audit.Reload, Result: "ok"}
+	r.config = next
+	r.broker.warnOfIssuers(len(next.Publish.Issuers) > 0)
+	r.report(changes)
+}
+
+// fail says why all stays as it is.
+func (r *reloading) fail(err error) {
+	why := err.Error()
+	r.failed.Store(&why)
+	for line := range strings.Lines(why) {
+		r.host.Log(slog.LevelError, strings.TrimSpace(line))
+	}
+	r.log.Error("bouncer.toml was not reloaded; the settings that were in force stay so. Correct it and send SIGHUP again", "config", r.broker.file)
+	r.audit.Add(audit.Record{Event: audit.Reload, Result: "failed", Detail: why})
+	r.audit.Reopen(auditOptions(r.config))
+}
+
+// adopt puts in force the Live settings of next. It sets back in next what cannot be put in force.
+func (r *reloading) adopt(next *config.Config, changes config.Changes, key *registry.Key) {
+	if err := useIssuers(r.host, next); err != nil {
+		r.log.Error("the issuers that were in force stay so", "error", err)
+		next.Keep(r.config, []string{"publish.issuers"})
+	}
+	r.gate.Configure(gateSettings(next, r.broker))
+	if r.broker.others != next.ACL.Others {
+		r.broker.others = next.ACL.Others
+		r.broker.settleOthers()
+	}
+	if slices.Contains(changes.Live, "registry.key_file") {
+		r.registry.SetKey(key)
+	}
+	r.audit.Reopen(auditOptions(next))
+}
+
+// renew exchanges the secrets and certificates of connections that have changed in next: all of them, or with an error none.
+func (r *reloading) renew(next *config.Config, changes config.Changes, backend *webhook.Credentials) error {
+	if r.server != nil && changes.RenewsListener() {
+		if err := r.server.Renew(next.HTTP.Token, next.HTTP.TLS); err != nil {
+			return err
+		}
+	}
+	if changes.RenewsBackend() {
+		r.sink.Renew(backend)
+	}
+	return nil
+}
+
+// report says what a reload has brought.
+func (r *reloading) report(changes config.Changes) {
 	var details []string
 	if len(changes.Renewed) > 0 {
 		details = append(details, "renewed: "+strings.Join(changes.Renewed, ", "))
 	}
 	if len(changes.Restart) > 0 {
 		details = append(details, "need a restart: "+strings.Join(changes.Restart, ", "))
-		g.log.Warn("bouncer.toml was reloaded, but some changes need a restart of the broker", "settings", strings.Join(changes.Restart, ","))
+		r.log.Warn("bouncer.toml was reloaded, but some changes need a restart of the broker", "settings", strings.Join(changes.Restart, ","))
 	} else {
-		g.log.Info("bouncer.toml was reloaded", "config", g.file)
+		r.log.Info("bouncer.toml was reloaded", "config", r.broker.file)
 	}
-	said.Detail = strings.Join(details, "; ")
-	g.audit.Add(said)
-}
-
-// adopt puts in force the Live settings of next. It sets back in next what cannot be put in force.
-func (g *Gateway) adopt(next *config.Config, changes config.Changes, key *registry.Key) {
-	if err := g.useIssuers(next.Publish.Issuers, next.Where("publish.issuers")); err != nil {
-		g.log.Error("the issuers that were in force stay so", "error", err)
-		next.Keep(g.config, []string{"publish.issuers"})
-	}
-	g.confinement.configure(next.ACL)
-	g.settleStrangers(g.brokerConf)
-	g.decision.maxBytes = next.Publish.MaxBytes
-	g.devices.setLimit(deviceLimit(next))
-	g.maxBad = next.Publish.MaxBadSignatures
-	if g.others != next.ACL.Others {
-		g.others = next.ACL.Others
-		var err error
-		if g.brokerConf == nil {
-			err = errors.New("the broker's configuration could not be read at the start")
-		}
-		g.settleOthers(g.brokerConf, err)
-	}
-	if slices.Contains(changes.Live, "registry.key_file") {
-		g.registry.SetKey(key)
-	}
-	g.audit.Reopen(auditOptions(next))
-}
-
-// deviceLimit is the rate limit of each device.
-func deviceLimit(c *config.Config) (rate.Limit, int) {
-	if c.Publish.Rate > 0 {
-		return rate.Limit(c.Publish.Rate), c.Publish.Burst
-	}
-	return rate.Inf, 0
-}
-
-func auditOptions(c *config.Config) audit.Options {
-	return audit.Options{File: c.Audit.File, MaxBytes: c.Audit.MaxBytes, Keep: c.Audit.Keep}
+	r.audit.Add(audit.Record{Event: audit.Reload, Result: "ok", Detail: strings.Join(details, "; ")})
 }

@@ -38,8 +38,8 @@ func TestReload(t *testing.T) {
 	// A bad file keeps the last good one, whole.
 	g.reload("rate = 0\nmax_bytes = 10\n")
 	g.until("refused", func() bool { return g.host.count("bouncer.toml was not reloaded") == 1 })
-	if g.host.count(g.file+":7: publish.max_bytes: 10 bytes is out of range") != 1 || !strings.Contains(g.ReloadError(), "publish.max_bytes") {
-		t.Errorf("%q, %s", g.host.lines, g.ReloadError())
+	if g.host.count(g.file+":7: publish.max_bytes: 10 bytes is out of range") != 1 || !strings.Contains(g.reloading.why(), "publish.max_bytes") {
+		t.Errorf("%q, %s", g.host.lines, g.reloading.why())
 	}
 	if send() != gate.Refuse {
 		t.Error("a part of a bad file is in force")
@@ -47,8 +47,8 @@ func TestReload(t *testing.T) {
 	// Without the limit, and with what needs a restart.
 	g.reload("max_bytes = 300\ntopics = [\"device/+/data\", \"other/+\"]\ntolerance = \"1m\"\n")
 	g.until("reloaded", func() bool { return g.host.count("need a restart") == 1 })
-	if !strings.Contains(strings.Join(g.host.lines, "\n"), `settings=publish.topics,publish.tolerance`) || g.ReloadError() != "" {
-		t.Errorf("%q, %s", g.host.lines, g.ReloadError())
+	if !strings.Contains(strings.Join(g.host.lines, "\n"), `settings=publish.topics,publish.tolerance`) || g.reloading.why() != "" {
+		t.Errorf("%q, %s", g.host.lines, g.reloading.why())
 	}
 	if twice() != [2]gate.Disposition{gate.Route, gate.Route} {
 		t.Error(g.host.last())

@@ -10,11 +10,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/uuid"
-
 	"mosquitto-bouncer/plugin/gate"
 	"mosquitto-bouncer/plugin/httpd"
-	"mosquitto-bouncer/plugin/subscription"
 )
 
 func TestResponseTopics(t *testing.T) {
@@ -25,9 +22,13 @@ func TestResponseTopics(t *testing.T) {
 		"device/sensor_001/response/#": false, "device/sensor_001/response/rejected": false, "device/sensor_001/data": false,
 		"device/sensor_001/command": false, "device/sensor_001/response/" + strings.Repeat("x", 1024): false,
 	} {
-		before := figure(t, g.responses.Collector(), "response_topics_ignored_total")
-		g.responses.Keep("sensor_001", "id", nil, []byte(topic))
-		if got := figure(t, g.responses.Collector(), "response_topics_ignored_total") == before; got != want {
+		before := g.figure("response_topics_ignored_total")
+		asking := g.fresh("sensor_001")
+		asking.ResponseTopic = []byte(topic)
+		if g.send(asking) != gate.Route {
+			t.Fatal(g.host.last())
+		}
+		if got := g.figure("response_topics_ignored_total") == before; got != want {
 			t.Errorf("%.60q: %v", topic, got)
 		}
 	}
@@ -40,70 +41,6 @@ func TestResponseTopics(t *testing.T) {
 		if got := g.Access(gate.Subscribe, subscription); got != want {
 			t.Errorf("subscribing to %s: %d, want %d", topic, got, want)
 		}
-	}
-}
-
-// TestNotices: who is told of a refusal.
-func TestNotices(t *testing.T) {
-	g := startGateway(t, "[rejected]\ntopic = \"device/{device_id}/rejected\"\n")
-	notice := func(p *gate.Publish) string {
-		t.Helper()
-		g.host.published = nil
-		if d := g.devices.of(g.registry.Lookup(p.Identity)); d != nil {
-			d.noticed = time.Time{}
-		}
-		if g.send(p) != gate.Refuse {
-			t.Fatal("accepted")
-		}
-		if len(g.host.published) == 0 {
-			return ""
-		}
-		n := g.host.published[0]
-		payload, _, _ := strings.Cut(string(n.Payload), `,"server_time"`)
-		return n.Topic + " " + payload
-	}
-	stale := func() *gate.Publish {
-		return publish("sensor_001", sign(t, "s", "sensor_001", time.Now().Add(-time.Hour).Unix(), "550E8400-e29b-41d4-a716-446655440000", `1`))
-	}
-	if got := notice(stale()); got != `device/sensor_001/rejected {"message_id":"550E8400-e29b-41d4-a716-446655440000","reason":"stale"` {
-		t.Error(got)
-	}
-	forged := publish("sensor_001", sign(t, "x", "sensor_001", time.Now().Unix(), uuid.NewString(), `1`))
-	if got := notice(forged); !strings.Contains(got, `"reason":"bad_signature"`) {
-		t.Error(got)
-	}
-	// On another's topic: the publisher is told, and not the other.
-	q := by(g.fresh("sensor_001"), "sensor_002", "")
-	if got := notice(q); got != `device/sensor_002/rejected {"message_id":null,"reason":"topic_mismatch"` {
-		t.Error(got)
-	}
-	// Without the certificate, nobody: not even on the device's own topic.
-	bare := stale()
-	bare.Certified = false
-	if got := notice(bare); got != "" {
-		t.Error(got)
-	}
-	if got := notice(by(g.fresh("sensor_001"), "stranger", "")); got != "" {
-		t.Error(got)
-	}
-	// A last will has nobody to be told any more.
-	will := stale()
-	will.Connection = 7
-	g.Tick()
-	g.Disconnected(&gate.Publish{Connection: 7, Identity: []byte("sensor_001"), ClientID: []byte("sensor_001")}, subscription.MayStay)
-	if got := notice(will); got != "" {
-		t.Error(got)
-	}
-	// Once a second.
-	g.host.published = nil
-	for range 5 {
-		g.send(stale())
-	}
-	if n := len(g.host.published); n != 1 {
-		t.Errorf("%d notices at once", n)
-	}
-	if n := g.notices.sent.Load(); n != 4 {
-		t.Errorf("%d counted", n)
 	}
 }
 
@@ -124,7 +61,7 @@ func TestSubscribingSendsOnce(t *testing.T) {
 		}
 	}
 	for range 2 { // two that were sent at different times, the latter less than commandRetry ago
-		_, err := service{g: g.Gateway}.Send(t.Context(), httpd.NewCommand{Device: "sensor_001", Body: []byte("1"), TTL: time.Minute})
+		_, err := g.service.Send(t.Context(), httpd.NewCommand{Device: "sensor_001", Body: []byte("1"), TTL: time.Minute})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -168,7 +105,7 @@ func TestRestartSendsAgain(t *testing.T) {
 		g.host.published = nil
 		return payload
 	}
-	_, err := service{g: g.Gateway}.Send(t.Context(), httpd.NewCommand{Device: "sensor_001", Body: []byte("1"), TTL: time.Minute})
+	_, err := g.service.Send(t.Context(), httpd.NewCommand{Device: "sensor_001", Body: []byte("1"), TTL: time.Minute})
 	if err != nil {
 		t.Fatal(err)
 	}

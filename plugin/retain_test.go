@@ -120,22 +120,3 @@ func TestPropertiesAreCounted(t *testing.T) {
 		}
 	}
 }
-
-// BenchmarkRetained measures what one retained message costs the broker's thread when somebody subscribes.
-func BenchmarkRetained(b *testing.B) {
-	for _, how := range []string{"verified", "signature"} {
-		b.Run(how, func(b *testing.B) {
-			g := startBench(b, 0)
-			asked := g.publishes[:benchDevices] // one of each device
-			for i := 0; b.Loop(); i++ {
-				p := asked[i%benchDevices]
-				if how == "signature" {
-					g.verified.Forget(p.Topic)
-				}
-				if g.Retained(p) != gate.Allow {
-					b.Fatal("denied")
-				}
-			}
-		})
-	}
-}

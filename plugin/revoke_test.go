@@ -67,26 +67,6 @@ func TestRevokedDevicesAreDisconnected(t *testing.T) {
 	}
 }
 
-func TestRevokedAreTakenAFewAtATime(t *testing.T) {
-	var r revoked
-	r.add(make([]string, maxRevoked-1))
-	r.add(make([]string, 3))
-	ids, leftOut := r.take(maxKicksPerTick)
-	if len(ids) != maxKicksPerTick || leftOut != 2 {
-		t.Errorf("%d taken, %d left out", len(ids), leftOut)
-	}
-	n := len(ids)
-	for r.any.Load() {
-		ids, leftOut := r.take(maxKicksPerTick)
-		if n += len(ids); len(ids) == 0 || leftOut != 0 {
-			t.Fatal("none taken")
-		}
-	}
-	if n != maxRevoked {
-		t.Errorf("%d in all", n)
-	}
-}
-
 func TestPinnedCertificates(t *testing.T) {
 	g := startGateway(t, "")
 	g.change(func(ctx context.Context, s *registry.Store) error {

@@ -8,24 +8,27 @@ import (
 	"os"
 	"path/filepath"
 
+	"mosquitto-bouncer/plugin/audit"
 	"mosquitto-bouncer/plugin/config"
+	"mosquitto-bouncer/plugin/downlink"
 	"mosquitto-bouncer/plugin/journal"
+	"mosquitto-bouncer/plugin/outbox"
+	"mosquitto-bouncer/plugin/writable"
 )
 
 // watchStores has every store looked at, again and again, whether it can be written: /healthz says so. The journal looks
 // by itself, and refuses what it could not keep.
-func (g *Gateway) watchStores() {
-	g.outbox.WatchWritable(g.writable)
-	if g.commands != nil {
-		g.writable.Add("commands.db", g.commands.Writable)
+func watchStores(checks *writable.Checks, stateDir string, box *outbox.Outbox, commands *downlink.Commands, log *audit.Log) {
+	box.WatchWritable(checks)
+	if commands != nil {
+		checks.Add("commands.db", commands.Writable)
 	}
-	if g.audit != nil {
-		g.writable.Add("the audit log", func(context.Context) error { return g.audit.Writable() })
+	if log != nil {
+		checks.Add("the audit log", func(context.Context) error { return log.Writable() })
 	}
 	// Removed devices, the backend's standing and verified retained messages are files of it.
-	dir := g.config.StateDir
-	g.writable.Add("state_dir", func(context.Context) error { return probeDirectory(dir) })
-	g.writable.Start()
+	checks.Add("state_dir", func(context.Context) error { return probeDirectory(stateDir) })
+	checks.Start()
 }
 
 // stateError says where the directory that err is about was set, and what to do.
@@ -49,3 +52,15 @@ func probeDirectory(dir string) error {
 	}
 	return os.Remove(name)
 }
+
+// unsentState is where the journal keeps what the broker had not published when it stopped. It is gate.State.
+type unsentState struct {
+	dir     string // of the journal
+	journal *journal.Journal
+}
+
+const unsentName = "unsent"
+
+func (s unsentState) Load() ([]byte, error) { return journal.LoadState(s.dir, unsentName) }
+
+func (s unsentState) Save(data []byte) error { return s.journal.SaveState(unsentName, data) }

@@ -32,8 +32,7 @@ func TestUnauthorizedIsAudited(t *testing.T) {
 			t.Fatalf("request %d: %s", i, a.Status)
 		}
 	}
-	counts := g.server.Load().Collector()
-	refused, limited := figure(t, counts, `http_unauthorized_total{status="401"}`), figure(t, counts, `http_unauthorized_total{status="429"}`)
+	refused, limited := g.figure(`http_unauthorized_total{status="401"}`), g.figure(`http_unauthorized_total{status="429"}`)
 	if refused < 20 || limited == 0 || refused+limited != 100 {
 		t.Errorf("counted %v and %v", refused, limited)
 	}

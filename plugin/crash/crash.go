@@ -60,3 +60,26 @@ func stack() []string {
 	}
 	return lines[:min(len(lines), maxStackLines)]
 }
+
+// A Reporter reports panics that may come again and again, since a client can cause them: three at first, then one in 10 s.
+type Reporter struct {
+	log    *slog.Logger
+	seldom rate.Sometimes
+}
+
+// NewReporter returns a Reporter.
+func NewReporter(log *slog.Logger) *Reporter {
+	return &Reporter{log: log, seldom: rate.Sometimes{First: 3, Interval: 10 * time.Second}}
+}
+
+// Report is the function Report.
+func (r *Reporter) Report(where string, v any) {
+	r.seldom.Do(func() { Report(r.log, where, v) })
+}
+
+// Recover, deferred, recovers from a panic and reports it.
+func (r *Reporter) Recover(where string) {
+	if v := recover(); v != nil {
+		r.Report(where, v)
+	}
+}

@@ -85,3 +85,23 @@ func TestFewStacks(t *testing.T) {
 		t.Errorf("%d lines of stacks", n)
 	}
 }
+
+// TestReporter: of panics that come again and again the first ones are reported.
+func TestReporter(t *testing.T) {
+	log, logged := logger()
+	r := NewReporter(log)
+	for range 10 {
+		func() {
+			defer r.Recover("callback")
+			faulty()
+		}()
+	}
+	if n := strings.Count(logged.String(), `msg="internal error, caught; please report it" where=callback panic=oops`); n != 3 {
+		t.Errorf("%d reports", n)
+	}
+	logged.Reset()
+	func() { defer NewReporter(log).Recover("callback") }()
+	if logged.Len() > 0 {
+		t.Errorf("without a panic: %s", logged)
+	}
+}

@@ -3,6 +3,8 @@ package downlink
 import (
 	"fmt"
 	"time"
+
+	"mosquitto-bouncer/plugin/mqtt"
 )
 
 // clearWithin is how long the broker's thread may take to clear retained messages.
@@ -22,7 +24,7 @@ type Clearer struct {
 func NewClearer(down *Dispatcher, maxTopics int, cleared func(topic string)) *Clearer {
 	c := &Clearer{down: down}
 	c.queue = down.queue(maxTopics, maxClearBytes, func(p Publish) {
-		err := down.broker.Publish(p)
+		err := down.broker.Publish(p.Message)
 		if err == nil {
 			cleared(p.Topic)
 		}
@@ -37,7 +39,7 @@ func NewClearer(down *Dispatcher, maxTopics int, cleared func(topic string)) *Cl
 func (c *Clearer) Clear(topics []string) error {
 	results := make(chan error, len(topics))
 	for _, topic := range topics {
-		err := c.down.push(c.queue, Publish{Topic: topic, Retain: true, Done: func(given bool) {
+		err := c.down.push(c.queue, Publish{Message: mqtt.Message{Topic: topic, Retain: true}, Done: func(given bool) {
 			if !given {
 				results <- fmt.Errorf("%q: the broker refused it", topic)
 				return

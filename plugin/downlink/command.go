@@ -16,6 +16,7 @@ import (
 	"mosquitto-bouncer/plugin/config"
 	"mosquitto-bouncer/plugin/envelope"
 	"mosquitto-bouncer/plugin/journal"
+	"mosquitto-bouncer/plugin/mqtt"
 	"mosquitto-bouncer/plugin/registry"
 	"mosquitto-bouncer/plugin/rotation"
 )
@@ -173,9 +174,7 @@ func (cs *Commands) send(c command.Command) (done bool) {
 		return true
 	}
 	err = cs.down.push(cs.queue, Publish{
-		Topic:   cs.topicOf(c.Device),
-		Payload: signed,
-		QoS:     1,
+		Message: mqtt.Message{Topic: cs.topicOf(c.Device), Payload: signed, QoS: 1},
 		Expires: c.Expires,
 		Good: func() bool {
 			good := cs.signs(c.Device, secret)

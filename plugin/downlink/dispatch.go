@@ -4,10 +4,12 @@ import (
 	"log/slog"
 	"sync/atomic"
 	"time"
+
+	"mosquitto-bouncer/plugin/mqtt"
 )
 
 // A Broker publishes what it is given for those who subscribe to its topic. Broker's thread only.
-type Broker interface{ Publish(Publish) error }
+type Broker interface{ Publish(mqtt.Message) error }
 
 // A Dispatcher is the way to the broker's thread: it holds the queues, wakes the thread, and gives the broker what waits
 // there. Every queue has bounds of its own, so that no number of commands keeps a response from its device.
@@ -84,7 +86,7 @@ func (d *Dispatcher) tryGive(p *Publish) bool {
 	if p.Good != nil && !p.Good() {
 		return false
 	}
-	if err := d.broker.Publish(*p); err != nil {
+	if err := d.broker.Publish(p.Message); err != nil {
 		d.refused.Add(1)
 		d.log.Warn("the broker did not accept a message for a device", "topic", p.Topic, "error", err)
 		return false

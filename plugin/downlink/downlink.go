@@ -3,22 +3,15 @@
 // answers to commands.
 package downlink
 
-import "time"
+import (
+	"time"
 
-// A Publish is one message for a device.
+	"mosquitto-bouncer/plugin/mqtt"
+)
+
+// A Publish is one message for a device, on its way to the broker.
 type Publish struct {
-	Topic   string
-	Payload []byte
-	QoS     byte // 0, 1 or 2
-	Retain  bool // an empty payload then removes what is retained
-
-	// The rest is MQTT 5's; a client that speaks 3.1.1 gets the message without it.
-	Correlation []byte         // correlation data; nil: none
-	User        []UserProperty // in this order
-	// Expiry is the message expiry interval in seconds, which the broker applies for every subscriber; 0: none.
-	Expiry uint32
-	// Properties are further properties in the form of the broker's side; nil: none.
-	Properties []byte
+	mqtt.Message
 
 	// Expires is the time from which on it is not given to the broker any more; zero: never.
 	Expires time.Time
@@ -27,9 +20,6 @@ type Publish struct {
 	// Done, if not nil, is called on the broker's thread, once, with whether it was given to the broker.
 	Done func(given bool)
 }
-
-// A UserProperty is a pair of MQTT 5's.
-type UserProperty struct{ Name, Value string }
 
 // size is what the queue counts of p.
 func (p Publish) size() int { return len(p.Payload) + len(p.Correlation) }

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+
+	"mosquitto-bouncer/plugin/mqtt"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -18,7 +20,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 func TestQueueKeepsOrderAndSaysWhenToWake(t *testing.T) {
 	q := NewQueue(10, 1000)
 	for i := range 3 {
-		first, err := q.Push(Publish{Topic: strconv.Itoa(i)})
+		first, err := q.Push(Publish{Message: mqtt.Message{Topic: strconv.Itoa(i)}})
 		if err != nil || first != (i == 0) {
 			t.Fatalf("push %d: %v %v", i, first, err)
 		}
@@ -35,7 +37,7 @@ func TestQueueKeepsOrderAndSaysWhenToWake(t *testing.T) {
 func TestQueueIsBounded(t *testing.T) {
 	q := NewQueue(2, 10)
 	push := func(n int) error {
-		_, err := q.Push(Publish{Payload: make([]byte, n)})
+		_, err := q.Push(Publish{Message: mqtt.Message{Payload: make([]byte, n)}})
 		return err
 	}
 	if err := push(11); !errors.Is(err, ErrFull) {
@@ -60,7 +62,7 @@ func TestQueueLosesNothingBetweenGoroutines(t *testing.T) {
 	for p := range pushers {
 		pushed.Go(func() {
 			for i := range each {
-				if _, err := q.Push(Publish{Topic: strconv.Itoa(p), QoS: byte(i)}); err != nil {
+				if _, err := q.Push(Publish{Message: mqtt.Message{Topic: strconv.Itoa(p), QoS: byte(i)}}); err != nil {
 					t.Error(err)
 				}
 			}

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"mosquitto-bouncer/plugin/config"
+	"mosquitto-bouncer/plugin/mqtt"
 )
 
 // Bounds of the responses that wait for the broker's thread.
@@ -92,13 +93,13 @@ func (rs *Responses) Send(r Response) {
 			"device", r.Device, "message_id", r.MessageID, "bytes", len(body))
 		return
 	}
-	p := Publish{
+	p := Publish{Message: mqtt.Message{
 		Topic:       c.topic,
 		Payload:     body,
 		QoS:         1,
 		Correlation: c.correlation,
-		User:        []UserProperty{{Name: "message_id", Value: r.MessageID}, {Name: "status", Value: strconv.Itoa(r.Status)}},
-	}
+		User:        []mqtt.UserProperty{{Name: "message_id", Value: r.MessageID}, {Name: "status", Value: strconv.Itoa(r.Status)}},
+	}}
 	if p.Topic == "" {
 		p.Topic = rs.topicOf(r.Device)
 	}

@@ -5,14 +5,14 @@ import (
 	"strings"
 )
 
-// A Topic is one entry of [publish] topics: an MQTT filter with exactly one '+' level, which is the device id.
+// A Topic is an MQTT filter with exactly one '+' level, which is the device id.
 type Topic struct {
 	Before string // what precedes the device id, its last byte a '/', or empty
 	After  string // what follows it, its first byte a '/', or empty
 	Below  bool   // the topics below belong to it
 }
 
-// NewTopic splits a filter that plugin/config has checked.
+// NewTopic splits a filter, which has one '+'.
 func NewTopic(filter string) Topic {
 	before, after, _ := strings.Cut(filter, "+")
 	return Topic{Before: before, After: after}
@@ -61,15 +61,4 @@ func (t Topic) LevelsBelow(topic []byte) (int, bool) {
 		return 0, ok
 	}
 	return bytes.Count(topic[len(t.Before)+len(level)+len(t.After):], []byte("/")), true
-}
-
-// DeviceLevel returns the device id's level of topic by the first filter that matches it, and whether one does: whether
-// topic is gated.
-func DeviceLevel(gated []Topic, topic []byte) ([]byte, bool) {
-	for _, t := range gated {
-		if level, ok := t.Device(topic); ok {
-			return level, true
-		}
-	}
-	return nil, false
 }

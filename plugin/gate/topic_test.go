@@ -28,7 +28,7 @@ func TestGatedTopics(t *testing.T) {
 		{"+", "a", "a", true},
 		{"+", "a/b", "", false},
 	} {
-		level, gated := DeviceLevel([]Topic{NewTopic("none/+/such"), NewTopic(test.filter)}, []byte(test.topic))
+		level, gated := NewTopics(TopicConfig{Gated: []string{"none/+/such", test.filter}}).Gated([]byte(test.topic))
 		if gated != test.gated || gated && string(level) != test.device {
 			t.Errorf("%s against %q: %q %v", test.topic, test.filter, level, gated)
 		}

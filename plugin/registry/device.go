@@ -8,7 +8,6 @@ import (
 	"strings"
 	"time"
 
-	"mosquitto-bouncer/plugin/deviceid"
 	"mosquitto-bouncer/plugin/secret"
 )
 
@@ -106,9 +105,6 @@ func samePins(d, o *Device) bool {
 	}
 	return slices.Equal(d.rare.pins, o.rare.pins)
 }
-
-// ValidID is deviceid.Valid.
-func ValidID(id string) bool { return deviceid.Valid(id) }
 
 // A Secret is a device's HMAC key: the bytes of the text in the database, as they are.
 type Secret = secret.Secret

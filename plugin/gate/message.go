@@ -1,0 +1,169 @@
+package gate
+
+import (
+	"errors"
+	"time"
+
+	"github.com/google/uuid"
+
+	"mosquitto-bouncer/plugin/command"
+	"mosquitto-bouncer/plugin/envelope"
+	"mosquitto-bouncer/plugin/journal"
+	"mosquitto-bouncer/plugin/replay"
+)
+
+// Message decides on one publish. A publish to a topic that is neither gated nor the gateway's own is none of its business
+// and always routed.
+func (g *Gate) Message(p *Publish) (outcome Disposition) {
+	defer func() {
+		if v := recover(); v != nil {
+			outcome = Refuse
+			g.pending.set = false
+			g.panics.Report("message", v)
+			g.refuse(p, nil, nil, Internal, nil)
+		}
+	}()
+	timing := g.figures.message.Begin()
+	defer g.figures.message.End(timing)
+	injectFault(p, g.broker)
+	level, gated := g.topics.Gated(p.Topic)
+	if !gated {
+		// Access has refused the gateway's topics already, but is not asked of what a bridge brings.
+		if _, own := g.topics.Own(p.Topic); own {
+			g.decision.now = time.Now()
+			g.refuse(p, nil, nil, Forbidden, errOwnTopic)
+			return Refuse
+		}
+		return Route
+	}
+	g.retained.served = served{}
+	v := &g.pending
+	if !v.set || !v.samePublish(p) {
+		g.endPending()
+		g.round()
+		g.decide(p, level)
+	}
+	v.set = false
+	if v.reason.Good() && (p.PropertyBytes < 0 || len(p.Payload)+p.PropertyBytes > g.decision.maxBytes) {
+		v.reason, v.detail = TooLarge, errProperties
+	}
+	switch v.reason {
+	case Accepted:
+		v.reason, v.detail = g.accept(p, v.device, v.envelope)
+		if v.reason == Accepted {
+			g.figures.verdicts[Accepted].Add(1)
+			v.device.verdicts.accept(g.decision.now)
+			if p.Retain {
+				g.retained.verified.Note(p.Topic, p.Payload)
+			}
+			if g.relay.takes(p.Topic, p.QoS) {
+				g.keepUnsent(p)
+				return Relay
+			}
+			return Route
+		}
+	case Redelivered:
+		g.figures.verdicts[Redelivered].Add(1)
+		v.device.verdicts.add(Redelivered)
+		g.redelivered(p, v.device, v.envelope)
+		return Swallow
+	}
+	g.refuse(p, v.device, v.envelope, v.reason, v.detail)
+	return Refuse
+}
+
+// redelivered notes that a message that was accepted before has come again. Subscribers and backend have been given it
+// then, so no copy is routed. Once more on this connection would be a replay.
+func (g *Gate) redelivered(p *Publish, d *device, e *envelope.Envelope) {
+	d.published(p.ClientID) // after a restart it has not, as far as is known
+	g.decision.seen.Update(d.registered.Serial, e.MessageID, d.remember(p, e))
+}
+
+// accept remembers the id of a message that has passed every check, stores the message in the journal and hands it over.
+// If one of them cannot be done, nothing is: the device may send the message again.
+func (g *Gate) accept(p *Publish, d *device, e *envelope.Envelope) (Reason, error) {
+	isAnswer := g.topics.isAnswer(p.Topic)
+	to := g.outbox
+	if isAnswer {
+		to = g.commands
+	}
+	if err := to.Admit(d.registered.ID, len(e.Payload)); err != nil {
+		return Overloaded, err
+	}
+	serial := d.registered.Serial
+	switch g.decision.seen.Insert(serial, e.MessageID, e.Timestamp, d.remember(p, e)) {
+	case replay.Inserted:
+	case replay.Full:
+		return Overloaded, errRemembered
+	default: // judge has ruled out the others
+		return Internal, nil
+	}
+	stored := false
+	defer func() { // after a panic too: what is remembered and not stored would be acknowledged when it comes again
+		if !stored {
+			g.decision.seen.Remove(serial, e.MessageID)
+		}
+	}()
+	if !isAnswer && len(p.Correlation)+len(p.ResponseTopic) > 0 {
+		g.responses.Keep(d.registered.ID, uuid.UUID(e.MessageID).String(), p.Correlation, p.ResponseTopic)
+	}
+	a := &g.record
+	*a = journal.Accepted{
+		Device:     d.registered.ID,
+		MessageID:  e.MessageID,
+		Tag:        d.tag(p, e),
+		TopicHash:  [8]byte(d.topic.hash[:8]),
+		QoS:        p.QoS,
+		Retain:     p.Retain,
+		Timestamp:  e.Timestamp,
+		AcceptedAt: g.decision.now,
+		Topic:      p.Topic,
+		Payload:    e.Payload,
+		Client:     hashClient(p.ClientID),
+	}
+	if p.Properties != nil {
+		a.Traceparent = g.broker.Traceparent(p.Properties)
+	}
+	if err := to.Append(a); err != nil {
+		g.responses.Drop(d.registered.ID, uuid.UUID(e.MessageID).String())
+		return Overloaded, err
+	}
+	stored = true
+	d.published(p.ClientID)
+	g.noteSecret(d)
+	return Accepted, nil
+}
+
+// admitAnswer refuses a good message that is not a device's to send: one with the id of a command, and on the topic of the
+// answers to commands, one that is no answer. It would be remembered there and reach no one, and the device's own copy on
+// the topic that it is meant for would be in vain.
+func (g *Gate) admitAnswer(p *Publish, e *envelope.Envelope) (Reason, error) {
+	if command.IsID(e.MessageID) {
+		return Malformed, errCommandID
+	}
+	if g.topics.isAnswer(p.Topic) {
+		if err := command.CheckAnswer(e.Payload); err != nil {
+			return Malformed, err
+		}
+	}
+	return Accepted, nil
+}
+
+// noteSecret notes which of its secrets a device has signed an accepted message with, if that is news.
+func (g *Gate) noteSecret(d *device) {
+	if g.commands == nil || d.signedWith >= len(d.registered.Secrets)-1 { // the oldest is signed with anyway
+		return
+	}
+	if d.noted == d.registered && d.signedWith >= d.notedSecret {
+		return
+	}
+	if g.commands.Used(d.registered, d.signedWith) {
+		d.noted, d.notedSecret = d.registered, d.signedWith
+	}
+}
+
+var (
+	errProperties = errors.New("with its MQTT 5 properties the message is larger than [publish] max_bytes, or it has more of them than are counted")
+	errRemembered = errors.New("as many message ids are remembered as there is room for")
+	errCommandID  = errors.New("a message_id of version 8 is a command's")
+)

@@ -1,0 +1,93 @@
+package gate
+
+import (
+	"bytes"
+	"unsafe"
+
+	"mosquitto-bouncer/plugin/envelope"
+	"mosquitto-bouncer/plugin/retained"
+)
+
+// retainedMessages is what is known of messages of gated topics that the broker keeps.
+type retainedMessages struct {
+	verified *retained.Memory
+	decoder  envelope.Decoder
+	served   served
+}
+
+// served is the retained message that a subscriber was allowed last. With check_retain_source the broker's next question
+// is about its source. It is known again by where its payload lies, so it is void after any other event.
+type served struct {
+	payload *byte
+	size    int
+}
+
+func (s *served) note(p *Publish) { *s = served{unsafe.SliceData(p.Payload), len(p.Payload)} }
+
+// take reports whether p is that message, and forgets it.
+func (s *served) take(p *Publish) bool {
+	same := s.payload != nil && s.payload == unsafe.SliceData(p.Payload) && s.size == len(p.Payload)
+	*s = served{}
+	return same
+}
+
+// mayServe reports whether a message of a gated topic with the retain flag, which is not empty, may be given to a
+// subscriber: one that is retained, or one that is just being published, which has been noted as verified. level is the
+// device's of the topic. The clock and the ids are left aside, because the message was accepted when it came.
+//
+// What was verified once is served for as long as its device is registered and enabled, whatever its secrets are now.
+// What was not, because it was retained before the plugin came, must be signed with one of them.
+func (g *Gate) mayServe(p *Publish, level []byte) bool {
+	registered := g.registry.Lookup(level)
+	if registered == nil || registered.Disabled || len(p.Payload) > g.decision.maxBytes {
+		return false
+	}
+	if !g.retained.verified.Verified(p.Topic, p.Payload) {
+		e, err := g.retained.decoder.Decode(p.Payload)
+		if err != nil || !bytes.Equal(e.DeviceID, level) || !g.devices.of(registered).signed(e) {
+			return false
+		}
+		g.retained.verified.Note(p.Topic, p.Payload)
+	}
+	return true
+}
+
+// Retained decides whether the source of a retained message may still write to its topic, a gated one or one of the
+// gateway's own: the broker asks so before it serves one, if check_retain_source is set and a client published it. Of p
+// Identity is the source's user name; there is no connection and no certificate.
+//
+// The source must be the device. The message itself was decided on when the broker asked for the subscriber; it does not
+// ask for a bridge of its own.
+func (g *Gate) Retained(p *Publish) (decision Decision) {
+	defer func() {
+		if v := recover(); v != nil {
+			decision = Deny
+			g.panics.Report("retained message", v)
+		}
+	}()
+	known := g.retained.served.take(p)
+	level, gated := g.topics.Gated(p.Topic)
+	if !gated {
+		if _, own := g.topics.Own(p.Topic); own {
+			return Deny
+		}
+		return NotConcerned
+	}
+	if bytes.Equal(level, p.Identity) && (known || g.mayServe(p, level)) {
+		return Allow
+	}
+	return Deny
+}
+
+// ServeRetained is Retained as the broker asks. After a restart it asks about what a plugin published too, in the name of
+// nobody: the source of that is the device.
+func (g *Gate) ServeRetained(p *Publish) Decision {
+	if len(p.Identity) > 0 || len(p.ClientID) > 0 {
+		return g.Retained(p)
+	}
+	source := *p
+	if level, gated := g.topics.Gated(p.Topic); gated {
+		source.Identity = level
+	}
+	return g.Retained(&source)
+}

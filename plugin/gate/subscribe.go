@@ -1,0 +1,130 @@
+package gate
+
+import (
+	"bytes"
+	"errors"
+	"time"
+
+	"mosquitto-bouncer/plugin/subscription"
+)
+
+// subscribe decides on a subscription. A device may subscribe to its own topics alone, each by its name, and to so many of
+// them as package subscription allows; others are not concerned.
+func (g *Gate) subscribe(p *Publish) Decision {
+	foreign := g.clientIDs.foreign(p)
+	if g.offenders.kicking {
+		return g.subscriptionStays(p, foreign)
+	}
+	if foreign {
+		g.refuseForeign(p)
+		return Deny
+	}
+	if g.expelImpostor(p) && !p.OtherIssuer {
+		g.refuseForeign(p)
+		return Deny
+	}
+	switch g.confinement.of(p) {
+	case ofOthers:
+		g.clientIDs.note(p)
+		return NotConcerned
+	case unknownCertificate:
+		g.forbid(p, errUnknownCertificate)
+		return Deny
+	}
+	d, registered := g.ownTopic(p), g.registry.Lookup(p.Identity)
+	switch {
+	case d == Deny || registered == nil: // removed at this moment
+		g.forbid(p, errSubscription)
+		return Deny
+	case registered.Disabled:
+		g.decision.now = time.Now()
+		g.refuse(p, g.devices.of(registered), nil, Disabled, errDisabledSubscription)
+		return Deny
+	case p.OtherIssuer:
+		g.forbid(p, errOtherIssuer)
+		return Deny
+	}
+	if err := g.addSubscription(p); err != nil {
+		g.forbid(p, err)
+		return Deny
+	}
+	if p.Certified && g.commands != nil {
+		g.commands.Subscribed(p.Identity, p.Topic)
+	}
+	return d
+}
+
+// addSubscription counts a subscription. If there is no room, the device's sessions that are away are asked for at once, so
+// that those which have ended since make room for the next attempt.
+func (g *Gate) addSubscription(p *Publish) error {
+	holder, below := subscriber(p), g.topics.levelsBelow(p.Topic)
+	err := g.sessions.table.Add(holder, p.Topic, below, connection(p))
+	if err == nil || errors.Is(err, subscription.ErrBytes) || errors.Is(err, subscription.ErrLevels) {
+		return err
+	}
+	g.sessions.askOf(holder)
+	if !g.sessions.forget(time.Now()) {
+		return err
+	}
+	return g.sessions.table.Add(holder, p.Topic, below, connection(p))
+}
+
+// subscriptionStays decides on a subscription that a client has already: the broker asks once more about each while it
+// disconnects a client, and ends what is denied. A client that has taken over another one's session leaves it as it is,
+// and so does a device that was disabled, which may be enabled again.
+func (g *Gate) subscriptionStays(p *Publish, foreign bool) Decision {
+	switch {
+	case foreign:
+		return Allow
+	case g.confinement.of(p) == ofOthers:
+		return NotConcerned
+	default:
+		return g.ownTopic(p)
+	}
+}
+
+// unsubscribe decides on the end of a subscription. A device may end those to its own topics, also where they exceed what it
+// may subscribe to, and under its own client id any. Under another id, though nobody's, it may have taken over the session
+// of a client that has no identity, with what that subscribed to.
+func (g *Gate) unsubscribe(p *Publish) Decision {
+	switch {
+	case g.clientIDs.foreign(p):
+		g.refuseForeign(p)
+		return Deny
+	case g.confinement.of(p) == ofOthers:
+		return NotConcerned
+	case g.confinement.of(p) == unknownCertificate:
+		return Allow
+	case g.expelImpostor(p) && !p.OtherIssuer:
+		g.refuseForeign(p)
+		return Deny
+	case !p.Certified || p.OtherIssuer || !g.topics.isOwnOf(p) && !bytes.Equal(p.ClientID, p.Identity):
+		g.forbid(p, errUnsubscription)
+		return Deny
+	}
+	g.sessions.table.Remove(p.Identity, p.Topic, connection(p))
+	return Allow
+}
+
+// subscriber returns under which name package subscription has the client of p: who bears a device's name without its
+// certificate takes none of the device's room.
+func subscriber(p *Publish) []byte {
+	if p.Certified {
+		return p.Identity
+	}
+	return uncertified(p.Identity)
+}
+
+// uncertified is the name of all clients that bear a device's without its certificate. No device id begins so.
+func uncertified(device []byte) []byte { return append([]byte("\x00"), device...) }
+
+// connection returns what package subscription has to know of the connection of p.
+func connection(p *Publish) *subscription.Connection {
+	return &subscription.Connection{Number: p.Connection, ClientID: p.ClientID, Places: p.Subscriptions}
+}
+
+var (
+	errSubscription         = errors.New("a device may subscribe to its own response, command and rejected topics alone")
+	errUnsubscription       = errors.New("a device may unsubscribe from its own response, command and rejected topics alone, with its certificate, unless its client id is its user name")
+	errDisabledSubscription = errors.New("a disabled device may not subscribe")
+)

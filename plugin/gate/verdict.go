@@ -1,0 +1,77 @@
+package gate
+
+import (
+	"bytes"
+	"time"
+
+	"mosquitto-bouncer/plugin/envelope"
+	"mosquitto-bouncer/plugin/replay"
+)
+
+// circumstances is what the verdict on a publish depends on beside the publish itself.
+type circumstances struct {
+	now       time.Time
+	tolerance int64 // how far a timestamp may be from now, in seconds, either way
+	maxBytes  int   // the greatest size of a message
+	decoder   *envelope.Decoder
+	seen      *replay.Set // the message ids accepted before
+
+	userNameIsClientID bool // the broker gives clients their user name for a client id
+}
+
+// judge reaches the verdict on a publish to a gated topic: the first check that fails gives the reason. level is the
+// topic's device level; d is the registered device of the publish's identity, or nil. It does no I/O and changes nothing
+// but the device's token bucket and the hash that it keeps of its last topic.
+//
+// The envelope is returned as far as it was parsed, for the log; only with Accepted may anything in it be believed. The
+// error says more on a message that is malformed.
+func judge(p *Publish, level []byte, d *device, c *circumstances) (*envelope.Envelope, Reason, error) {
+	if !p.Certified || len(p.Identity) == 0 {
+		return nil, NoTLSIdentity, nil
+	}
+	if p.OtherIssuer {
+		return nil, NoTLSIdentity, errOtherIssuer
+	}
+	if p.OtherCertificate {
+		return nil, NoTLSIdentity, errOtherCertificate
+	}
+	if !bytes.Equal(level, p.Identity) {
+		return nil, TopicMismatch, nil
+	}
+	if d != nil && d.limiter != nil && !d.limiter.AllowN(c.now, 1) {
+		return nil, RateLimited, nil
+	}
+	if len(p.Payload) > c.maxBytes {
+		return nil, TooLarge, nil
+	}
+	e, err := c.decoder.Decode(p.Payload)
+	if err != nil {
+		return nil, Malformed, err
+	}
+	if !bytes.Equal(e.DeviceID, p.Identity) {
+		return e, IdentityMismatch, nil
+	}
+	if d == nil {
+		return e, UnknownDevice, nil
+	}
+	if d.registered.Disabled {
+		return e, Disabled, nil
+	}
+	now := c.now.Unix()
+	if e.Timestamp > now+c.tolerance {
+		return e, Future, nil
+	}
+	if e.Timestamp < now-c.tolerance || c.seen.Forgotten(e.Timestamp) {
+		return e, Stale, nil
+	}
+	if entry, seen := c.seen.Lookup(d.registered.Serial, e.MessageID); seen {
+		if d.redelivers(p, e, entry, c.userNameIsClientID) && d.signed(e) {
+			return e, Redelivered, nil
+		}
+		return e, Replay, nil
+	}
+	if !d.signed(e) {
+		return e, BadSignature, nil
+	}
+	return e, Accepted, nil
+}
