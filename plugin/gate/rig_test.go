@@ -144,8 +144,13 @@ func (g *aGate) open(change func(*Options, *Settings)) {
 		Broker: g.host, Topics: topics, Registry: devices, Removed: removed, Seen: seen, Retained: verified, Tolerance: tolerance,
 		Outbox:    g.outbox,
 		Responses: downlink.NewResponses(downlink.ResponseOptions{Topic: "device/{device_id}/response", MaxAge: time.Hour, Reserved: topics.Reserved, Log: log}, down),
-		Forgotten: g.outbox.NoteForgotten, Round: func() {}, Refused: down.Refused, Wake: func() {},
+		Forgotten: g.outbox.NoteForgotten, Refused: down.Refused, Wake: func() {},
 		Sampler: sampler.New(), Panics: crash.NewReporter(log), Log: log,
+	}
+	o.Round = func() {
+		g.outbox.Requeue()
+		down.Drain()
+		g.Answer()
 	}
 	s := Settings{MaxBytes: 64 << 10, Rate: rate.Inf, MaxBadSignatures: 10, NamesAreCertificates: true, AsksSessions: true}
 	if change != nil {
