@@ -1,14 +1,23 @@
 package plugin
 
 import (
+	"context"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/uuid"
 
+	"mosquitto-bouncer/plugin/command"
+	"mosquitto-bouncer/plugin/former"
 	"mosquitto-bouncer/plugin/gate"
 	"mosquitto-bouncer/plugin/outbox"
+	"mosquitto-bouncer/plugin/registry"
+	"mosquitto-bouncer/plugin/retained"
 	"mosquitto-bouncer/plugin/standing"
 	"mosquitto-bouncer/plugin/subscription"
 )
@@ -107,5 +116,34 @@ func TestFatalAfterRefusingOverARestart(t *testing.T) {
 		if got := g.Stats().Forward.Refusing; got != refusing {
 			t.Errorf("with %q: refusing %v", settings, got)
 		}
+	}
+}
+
+// TestSecondGatewayWritesNothing: a gateway that is refused because another one has its state directory has written nothing
+// there.
+func TestSecondGatewayWritesNothing(t *testing.T) {
+	g := startGateway(t, "")
+	g.change(func(ctx context.Context, s *registry.Store) error {
+		return s.Add(ctx, "sensor_003", registry.Secret("s"))
+	})
+	g.until("the new device is noted", func() bool {
+		ids, err := os.ReadFile(filepath.Join(g.dir, former.FileName))
+		return err == nil && strings.Contains(string(ids), "sensor_003")
+	})
+	state := func() map[string]string {
+		files := make(map[string]string)
+		for _, name := range []string{former.FileName, retained.FileName, command.FileName} {
+			if info, err := os.Stat(filepath.Join(g.dir, name)); err == nil {
+				files[name] = fmt.Sprint(info.Size(), info.ModTime())
+			}
+		}
+		return files
+	}
+	before := state()
+	if _, err := Start(g.file, new(aBroker)); err == nil || !strings.Contains(err.Error(), "another broker runs with the same state_dir") {
+		t.Fatalf("error %v", err)
+	}
+	if after := state(); len(before) == 0 || !maps.Equal(before, after) {
+		t.Errorf("before %v, after %v", before, after)
 	}
 }

@@ -86,7 +86,9 @@ func newStarter(configFile string, c *config.Config, host Host) *starter {
 // start opens everything. What it has opened when it fails is closed by the closers.
 func (s *starter) start() error {
 	for _, step := range []func() error{
-		s.openAudit, s.openRegistry, s.openDownlink, s.openOutbox, s.openCommands, s.openRetained, s.openGate, s.watch, s.serve,
+		s.openAudit, s.openRegistry, s.openDownlink,
+		s.openOutbox, // which has the lock on the state directory: nothing before it writes there
+		s.openRemoved, s.openCommands, s.openRetained, s.openGate, s.watch, s.serve,
 	} {
 		if err := step(); err != nil {
 			return err
@@ -110,7 +112,7 @@ func (s *starter) openAudit() (err error) {
 	return nil
 }
 
-// openRegistry reads which devices there are, and which were removed.
+// openRegistry reads which devices there are.
 func (s *starter) openRegistry() error {
 	c := s.config
 	// From 2.1 on the broker's thread sleeps between a tick and the sending of what was published in it.
@@ -130,13 +132,6 @@ func (s *starter) openRegistry() error {
 	s.closers.add("the registry", s.registry.Close)
 	s.changes.audit = s.audit
 	s.registry.OnChanges(s.changes.note)
-	if s.removed, err = former.Open(filepath.Join(c.StateDir, former.FileName), s.registry, s.log); err != nil {
-		return stateError(c, err)
-	}
-	s.closers.add("the device ids", s.removed.Close)
-	s.changes.removed.Store(s.removed)
-	s.removed.CatchUp(s.registry)
-	s.checks = append(s.checks, s.removed.Err)
 	return nil
 }
 
@@ -199,20 +194,6 @@ func (s *starter) openCommands() (err error) {
 	s.closers.add("the store of commands", s.commands.Close)
 	s.checks = append(s.checks, s.commands.Health)
 	s.commands.Restore(answers)
-	return nil
-}
-
-// openRetained reads which retained messages were verified before.
-func (s *starter) openRetained() (err error) {
-	ofDevice := func(topic []byte) bool {
-		level, gated := s.topics.Gated(topic)
-		return gated && s.registry.Lookup(level) != nil
-	}
-	if s.verified, err = retained.Open(filepath.Join(s.config.StateDir, retained.FileName), ofDevice, s.log); err != nil {
-		return stateError(s.config, err)
-	}
-	s.closers.add("the memory of retained messages", s.verified.Close)
-	s.clearer = downlink.NewClearer(s.down, maxClears, func(topic string) { s.verified.Forget([]byte(topic)) })
 	return nil
 }
 

@@ -11,10 +11,39 @@ import (
 	"mosquitto-bouncer/plugin/audit"
 	"mosquitto-bouncer/plugin/config"
 	"mosquitto-bouncer/plugin/downlink"
+	"mosquitto-bouncer/plugin/former"
 	"mosquitto-bouncer/plugin/journal"
 	"mosquitto-bouncer/plugin/outbox"
+	"mosquitto-bouncer/plugin/retained"
 	"mosquitto-bouncer/plugin/writable"
 )
+
+// openRemoved reads which devices were removed.
+func (s *starter) openRemoved() (err error) {
+	c := s.config
+	if s.removed, err = former.Open(filepath.Join(c.StateDir, former.FileName), s.registry, s.log); err != nil {
+		return stateError(c, err)
+	}
+	s.closers.add("the device ids", s.removed.Close)
+	s.changes.removed.Store(s.removed)
+	s.removed.CatchUp(s.registry)
+	s.checks = append(s.checks, s.removed.Err)
+	return nil
+}
+
+// openRetained reads which retained messages were verified before.
+func (s *starter) openRetained() (err error) {
+	ofDevice := func(topic []byte) bool {
+		level, gated := s.topics.Gated(topic)
+		return gated && s.registry.Lookup(level) != nil
+	}
+	if s.verified, err = retained.Open(filepath.Join(s.config.StateDir, retained.FileName), ofDevice, s.log); err != nil {
+		return stateError(s.config, err)
+	}
+	s.closers.add("the memory of retained messages", s.verified.Close)
+	s.clearer = downlink.NewClearer(s.down, maxClears, func(topic string) { s.verified.Forget([]byte(topic)) })
+	return nil
+}
 
 // watchStores has every store looked at, again and again, whether it can be written: /healthz says so. The journal looks
 // by itself, and refuses what it could not keep.
