@@ -36,7 +36,7 @@ func (o Others) String() string {
 func resolveOthers(setting string, is2_1 bool, conf *brokerconf.Config, err error) (o Others, why string) {
 	switch {
 	case is2_1:
-		return OthersIgnore, "Mosquitto 2.1 can leave a plugin out"
+		return OthersIgnore, "Mosquitto 2.1 lets a plugin ignore a question"
 	case setting == config.OthersDefer:
 		return OthersDefer, "set in bouncer.toml"
 	case setting == config.OthersAllow:
@@ -90,10 +90,10 @@ func (b *brokerSettings) settleOthers() {
 	others, why := resolveOthers(b.others, b.host.Is2_1(), conf, b.err)
 	b.host.SetOthers(others)
 	if b.err != nil && others == OthersDefer && b.others == config.OthersAuto {
-		b.log.Warn("it cannot be told whether an acl_file or another plugin decides on other topics; if none does, the broker "+
-			"denies them all: make its configuration readable for its user, or set [acl] others in bouncer.toml", "error", why)
+		b.log.Warn("it is not known whether an acl_file or another plugin decides on topics that are not gated; if none does, the broker "+
+			"denies access to them: make its configuration readable for its user, or set [acl] others in bouncer.toml", "error", why)
 	}
-	b.log.Info("access to other topics is settled", "others", others, "why", why)
+	b.log.Info("access to topics that are not gated", "others", others, "why", why)
 }
 
 // listenerSettings reports whether the broker has per_listener_settings true, or may have.
@@ -124,10 +124,10 @@ func (b *brokerSettings) check(issuers bool) error {
 		return nil // said in the log already
 	}
 	if line, found := b.conf.PluginBefore(self); found && !b.host.Is2_1() {
-		return fmt.Errorf("%s: stands before this plugin, and what it allows would never be checked; put the lines of this plugin first", line)
+		return fmt.Errorf("%s: comes before this plugin, and what it allows would never be checked; put the lines of this plugin first", line)
 	}
 	if line, found := b.conf.IncomingBridge(); found && b.conf.PerListenerSettings && !(b.host.Is2_1() && b.conf.LoadedForAll(self)) {
-		return fmt.Errorf("%s: with per_listener_settings true no plugin is asked about what a bridge brings; set per_listener_settings false, or let the bridge bring nothing (Mosquitto 2.1 asks a plugin that global_plugin loads)", line)
+		return fmt.Errorf("%s: with per_listener_settings true no plugin checks the messages that a bridge brings in; set per_listener_settings false, or let the bridge bring nothing in (Mosquitto 2.1 asks a plugin that global_plugin loads)", line)
 	}
 	b.warnOfIssuers(issuers)
 	for _, l := range b.conf.Unguarded(self) {
@@ -165,7 +165,7 @@ func (b *brokerSettings) ownLines() (where string) {
 // used; those that were in force stay.
 func useIssuers(host Host, c *config.Config) error {
 	if !host.SetIssuers(c.Publish.Issuers) {
-		return fmt.Errorf("%s: OpenSSL cannot read one of the certificates, or its key; make them again", c.Where("publish.issuers"))
+		return fmt.Errorf("%s: OpenSSL cannot read one of the certificates, or its key; create them again", c.Where("publish.issuers"))
 	}
 	return nil
 }

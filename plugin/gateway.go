@@ -65,7 +65,7 @@ type Gateway struct {
 // wrong in which file, and what to do.
 func Start(configFile string, host Host) (_ *Gateway, err error) {
 	if strings.Trim(configFile, " \t\"'") != configFile || strings.Contains(configFile, " #") {
-		return nil, fmt.Errorf("plugin_opt_config_file is %q: the broker takes the rest of the line as it stands; remove blanks, quotes and comments from it", configFile)
+		return nil, fmt.Errorf("plugin_opt_config_file is %q: the broker uses the rest of the line unchanged; remove blanks, quotes and comments from it", configFile)
 	}
 	c, err := config.Load(configFile)
 	if err != nil {

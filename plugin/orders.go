@@ -113,7 +113,7 @@ func (o *orders) carryOut(given order.Order) error {
 func (o *orders) clearRetained(topics, devices []string) error {
 	for _, id := range devices {
 		if !deviceid.Valid(id) {
-			return fmt.Errorf("%q is no device id", id)
+			return fmt.Errorf("%q is not a device id", id)
 		}
 		topics = append(topics, o.topics.Of(id)...)
 	}
@@ -147,7 +147,7 @@ func (o *orders) release(ids []string) error {
 	}
 	for _, id := range ids {
 		if !deviceid.Valid(id) {
-			return fmt.Errorf("%q is no device id", id)
+			return fmt.Errorf("%q is not a device id", id)
 		}
 	}
 	return o.removed.Release(ids)

@@ -142,7 +142,7 @@ func (r *reloading) fail(err error) {
 	for line := range strings.Lines(why) {
 		r.host.Log(slog.LevelError, strings.TrimSpace(line))
 	}
-	r.log.Error("bouncer.toml was not reloaded; the settings that were in force stay so. Correct it and send SIGHUP again", "config", r.broker.file)
+	r.log.Error("bouncer.toml was not reloaded; the previous settings stay in force. Correct it and send SIGHUP again", "config", r.broker.file)
 	r.audit.Add(audit.Record{Event: audit.Reload, Result: "failed", Detail: why})
 	r.audit.Reopen(auditOptions(r.config))
 }
@@ -150,7 +150,7 @@ func (r *reloading) fail(err error) {
 // adopt puts in force the Live settings of next. It sets back in next what cannot be put in force.
 func (r *reloading) adopt(next *config.Config, changes config.Changes, key *registry.Key) {
 	if err := useIssuers(r.host, next); err != nil {
-		r.log.Error("the issuers that were in force stay so", "error", err)
+		r.log.Error("publish.issuers was not changed; the previous certificates stay in force", "error", err)
 		next.Keep(r.config, []string{"publish.issuers"})
 	}
 	r.gate.Configure(gateSettings(next, r.broker))

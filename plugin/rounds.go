@@ -60,7 +60,7 @@ func (c *closers) close() {
 		func() {
 			defer crash.Log(c.log, "stop", "part", one.what)
 			if err := one.close(); err != nil {
-				c.log.Error("closing "+one.what, "error", err)
+				c.log.Error("could not close "+one.what, "error", err)
 			}
 		}()
 	}

@@ -108,7 +108,7 @@ func (s *starter) openAudit() (err error) {
 	if s.audit, err = audit.Open(auditOptions(s.config), s.log); err != nil {
 		return fmt.Errorf("%s: %w", s.config.Where("audit.file"), err)
 	}
-	s.closers.add("the audit log; its end is lost", func() error { return s.audit.Close(stopAuditWithin) })
+	s.closers.add("the audit log; its last records are lost", func() error { return s.audit.Close(stopAuditWithin) })
 	return nil
 }
 

@@ -81,7 +81,7 @@ func TestBridgeOfOurs(t *testing.T) {
 	throughBridge(g, other, "no_tls_identity")
 
 	b := harness.StartRefused(t, broker.Options{BouncerTOML: harness.SoundTOML, PerListenerSettings: true, Conf: conf}, nil)
-	const want = ": topic # in 2: with per_listener_settings true no plugin is asked about what a bridge brings; "
+	const want = ": topic # in 2: with per_listener_settings true no plugin checks the messages that a bridge brings in; "
 	if b.Log().Count(0, broker.Contains("bouncer: "+b.Path("mosquitto.conf"), want)) != 1 {
 		t.Errorf("the log does not say %q", want)
 	}

@@ -67,7 +67,7 @@ func takenOver(g *harness.Gateway, victim *device.Device, p harness.Protocol, in
 	}
 	_, err := g.Broker.WaitLog(g.Limit(), mark, broker.Contains("reason=foreign_client_id ", "client="+victim.ID))
 	g.Must(err)
-	_, err = g.Broker.WaitLog(g.Limit(), mark, broker.Contains("disconnected for bearing the client id of another identity", "client="+victim.ID))
+	_, err = g.Broker.WaitLog(g.Limit(), mark, broker.Contains("disconnected for using the client id of another identity", "client="+victim.ID))
 	g.Must(err)
 	for { // until the connection has gone
 		if in.V5 != nil {

@@ -56,7 +56,7 @@ func TestCommonNames(t *testing.T) {
 	for _, name := range names {
 		g.Must(g.Broker.SQL("INSERT INTO devices(device_id, shared_secret, created_at) VALUES(?, ?, ?)", name, secret, time.Now().Unix()))
 	}
-	_, err := g.Broker.WaitLog(g.Limit(), 0, broker.Contains("bouncer: skipped rows that are no devices", fmt.Sprintf("rows=%d ", len(names)-1)))
+	_, err := g.Broker.WaitLog(g.Limit(), 0, broker.Contains("bouncer: skipped rows that are not devices", fmt.Sprintf("rows=%d ", len(names)-1)))
 	g.Must(err) // all but Sensor_001, which is one
 	one := g.Device("sensor_001")
 	for _, name := range names {

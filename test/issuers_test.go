@@ -85,7 +85,7 @@ func TestIssuers(t *testing.T) {
 	})
 	g.Watch()
 	own := g.Device("sensor_001")
-	const detail = "signed by none of [publish] issuers"
+	const detail = "not signed by any of [publish] issuers"
 	refused := func(by *device.Device, p harness.Protocol) {
 		g.Helper()
 		s := g.Subscriber(by, p, "client", true)

@@ -123,7 +123,7 @@ func TestWebsockets(t *testing.T) {
 		g.Helper()
 		line, err := g.Broker.WaitLog(g.Limit(), mark, broker.Contains("bouncer: refused "))
 		g.Must(err)
-		if got := harness.Fields(line); got["reason"] != "forbidden_topic" || got["detail"] != "a last will on a gated topic reaches nobody" {
+		if got := harness.Fields(line); got["reason"] != "forbidden_topic" || got["detail"] != "a last will on a gated topic is not delivered" {
 			g.Errorf("the will %s; the log says: %s", m.MessageID, line)
 		}
 	}

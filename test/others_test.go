@@ -87,9 +87,9 @@ func TestOthers(t *testing.T) {
 			settled := func(mark int, want string) {
 				t.Helper()
 				if ignores {
-					want = `others=ignore why="Mosquitto 2.1 can leave a plugin out"`
+					want = `others=ignore why="Mosquitto 2.1 lets a plugin ignore a question"`
 				}
-				line, err := g.Broker.WaitLog(g.Limit(), mark, broker.Contains("bouncer: access to other topics is settled "))
+				line, err := g.Broker.WaitLog(g.Limit(), mark, broker.Contains("bouncer: access to topics that are not gated "))
 				g.Must(err)
 				if !strings.Contains(line, here(want)) {
 					t.Errorf("the log says\n\t%s\nwhich has not\n\t%s", line, here(want))

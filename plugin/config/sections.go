@@ -134,7 +134,7 @@ const (
 type ACL struct {
 	// Others is the answer for them on Mosquitto 2.0. Mosquitto 2.1 needs none.
 	Others string
-	// UnknownCertificates is what clients may do whose certificate is no registered device's.
+	// UnknownCertificates is what clients may do whose certificate does not belong to a registered device.
 	UnknownCertificates string
 	// Certificates are the common names of certificates to which UnknownCertificates does not apply: dashboards, backends,
 	// bridges. None of them gives a device that was removed its rights back.

@@ -50,12 +50,12 @@ func (c *clientIDs) note(p *Publish) {
 	}
 }
 
-var errForeignClient = errors.New("the client id is another identity's; a client may use its own user name or an id that is nobody's. use_username_as_clientid true on every listener rules this out")
+var errForeignClient = errors.New("the client id is another identity's user name; a client may use its own user name or an id that is not another identity's user name. use_username_as_clientid true on every listener prevents this")
 
 // refuseForeign refuses what a client does under the id of another identity, and has it disconnected.
 func (g *Gate) refuseForeign(p *Publish) {
 	g.decision.now = time.Now()
-	if g.offenders.add(p, "for bearing the client id of another identity") {
+	if g.offenders.add(p, "for using the client id of another identity") {
 		g.figures.foreignClients.Add(1)
 	}
 	g.refuse(p, g.devices.of(g.registry.Lookup(p.Identity)), nil, ForeignClient, errForeignClient)
@@ -67,13 +67,13 @@ func (g *Gate) expelImpostor(p *Publish) bool {
 	if p.Certified && !p.OtherIssuer || !bytes.Equal(p.ClientID, p.Identity) || g.registry.Lookup(p.Identity) == nil {
 		return false
 	}
-	if g.offenders.add(p, "for bearing a device's user name and client id without its certificate") {
+	if g.offenders.add(p, "for using a device's user name and client id without its certificate") {
 		g.figures.foreignClients.Add(1)
 	}
 	return true
 }
 
-var errForeignEnded = errors.New("a connection under the client id of another identity has ended; it ended that identity's connection, and may have ended its session. use_username_as_clientid true on every listener rules this out")
+var errForeignEnded = errors.New("a connection under the client id of another identity has ended; it ended that identity's connection, and may have ended its session. use_username_as_clientid true on every listener prevents this")
 
 // foreignEnded says in the log that a connection under the client id of another identity has ended of which nothing has
 // been seen before: connecting alone throws the other one out, and no plugin is asked.

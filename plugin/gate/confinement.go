@@ -93,7 +93,7 @@ func (c *confinement) of(p *Publish) clientKind {
 	return unknownCertificate
 }
 
-var errUnknownCertificate = errors.New("the certificate is no registered device's, and its name is not in [acl] certificates")
+var errUnknownCertificate = errors.New("the certificate does not belong to a registered device, and its name is not in [acl] certificates")
 
 // settleStrangers has the broker's side tell clients with unknown certificates as the settings demand.
 func (g *Gate) settleStrangers() {

@@ -19,7 +19,7 @@ const (
 
 // Errors of Gate.Counts.
 var (
-	ErrQuestions  = errors.New("too many others ask about devices; try again")
+	ErrQuestions  = errors.New("too many requests about devices; try again")
 	ErrUnanswered = fmt.Errorf("the broker's event loop has not answered within %v: it is busy, or it never ticks; see its log and /healthz", answerWithin)
 )
 

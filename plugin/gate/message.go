@@ -163,7 +163,7 @@ func (g *Gate) noteSecret(d *device) {
 }
 
 var (
-	errProperties = errors.New("with its MQTT 5 properties the message is larger than [publish] max_bytes, or it has more of them than are counted")
-	errRemembered = errors.New("as many message ids are remembered as there is room for")
-	errCommandID  = errors.New("a message_id of version 8 is a command's")
+	errProperties = errors.New("with its MQTT 5 properties the message is larger than [publish] max_bytes, or it has too many properties")
+	errRemembered = errors.New("the memory for message ids is full")
+	errCommandID  = errors.New("message_id is a UUID of version 8, which only commands have")
 )

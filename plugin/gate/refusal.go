@@ -47,7 +47,7 @@ func (g *Gate) endPending() {
 	}
 	if v.publish.Retain {
 		if err := g.broker.Publish(mqtt.Message{Topic: string(v.publish.Topic), Retain: true}); err != nil {
-			g.log.Error("a retained last will stays where it is", "topic", string(v.publish.Topic), "error", err)
+			g.log.Error("a retained last will could not be removed from the broker", "topic", string(v.publish.Topic), "error", err)
 		}
 	}
 }
@@ -113,8 +113,8 @@ func (g *Gate) refuseWill() {
 }
 
 var (
-	errWill        = errors.New("a last will on a gated topic reaches nobody")
-	errOwnTopic    = errors.New("the gateway alone publishes on this topic")
-	errOtherIssuer = errors.New("the certificate is signed by none of [publish] issuers; if an intermediate CA signs the devices' certificates, name its certificate there")
-	errPublish     = errors.New("a device may publish on its gated topic alone")
+	errWill        = errors.New("a last will on a gated topic is not delivered")
+	errOwnTopic    = errors.New("only the gateway publishes on this topic")
+	errOtherIssuer = errors.New("the certificate is not signed by any of [publish] issuers; if an intermediate CA signs the devices' certificates, name its certificate there")
+	errPublish     = errors.New("a device may publish only on its gated topics")
 )

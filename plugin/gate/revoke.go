@@ -45,7 +45,7 @@ func (g *Gate) kickRevoked() {
 	}
 	if leftOut := g.revoked.Dropped(); leftOut > 0 {
 		g.broker.Log(slog.LevelWarn, "more devices were disabled or removed at once than can be disconnected; "+
-			"what they publish is refused count="+strconv.Itoa(leftOut))
+			"their publishes are refused count="+strconv.Itoa(leftOut))
 	}
 }
 

@@ -124,7 +124,7 @@ func connection(p *Publish) *subscription.Connection {
 }
 
 var (
-	errSubscription         = errors.New("a device may subscribe to its own response, command and rejected topics alone")
-	errUnsubscription       = errors.New("a device may unsubscribe from its own response, command and rejected topics alone, with its certificate, unless its client id is its user name")
+	errSubscription         = errors.New("a device may subscribe only to its own response, command and rejected topics")
+	errUnsubscription       = errors.New("without its user name as client id, a device may unsubscribe only from its own response, command and rejected topics, and only with its certificate")
 	errDisabledSubscription = errors.New("a disabled device may not subscribe")
 )

@@ -171,7 +171,7 @@ func (g *Gate) PublishUnsent(from State) {
 		}
 		published++
 	}
-	g.log.Info("published what the broker had not published before it stopped", "messages", published, "of", len(saved))
+	g.log.Info("published messages that the broker had not published before it stopped", "messages", published, "of", len(saved))
 }
 
 // mayPublish reports whether a topic is a gated one, of a device that is registered and enabled.

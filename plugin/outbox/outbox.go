@@ -239,12 +239,12 @@ func (b *Outbox) abort() {
 func (b *Outbox) closeFiles() {
 	if b.journal != nil {
 		if err := b.journal.Close(); err != nil {
-			b.log.Error("closing the journal", "error", err)
+			b.log.Error("could not close the journal", "error", err)
 		}
 	}
 	if letters := b.messages.letters; letters != nil {
 		if err := letters.Close(); err != nil {
-			b.log.Error("closing the dead letters", "error", err)
+			b.log.Error("could not close the dead letters", "error", err)
 		}
 	}
 }

@@ -60,9 +60,9 @@ func (l *skipLog) report(r *Registry, d *delta) {
 			break
 		}
 		named++
-		r.log.Warn("skipped a row that is no device", "id", row.id, "reason", row.why)
+		r.log.Warn("skipped a row that is not a device", "id", row.id, "reason", row.why)
 	}
-	r.log.Warn("skipped rows that are no devices; correct or remove them",
+	r.log.Warn("skipped rows that are not devices; correct or remove them",
 		"database", r.source.path, "rows", d.skipped, "named", named)
 }
 

@@ -104,7 +104,7 @@ func (k *checker) checkBroker() {
 			k.error(at(l.Line), "this listener has no plugin line, and per_listener_settings is true: its clients publish to gated topics unchecked; add the plugin lines to it")
 		}
 		if l, found := k.conf.IncomingBridge(); found && !(k.conf.LoadedForAll(self) && !k.before(2, 1, 0)) {
-			k.error(at(l), "with per_listener_settings true no plugin is asked about what a bridge brings; set per_listener_settings false, or let the bridge bring nothing")
+			k.error(at(l), "with per_listener_settings true no plugin checks the messages that a bridge brings in; set per_listener_settings false, or let the bridge bring nothing in")
 		}
 	}
 	if l, found := k.conf.PluginBefore(self); found && k.before(2, 1, 0) {
