@@ -8,8 +8,8 @@ import (
 	"mosquitto-bouncer/plugin/outbox"
 )
 
-// TestAnswersAreInTheAccounts: a device's answer to a command is accepted and delivered like any other message, before a
-// restart as after it.
+// TestAnswersAreInTheAccounts: a device's answer to a command counts as accepted and delivered like any other message, before
+// and after a restart.
 func TestAnswersAreInTheAccounts(t *testing.T) {
 	_, settings := httpSettings(t)
 	g := startGateway(t, settings)

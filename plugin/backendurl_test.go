@@ -11,7 +11,7 @@ import (
 	"mosquitto-bouncer/plugin/forward/webhook"
 )
 
-// The file of settings and the sink judge a URL alike.
+// The settings and the sink accept the same URLs.
 func TestBackendURL(t *testing.T) {
 	for url, valid := range map[string]bool{
 		"http://h/{device_id}":                     true,

@@ -9,15 +9,15 @@ import (
 	"mosquitto-bouncer/plugin/config"
 )
 
-// Others is how the broker is answered when a question of access is not the gateway's concern.
+// Others is the answer to the broker where the gateway does not decide on access.
 type Others int
 
-// The answers. Mosquitto 2.0 knows none that is neutral: OthersAllow passes by an acl_file and later plugins, and
-// OthersDefer, where there is neither, denies.
+// The answers. Mosquitto 2.0 has no neutral one: with OthersAllow the broker does not ask an acl_file and later plugins, and
+// with OthersDefer, where there is neither, it denies.
 const (
 	OthersDefer  Others = iota // to the acl_file or another plugin
-	OthersAllow                // nothing else takes part in access control
-	OthersIgnore               // as if the gateway were not there: Mosquitto 2.1
+	OthersAllow                // access is allowed, and nothing else is asked
+	OthersIgnore               // as if the plugin were not loaded: Mosquitto 2.1
 )
 
 func (o Others) String() string {
@@ -31,8 +31,8 @@ func (o Others) String() string {
 	}
 }
 
-// resolveOthers settles [acl] others and returns the reason for the log. conf is the broker's configuration, or nil with
-// the error that kept it from being read. Any doubt means defer: that may deny too much, and never allows too much.
+// resolveOthers chooses the answer by [acl] others and returns the reason for the log. conf is the broker's configuration, or
+// nil with the error of reading it. Any doubt means defer: that may deny too much, but never allows too much.
 func resolveOthers(setting string, is2_1 bool, conf *brokerconf.Config, err error) (o Others, why string) {
 	switch {
 	case is2_1:
@@ -54,22 +54,22 @@ func resolveOthers(setting string, is2_1 bool, conf *brokerconf.Config, err erro
 	return OthersAllow, "the broker's configuration has neither acl_file nor another plugin"
 }
 
-// A brokerSettings is what is known of the broker's own configuration, and what follows from it. Broker's thread only.
+// A brokerSettings has the broker's own configuration, and what follows from it. Broker's thread only.
 type brokerSettings struct {
 	host Host
 	file string // bouncer.toml
 	log  *slog.Logger
 	// conf is the configuration at the start, with every acl_file since; nil: it could not be read.
 	conf   *brokerconf.Config
-	err    error  // why it could not be read at last
+	err    error  // why it could not be read last time
 	others string // [acl] others
 }
 
 // read reads the broker's configuration.
 func (b *brokerSettings) read() { b.conf, b.err = brokerconf.Running() }
 
-// reread follows the broker's configuration. An acl_file that was ever there counts as still there: the broker keeps it
-// where anything in its new configuration is wrong, which only it can tell.
+// reread reads the broker's configuration again. An acl_file that was ever there counts as still there: the broker keeps it if
+// anything in its new configuration is wrong, and only the broker knows whether anything is.
 func (b *brokerSettings) reread() {
 	if b.conf == nil {
 		b.err = errors.New("the broker's configuration could not be read at the start")
@@ -81,7 +81,7 @@ func (b *brokerSettings) reread() {
 	}
 }
 
-// settleOthers has questions of access answered that are not the gateway's concern, and logs how.
+// settleOthers sets and logs the answer where the gateway does not decide on access.
 func (b *brokerSettings) settleOthers() {
 	conf := b.conf
 	if b.err != nil {
@@ -99,29 +99,28 @@ func (b *brokerSettings) settleOthers() {
 // listenerSettings reports whether the broker has per_listener_settings true, or may have.
 func (b *brokerSettings) listenerSettings() bool { return b.conf == nil || b.conf.PerListenerSettings }
 
-// asksSessions reports whether the broker shows which sessions there are: a bridge of its own would be sent the questions,
-// and with per_listener_settings it does not ask about sessions that are away.
+// asksSessions reports whether the broker can be made to show which sessions exist: see gate.Settings.
 func (b *brokerSettings) asksSessions() bool {
 	return !b.listenerSettings() && !b.conf.Has("connection")
 }
 
-// namesAreCertificates reports whether every listener takes user names from certificates that it demands, or may do so.
+// namesAreCertificates reports whether every listener requires certificates and takes user names from them, or may do so.
 func (b *brokerSettings) namesAreCertificates() bool {
 	return b.conf == nil || b.conf.NamesAreCertificates()
 }
 
-// userNameIsClientID reports whether any listener of the broker gives clients their user name for a client id. The broker
-// reads that at its start alone.
+// userNameIsClientID reports whether any listener of the broker uses the user name of a client as its client id. The broker
+// reads this setting only at its start.
 func (b *brokerSettings) userNameIsClientID() bool {
 	return b.conf != nil && b.conf.Bool("use_username_as_clientid")
 }
 
-// check looks for what in the broker's configuration would go past the gate: an error for what always does, a line
-// in the log for what may be meant so.
+// check looks in the broker's configuration for what would bypass the gate: an error for what always does, a line in the log
+// for what may be intended.
 func (b *brokerSettings) check(issuers bool) error {
 	self, err := brokerconf.SelfPath()
 	if err != nil || b.conf == nil {
-		return nil // said in the log already
+		return nil // logged already
 	}
 	if line, found := b.conf.PluginBefore(self); found && !b.host.Is2_1() {
 		return fmt.Errorf("%s: comes before this plugin, and what it allows would never be checked; put the lines of this plugin first", line)
@@ -138,7 +137,7 @@ func (b *brokerSettings) check(issuers bool) error {
 }
 
 // share lets one more plugin line use this gateway: with per_listener_settings each listener has its own. The error says
-// why the line is one too many.
+// why the line is not allowed.
 func (b *brokerSettings) share(configFile string) error {
 	switch {
 	case b.conf == nil || !b.conf.PerListenerSettings:
@@ -161,8 +160,8 @@ func (b *brokerSettings) ownLines() (where string) {
 	return where
 }
 
-// useIssuers has the broker's side hold devices' certificates to [publish] issuers. The error says why one of them cannot be
-// used; those that were in force stay.
+// useIssuers makes the broker's side check that [publish] issuers signed the devices' certificates. The error says why one of
+// them cannot be used; then the previous ones stay in force.
 func useIssuers(host Host, c *config.Config) error {
 	if !host.SetIssuers(c.Publish.Issuers) {
 		return fmt.Errorf("%s: OpenSSL cannot read one of the certificates, or its key; create them again", c.Where("publish.issuers"))
@@ -170,9 +169,8 @@ func useIssuers(host Host, c *config.Config) error {
 	return nil
 }
 
-// warnOfIssuers logs, where [publish] issuers is not set, that not only the devices' own CA can issue certificates in the name
-// of a device. Where all listeners trust the same file there is nothing to tell apart: the broker has verified every
-// certificate by it.
+// warnOfIssuers logs, where [publish] issuers is not set, that another CA than the devices' can issue certificates in the name
+// of a device. Where all listeners trust the same file this cannot be: the broker verifies every certificate with that file.
 func (b *brokerSettings) warnOfIssuers(set bool) {
 	if set || b.conf == nil {
 		return

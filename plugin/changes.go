@@ -8,14 +8,14 @@ import (
 	"mosquitto-bouncer/plugin/registry"
 )
 
-// maxAuditedChanges is how many devices of one change the audit log names; the others it counts.
+// maxAuditedChanges is how many devices of one change the audit log names; it counts the others.
 const maxAuditedChanges = 1000
 
-// registryChanges passes on what changes in the registry, whose goroutine calls note.
+// registryChanges passes on the changes of the registry, whose goroutine calls note.
 type registryChanges struct {
 	audit   *audit.Log                              // nil: none
-	removed atomic.Pointer[former.Set]              // nil: it is not read yet
-	rooms   atomic.Pointer[func([]registry.Change)] // nil: none is there yet
+	removed atomic.Pointer[former.Set]              // nil: not read yet
+	rooms   atomic.Pointer[func([]registry.Change)] // nil: not started yet
 }
 
 func (r *registryChanges) note(changes []registry.Change) {

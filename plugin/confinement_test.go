@@ -13,7 +13,7 @@ import (
 	"mosquitto-bouncer/plugin/registry"
 )
 
-// elsewhere tells what a client with a certificate of its name may do with topics that are nobody's.
+// elsewhere returns what a client with a certificate of its name may do with topics that are not the gateway's.
 func (g *aGateway) elsewhere(name string) (subscribe, read, write gate.Decision) {
 	p := publish(name, []byte("x"))
 	p.Topic, p.Presented, p.CommonName = []byte("site/status"), true, []byte(name)
@@ -54,7 +54,7 @@ func TestRemovedStaysConfined(t *testing.T) {
 	}
 	for _, id := range []string{"sensor_001", "sensor_002"} {
 		g.expectElsewhere(id, gate.Deny)
-		// Nor does another user name help its certificate.
+		// Another user name with its certificate changes nothing.
 		p := publish("dashboard", nil)
 		p.Topic, p.Presented, p.CommonName = []byte("#"), true, []byte(id)
 		if d := g.Access(gate.Subscribe, p); d != gate.Deny {
@@ -87,9 +87,9 @@ func TestRemovedStaysConfined(t *testing.T) {
 func TestUnknownCertificates(t *testing.T) {
 	const deny = "[acl]\nunknown_certificates = \"deny\"\ncertificates = [\"dashboard\", \"sensor_009\"]\n"
 	g := startGateway(t, deny)
-	// What the broker's configuration is, nobody knows here, so every name counts as a certificate's.
+	// The broker's configuration is not known here, so every name counts as a certificate's.
 	if g.host.strangers != gate.StrangersByName {
-		t.Fatalf("strangers are told apart by %d", g.host.strangers)
+		t.Fatalf("strangers are recognised by %d", g.host.strangers)
 	}
 	for name, want := range map[string]gate.Decision{
 		"dashboard": gate.NotConcerned, "stranger": gate.Deny, "": gate.Deny, "sensor_001": gate.Deny, "Dashboard": gate.Deny, "dashboard ": gate.Deny,
@@ -99,7 +99,7 @@ func TestUnknownCertificates(t *testing.T) {
 	if g.host.count("reason=forbidden_topic") == 0 || g.host.count("not in [acl] certificates") == 0 {
 		t.Errorf("the log does not say why: %s", strings.Join(g.host.lines, "\n"))
 	}
-	// To be named gives a removed device nothing.
+	// Being named gives a removed device no rights.
 	g.change(func(ctx context.Context, s *registry.Store) error {
 		return s.Add(ctx, "sensor_009", registry.Secret("s"))
 	})
@@ -108,7 +108,7 @@ func TestUnknownCertificates(t *testing.T) {
 	g.until("removed", func() bool { return g.registry.Lookup([]byte("sensor_009")) == nil })
 	g.expectElsewhere("sensor_009", gate.Deny)
 
-	// Where other clients have no certificates, the certificate counts, and the user name says nothing.
+	// Where other clients have no certificates, the certificate counts, and not the user name.
 	settings := gateSettings(g.reloading.config, g.broker)
 	settings.NamesAreCertificates = false
 	g.Configure(settings)
@@ -122,7 +122,7 @@ func TestUnknownCertificates(t *testing.T) {
 		{"anyone", "dashboard", true, gate.NotConcerned},
 		{"dashboard", "stranger", true, gate.Deny},
 		{"anyone", "stranger", true, gate.Deny},
-		{"anyone", "sensor_002", true, gate.NotConcerned}, // a registered device's, which [acl] others is for
+		{"anyone", "sensor_002", true, gate.NotConcerned}, // a registered device's certificate: as [acl] others says
 		{"", "", true, gate.Deny},
 	} {
 		p := publish(c.identity, []byte("x"))
@@ -134,7 +134,7 @@ func TestUnknownCertificates(t *testing.T) {
 		}
 	}
 
-	// It is taken over by a reload.
+	// A reload puts it in force.
 	text, err := os.ReadFile(g.file)
 	if err != nil {
 		t.Fatal(err)
@@ -147,12 +147,12 @@ func TestUnknownCertificates(t *testing.T) {
 	g.Reload()
 	g.until("reloaded", func() bool { return g.host.count("bouncer.toml was reloaded") > 0 })
 	if g.host.strangers != gate.StrangersAny || changes == 0 {
-		t.Errorf("strangers are told apart by %d; %d changes", g.host.strangers, changes)
+		t.Errorf("strangers are recognised by %d; %d changes", g.host.strangers, changes)
 	}
 	g.expectElsewhere("stranger", gate.NotConcerned)
 }
 
-// Where removed ids may be missing, a certificate of nobody's may be one of theirs.
+// Where removed ids may be missing, any unknown certificate may be a removed device's.
 func TestRemovedIDsMayBeMissing(t *testing.T) {
 	g := startGateway(t, "[acl]\ncertificates = [\"dashboard\"]\n")
 	g.Stop()

@@ -11,7 +11,7 @@ import (
 	"mosquitto-bouncer/plugin/outbox"
 )
 
-// newSink makes what messages leave by.
+// newSink makes the sink that sends messages to the backend.
 func newSink(c *config.Config) (*webhook.Sink, error) {
 	return webhook.New(webhook.Config{
 		URL:           c.Backend.URL,
@@ -26,10 +26,10 @@ func newSink(c *config.Config) (*webhook.Sink, error) {
 	})
 }
 
-// openOutbox opens the outbox, which delivers by way of the sink.
+// openOutbox opens the outbox, which delivers through the sink.
 func openOutbox(s *starter) (*outbox.Outbox, error) {
 	c := s.config
-	answers := gate.NewTopic(answerFilter(c)) // which may be in the journal although there is no listener any more
+	answers := gate.NewTopic(answerFilter(c)) // the journal may have answers although there is no listener any more
 	box, err := outbox.Open(outbox.Options{
 		StateDir: c.StateDir,
 		Journal: outbox.Journal{

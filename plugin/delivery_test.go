@@ -33,7 +33,8 @@ func (g *aGateway) tickUntil(what string, met func() bool) {
 	}
 }
 
-// TestRestartRemembers: after a restart an accepted message is a replay, but for the client that may not have been told.
+// TestRestartRemembers: after a restart an accepted message is a replay, except from the client that may have lost the
+// acknowledgement.
 func TestRestartRemembers(t *testing.T) {
 	g := startGateway(t, "")
 	const again = gate.Swallow
@@ -101,7 +102,7 @@ func TestJournalFull(t *testing.T) {
 	}
 }
 
-// TestFatalAfterRefusingOverARestart: a status that is made fatal is not the backend's state any more.
+// TestFatalAfterRefusingOverARestart: a status that is made fatal no longer counts as the backend's state.
 func TestFatalAfterRefusingOverARestart(t *testing.T) {
 	for settings, refusing := range map[string]bool{"": true, "fatal_statuses = [401]": false} {
 		g := startGateway(t, settings)

@@ -29,7 +29,7 @@ func (s *service) Device(ctx context.Context, id string) (httpd.Device, error) {
 	return s.describe(s.outbox.Queues(id)[0], &counted[0]), nil
 }
 
-// Slowest returns the devices that wait longest for the backend, of up to httpd.MaxDevices.
+// Slowest returns up to n of the devices whose messages wait longest for the backend, and at most httpd.MaxDevices.
 func (s *service) Slowest(ctx context.Context, n int) ([]httpd.Device, error) {
 	queues := slices.DeleteFunc(s.outbox.Queues(s.slowest.get(s.outbox)...), func(q forward.Queue) bool { return q.Messages == 0 })
 	slices.SortFunc(queues, func(a, b forward.Queue) int { return cmp.Compare(a.Oldest, b.Oldest) })
@@ -49,10 +49,10 @@ func (s *service) Slowest(ctx context.Context, n int) ([]httpd.Device, error) {
 	return devices, nil
 }
 
-// slowest is whose messages were the oldest when somebody last asked, for those who ask within a second. What waits of them
-// since is another question.
+// slowest has the devices with the oldest messages at the last request, for requests within the next second. How many of
+// their messages wait is read for each request.
 type slowest struct {
-	mu      sync.Mutex // guards what follows; held while the lanes are looked at, by those who ask alone
+	mu      sync.Mutex // guards what follows; only requests take it, and hold it while they look at the lanes
 	at      time.Time
 	devices []string
 }
@@ -83,7 +83,7 @@ func (s *service) counts(ctx context.Context, devices []string) ([]gate.Counts, 
 	return counted, nil
 }
 
-// describe puts together what is known of a device.
+// describe returns the document of a device.
 func (s *service) describe(q forward.Queue, c *gate.Counts) httpd.Device {
 	d := httpd.Device{
 		ID:           q.Device,

@@ -1,13 +1,14 @@
 // Package plugin is the gateway: the root, which starts the rooms and connects them. It knows neither C nor the broker's
-// structures; package cgo is the translation between the two.
+// structures; package cgo translates between the two.
 //
 //	gateway   Start, Stop, Tick, Reload
 //	start     what is opened, in which order, and what each room is given of the others
-//	rounds    what is done on the broker's thread, in one list
-//	reload    what a change of bouncer.toml and of the broker's configuration brings
+//	tasks     what is done on the broker's thread besides deciding, in one list
+//	closers   what is closed at the stop, in which order
+//	reload    what follows from a change of bouncer.toml and of the broker's configuration
 //	broker    what follows from the broker's own configuration
 //	service   the answers to HTTP requests
-//	orders    what bouncerctl leaves to be done
+//	orders    what bouncerctl orders the running gateway to do
 package plugin
 
 import (
@@ -35,16 +36,16 @@ type Host interface {
 	// Wake ends the present sleep of the broker's thread. Any thread; returns at once.
 	Wake()
 	// SetIssuers sets the certificates of CAs, DER, of which one must have signed the certificate of a client that is a device;
-	// none: any may have. False: one of them cannot be used, and those that were set before stay. Broker's thread only.
+	// none: any CA. False: one of them cannot be used, and the previous ones stay in force. Broker's thread only.
 	SetIssuers([][]byte) bool
-	// SetOthers says how questions of access are answered that are not the gateway's concern. Broker's thread only.
+	// SetOthers sets the answer where the gateway does not decide on access. Broker's thread only.
 	SetOthers(Others)
 	// Is2_1 reports whether the broker is Mosquitto 2.1 or later.
 	Is2_1() bool
 }
 
-// A Gateway is one running instance: a gate, with everything behind it. Its methods are called on the broker's thread alone.
-// None waits for anything, but for Start, which reads files, and Stop, which waits for a bounded time.
+// A Gateway is one running instance: a gate, with everything behind it. Its methods are called only on the broker's thread.
+// None waits for anything, except Start, which reads files, and Stop, which waits for a bounded time.
 type Gateway struct {
 	*gate.Gate
 	host      Host
@@ -61,8 +62,8 @@ type Gateway struct {
 	panics    *crash.Reporter
 }
 
-// Start reads the configuration and the registry and starts what runs beside the broker's thread. The error says what is
-// wrong in which file, and what to do.
+// Start reads the configuration and the registry and starts the gateway's own goroutines. The error says what is wrong in
+// which file, and what to do.
 func Start(configFile string, host Host) (_ *Gateway, err error) {
 	if strings.Trim(configFile, " \t\"'") != configFile || strings.Contains(configFile, " #") {
 		return nil, fmt.Errorf("plugin_opt_config_file is %q: the broker uses the rest of the line unchanged; remove blanks, quotes and comments from it", configFile)
@@ -91,7 +92,7 @@ func (g *Gateway) Tick() {
 	g.rounds.tick(time.Now())
 }
 
-// Reload follows the broker's own configuration and bouncer.toml after SIGHUP, and has the whole registry read.
+// Reload reads the broker's own configuration, bouncer.toml and the whole registry again after SIGHUP.
 func (g *Gateway) Reload() {
 	defer g.panics.Recover("reload")
 	g.reloading.request()
@@ -99,7 +100,7 @@ func (g *Gateway) Reload() {
 }
 
 // Share lets one more plugin line use this gateway: with per_listener_settings each listener has its own. The error says
-// why the line is one too many.
+// why the line is not allowed.
 func (g *Gateway) Share(configFile string) error {
 	if err := g.broker.share(configFile); err != nil {
 		return err

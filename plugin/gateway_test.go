@@ -84,8 +84,8 @@ func TestAccessToTopics(t *testing.T) {
 	}
 }
 
-// What Access has allowed to be written and Message was not asked about is a last will: it reaches no subscriber.
-func TestALastWillReachesNobody(t *testing.T) {
+// A write that Access has allowed and for which Message was not called is a last will: it reaches no subscriber.
+func TestALastWillReachesNoSubscriber(t *testing.T) {
 	g := startGateway(t, "")
 	will := g.fresh("sensor_001")
 	if g.Access(gate.Write, will) != gate.Allow {
@@ -99,7 +99,7 @@ func TestALastWillReachesNobody(t *testing.T) {
 	if n := g.host.count("reason=forbidden_topic"); n != 1 {
 		t.Errorf("%d lines in the log, want 1", n)
 	}
-	// Its id is used up, and a copy that the broker retains is removed.
+	// Its id counts as used, and a copy that the broker retains is removed.
 	g.Tick()
 	if g.send(will) != gate.Refuse {
 		t.Error("what was a will passes as a publish")
@@ -121,8 +121,8 @@ func TestALastWillReachesNobody(t *testing.T) {
 	}
 }
 
-// A will that the broker sends after it has told of the disconnection is refused at once; another connection's publish
-// and, after a tick, a new connection that bears the same number, are not.
+// A will that the broker sends after it has reported the disconnection is refused at once. A publish on another connection
+// and, after a tick, on a new connection with the same number, are not.
 func TestAWillAfterTheDisconnectionIsRefused(t *testing.T) {
 	g := startGateway(t, "")
 	g.Tick()
@@ -142,7 +142,7 @@ func TestAWillAfterTheDisconnectionIsRefused(t *testing.T) {
 	}
 }
 
-// To be removed from the registry gives nobody more rights.
+// A removal from the registry gives no client more rights.
 func TestARemovedDeviceStaysConfined(t *testing.T) {
 	g := startGateway(t, "")
 	database := filepath.Join(filepath.Dir(g.file), "devices.db")
@@ -196,8 +196,7 @@ func TestRetainedMessagesMayBeServed(t *testing.T) {
 	}
 }
 
-// Whoever subscribes is given the same retained messages, whether the broker asks for their source (check_retain_source)
-// or not.
+// Every subscriber gets the same retained messages, whether the broker asks for their source (check_retain_source) or not.
 func TestRetainedMessagesMayBeRead(t *testing.T) {
 	g := startGateway(t, "[publish]\ntopics = [\"device/+/data\", \"site/+/state\"]\n")
 	old := sign(t, "s", "sensor_001", 1, anID, "1")
@@ -219,7 +218,7 @@ func TestRetainedMessagesMayBeRead(t *testing.T) {
 		{"device/sensor_001/response/x", "{}", true, gate.Deny},
 		{"device/sensor_001/command", "{}", true, gate.Deny},
 		{"device/sensor_001/response", "{}", false, gate.NotConcerned},
-		{"device/sensor_001/data", "{}", false, gate.NotConcerned}, // on its way: Message has decided
+		{"device/sensor_001/data", "{}", false, gate.NotConcerned}, // being published now: Message has decided
 		{"news", "{}", true, gate.NotConcerned},
 	} {
 		p := publish("dashboard", []byte(c.payload))
@@ -230,7 +229,8 @@ func TestRetainedMessagesMayBeRead(t *testing.T) {
 	}
 }
 
-// The answer to the question about the source rests on the last answer to a subscriber, for the same bytes in the same place alone.
+// The answer to the question about the source depends on the last answer to a subscriber, only for the same bytes at the same
+// address.
 func TestASourceIsAskedAboutOnce(t *testing.T) {
 	g := startGateway(t, "")
 	reader := publish("dashboard", sign(t, "s", "sensor_001", 1, anID, "1"))
@@ -239,7 +239,7 @@ func TestASourceIsAskedAboutOnce(t *testing.T) {
 		t.Fatal(g.host.last())
 	}
 	source := by(reader, "sensor_001", "")
-	copy(source.Payload, "not verified any more") // so that a second look would show
+	copy(source.Payload, "not verified any more") // so that a second check would fail
 	if g.Retained(source) != gate.Allow {
 		t.Error("the message is verified twice")
 	}
@@ -255,7 +255,7 @@ func TestADeviceThatKeepsFailingIsDisconnected(t *testing.T) {
 		p.ClientID = []byte("client of " + device)
 		return p
 	}
-	// A minute may end between two publishes, and the count with it: at most once in so short a time.
+	// A minute may end between two publishes, and the count starts again: at most once in such a short time.
 	for range 6 {
 		g.send(bad("sensor_001"))
 	}

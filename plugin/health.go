@@ -9,11 +9,11 @@ import (
 	"mosquitto-bouncer/plugin/writable"
 )
 
-// tickWithin is how long the broker's event loop may take for a round, of which there are ten a second, before the gateway
-// counts as unhealthy.
+// tickWithin is how long a round of the broker's event loop may take before the gateway counts as unhealthy. Ten a second are
+// normal.
 const tickWithin = 5 * time.Second
 
-// A health looks at everything that a publish or a command needs here. A backend that is away is no fault of the gateway.
+// A health checks everything that a publish or a command needs here. A backend that is down is not a fault of the gateway.
 // Any goroutine.
 type health struct {
 	started  time.Time
@@ -24,7 +24,7 @@ type health struct {
 	checks   []func() error // of the rooms
 }
 
-// wrong returns what keeps the gateway from doing its work, one sentence each.
+// wrong returns what prevents the gateway from doing its work, one sentence each.
 func (h *health) wrong() (wrong []string) {
 	if late := time.Since(h.gate.LastTick()); late > tickWithin {
 		wrong = append(wrong, fmt.Sprintf("broker event loop has not run for %d s", int(late.Seconds())))

@@ -10,8 +10,8 @@ import (
 	"mosquitto-bouncer/plugin/subscription"
 )
 
-// TestAPanicRemembersNothing: a message that was refused for a panic before it was stored is not taken for one that was
-// accepted when it comes again, which would acknowledge what nobody has.
+// TestAPanicRemembersNothing: a message that was refused because of a panic before it was stored does not count as accepted
+// when it comes again. Otherwise a message would be acknowledged that is not stored anywhere.
 func TestAPanicRemembersNothing(t *testing.T) {
 	g := startGateway(t, "")
 	if o := g.send(g.fresh("sensor_001")); o != gate.Route {

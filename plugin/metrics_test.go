@@ -15,8 +15,8 @@ import (
 
 var updateMetrics = flag.Bool("update-metrics", false, "write testdata/metrics.txt")
 
-// TestSeriesStay: the names, types and labels of all series of a gateway with everything switched on are those that
-// dashboards and alerts know.
+// TestSeriesStay: a gateway with everything switched on has all series with the names, types and labels that dashboards and
+// alerts use.
 func TestSeriesStay(t *testing.T) {
 	g, address := startHTTP(t)
 	if g.send(g.fresh("sensor_001")) != gate.Route {

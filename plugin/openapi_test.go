@@ -45,7 +45,7 @@ func startHTTP(t *testing.T) (g *aGateway, address string) {
 	return g, address
 }
 
-// answer has the device answer the commands that are waiting for the broker, as the broker's thread would.
+// answer makes the device answer the commands that are waiting for the broker, as the broker's thread would.
 func (g *aGateway) answer(stop context.Context) {
 	for stop.Err() == nil {
 		g.Tick()
@@ -57,7 +57,7 @@ func (g *aGateway) answer(stop context.Context) {
 	}
 }
 
-// obey answers a publish that is a command, and returns the answer; nil: it is none.
+// obey answers a publish that is a command, and returns the answer; nil: it is not a command.
 func (g *aGateway) obey(p mqtt.Message) *gate.Publish {
 	device, isCommand := strings.CutSuffix(strings.TrimPrefix(p.Topic, "device/"), "/command")
 	var command struct {
@@ -74,8 +74,8 @@ func (g *aGateway) obey(p mqtt.Message) *gate.Publish {
 	return q
 }
 
-// TestOpenAPI holds docs/openapi.yaml against the server: whatever the one names the other does, whatever the other
-// answers is as the one says.
+// TestOpenAPI compares docs/openapi.yaml with the server: the server has all that the document names, and its answers are as
+// the document says.
 func TestOpenAPI(t *testing.T) {
 	text, err := os.ReadFile("../docs/openapi.yaml")
 	if err != nil {
@@ -107,7 +107,7 @@ func TestOpenAPI(t *testing.T) {
 
 	type key struct{ path, method, status string }
 	answered := map[key]bool{}
-	// do sends a request and holds the answer against what the specification says of the path template and its method.
+	// do sends a request and compares the answer with the specification of the path template and its method.
 	do := func(template, method, as, path, body string, want int, header ...string) map[string]any {
 		t.Helper()
 		r, err := http.NewRequestWithContext(t.Context(), as, "http://"+address+path, strings.NewReader(body))
@@ -143,7 +143,7 @@ func TestOpenAPI(t *testing.T) {
 		}
 		answered[key{template, method, fmt.Sprint(a.StatusCode)}] = true
 		var fields map[string]any
-		_ = json.Unmarshal(said, &fields) // metrics are none
+		_ = json.Unmarshal(said, &fields) // metrics are not JSON
 		return fields
 	}
 	const send, get = "/v1/devices/{device_id}/commands", "/v1/commands/{id}"
@@ -224,7 +224,7 @@ func TestOpenAPI(t *testing.T) {
 	for _, path := range []string{device, list, get, "/metrics", "/healthz"} {
 		read(path, strings.ReplaceAll(strings.ReplaceAll(path, "{device_id}", "sensor_001"), "{id}", "x"), 429, "Authorization", "Bearer wrong")
 	}
-	// Without the broker's thread nobody tells.
+	// Without the broker's thread there is no answer.
 	cancel()
 	<-loop
 	read(device, "/v1/devices/sensor_001", 503)
@@ -232,7 +232,7 @@ func TestOpenAPI(t *testing.T) {
 		t.Error(g.host.last())
 	}
 	read(list, list+"?order=slowest", 503)
-	// Without its store nothing can be promised.
+	// Without its store no command is accepted.
 	if err := g.service.commands.Close(); err != nil {
 		t.Fatal(err)
 	}

@@ -49,7 +49,7 @@ func (o *orders) start() error {
 	return nil
 }
 
-// stop ends it; an order that is being carried out is waited for, 10 s at most.
+// stop ends it. It waits for an order that is being carried out, 10 s at most.
 func (o *orders) stop() {
 	o.cancel()
 	o.ended.Wait()
@@ -108,8 +108,8 @@ func (o *orders) carryOut(given order.Order) error {
 	return fmt.Errorf("unknown order %q", given.Kind)
 }
 
-// clearRetained has the broker forget what it retains on the topics, which must be gated or the gateway's own, and on all
-// such topics of the devices. It returns when the broker's thread has done so.
+// clearRetained makes the broker delete the retained messages of the topics, which must be gated or the gateway's own, and of
+// all such topics of the devices. It returns when the broker's thread has done this.
 func (o *orders) clearRetained(topics, devices []string) error {
 	for _, id := range devices {
 		if !deviceid.Valid(id) {
@@ -133,7 +133,7 @@ func (o *orders) clearRetained(topics, devices []string) error {
 	return nil
 }
 
-// release lets removed devices' ids go; no id: all of them.
+// release releases removed devices' ids; no id: all of them.
 func (o *orders) release(ids []string) error {
 	if len(ids) == 0 {
 		registered := func(yield func(string) bool) {

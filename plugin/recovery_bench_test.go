@@ -67,7 +67,7 @@ func BenchmarkRecovery(b *testing.B) {
 	}
 }
 
-// silenceBackend has the gateway, once it is started again, talk to a backend that takes connections and never answers.
+// silenceBackend makes the gateway use, after its next start, a backend that takes connections and never answers.
 func (g *aGateway) silenceBackend() {
 	g.t.Helper()
 	backend, err := net.Listen("tcp", "127.0.0.1:0")

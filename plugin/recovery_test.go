@@ -14,7 +14,7 @@ import (
 )
 
 // TestAnswersSurviveACrash: the answer to a command that was acknowledged to its device, and not stored yet when the
-// process ended, is stored after the next start; its id stays used up.
+// process ended, is stored after the next start; its id still counts as used.
 func TestAnswersSurviveACrash(t *testing.T) {
 	address, settings := httpSettings(t)
 	g := startGateway(t, settings)
@@ -29,7 +29,7 @@ func TestAnswersSurviveACrash(t *testing.T) {
 		return err == nil && stored.State == command.Sent
 	})
 
-	// Another writer keeps the store from its database. What the device has been told is in the journal all the same.
+	// Another writer locks the store's database. The acknowledged answer is in the journal nevertheless.
 	db, err := sql.Open("sqlite3", filepath.Join(g.dir, command.FileName)+"?_txlock=immediate")
 	if err != nil {
 		t.Fatal(err)

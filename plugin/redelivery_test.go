@@ -15,7 +15,7 @@ func (g *aGateway) reconnect(p *gate.Publish) {
 	g.Tick()
 }
 
-// firstOutcome is what becomes of a message that is accepted.
+// firstOutcome is the disposition of a message that is accepted.
 func firstOutcome(qos byte) gate.Disposition {
 	if qos == 2 {
 		return gate.Relay
@@ -85,7 +85,7 @@ func TestRedelivery(t *testing.T) {
 							t.Errorf("the second repetition on one connection: outcome %d, %s", got, g.host.last())
 						}
 					}
-					// What was refused is in nobody's way.
+					// A refused message does not block later ones.
 					if got == gate.Refuse && c.first > 0 && c.reconnect {
 						if got := g.send(&original); got != gate.Swallow {
 							t.Errorf("the true redelivery: outcome %d, %s", got, g.host.last())
@@ -100,7 +100,7 @@ func TestRedelivery(t *testing.T) {
 	}
 }
 
-// However often a message comes again, on however many connections and over restarts, it is routed once.
+// A message is routed once, regardless of how often it comes again, on how many connections and over restarts.
 func TestRedeliveryNeverRoutesTwice(t *testing.T) {
 	for _, qos := range []byte{1, 2} {
 		g := startGateway(t, "")
@@ -122,7 +122,8 @@ func TestRedeliveryNeverRoutesTwice(t *testing.T) {
 	}
 }
 
-// TestRelay has the gateway publish every QoS 2 message itself, and what comes on the same topic before that is out.
+// TestRelay: the gateway publishes every QoS 2 message itself, and also what comes on the same topic before the broker has
+// published it.
 func TestRelay(t *testing.T) {
 	g := startGateway(t, "[publish]\ntopics = [\"device/+/data\", \"alarm/+\"]\n")
 	expect := func(what string, qos byte, topic string, want gate.Disposition) {
@@ -149,7 +150,7 @@ func TestRelay(t *testing.T) {
 	expect("QoS 1 on the first topic", 1, "", gate.Route)
 }
 
-// A delivery of what the gateway has published itself is a delivery like any other, however often the device comes again.
+// A delivery of what the gateway has published itself is like any other, regardless of how often the device reconnects.
 func TestRelayedMessagesMayBeRead(t *testing.T) {
 	g := startGateway(t, "")
 	p := g.fresh("sensor_001")

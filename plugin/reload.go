@@ -26,7 +26,7 @@ type configReader struct {
 	result   atomic.Pointer[reloaded] // not taken yet; nil: none
 }
 
-// reloaded is what came of reading the file.
+// reloaded is the result of reading the file.
 type reloaded struct {
 	config *config.Config
 	key    *registry.Key // of config
@@ -74,13 +74,12 @@ func (r *configReader) stop() {
 	r.done.Wait()
 }
 
-// A reloading puts in force what has changed in bouncer.toml and in the broker's configuration. Broker's thread only, but for
-// why.
+// A reloading puts changes of bouncer.toml and of the broker's configuration in force. Broker's thread only, except why.
 type reloading struct {
 	host     Host
 	reader   *configReader
 	broker   *brokerSettings
-	config   *config.Config // as it is in force
+	config   *config.Config // in force now
 	gate     *gate.Gate
 	registry *registry.Registry
 	sink     *webhook.Sink
@@ -91,8 +90,8 @@ type reloading struct {
 	failed atomic.Pointer[string] // why the last reload failed; nil: it did not
 }
 
-// request has everything read again after SIGHUP: the broker's own configuration, bouncer.toml and the registry. bouncer.toml
-// is read by a goroutine, and takes effect as a whole in a later round; where anything in it is wrong, all stays as it is.
+// request has everything read again after SIGHUP: the broker's own configuration, bouncer.toml and the registry. A goroutine
+// reads bouncer.toml, which takes effect as a whole in a later round; if anything in it is wrong, nothing changes.
 func (r *reloading) request() {
 	r.broker.reread()
 	r.broker.settleOthers()
@@ -101,7 +100,7 @@ func (r *reloading) request() {
 	r.reader.request()
 }
 
-// why returns why bouncer.toml could not be read again at the last SIGHUP; "" where it could. Any goroutine.
+// why returns why bouncer.toml could not be reloaded at the last SIGHUP; "" if it was. Any goroutine.
 func (r *reloading) why() string {
 	if why := r.failed.Load(); why != nil {
 		return *why
@@ -109,7 +108,7 @@ func (r *reloading) why() string {
 	return ""
 }
 
-// take puts in force what the reader has read, if anything.
+// take puts in force what the reader has read since the last call.
 func (r *reloading) take() {
 	if r.reader.result.Load() == nil {
 		return
@@ -135,7 +134,7 @@ func (r *reloading) take() {
 	r.report(changes)
 }
 
-// fail says why all stays as it is.
+// fail reports why nothing changes.
 func (r *reloading) fail(err error) {
 	why := err.Error()
 	r.failed.Store(&why)
@@ -147,7 +146,7 @@ func (r *reloading) fail(err error) {
 	r.audit.Reopen(auditOptions(r.config))
 }
 
-// adopt puts in force the Live settings of next. It sets back in next what cannot be put in force.
+// adopt puts the Live settings of next in force. Where one cannot be, it gives next the previous value.
 func (r *reloading) adopt(next *config.Config, changes config.Changes, key *registry.Key) {
 	if err := useIssuers(r.host, next); err != nil {
 		r.log.Error("publish.issuers was not changed; the previous certificates stay in force", "error", err)
@@ -164,7 +163,7 @@ func (r *reloading) adopt(next *config.Config, changes config.Changes, key *regi
 	r.audit.Reopen(auditOptions(next))
 }
 
-// renew exchanges the secrets and certificates of connections that have changed in next: all of them, or with an error none.
+// renew replaces the secrets and certificates of connections that have changed in next: all of them, or with an error none.
 func (r *reloading) renew(next *config.Config, changes config.Changes, backend *webhook.Credentials) error {
 	if r.server != nil && changes.RenewsListener() {
 		if err := r.server.Renew(next.HTTP.Token, next.HTTP.TLS); err != nil {
@@ -177,7 +176,7 @@ func (r *reloading) renew(next *config.Config, changes config.Changes, backend *
 	return nil
 }
 
-// report says what a reload has brought.
+// report logs and records the result of a reload.
 func (r *reloading) report(changes config.Changes) {
 	var details []string
 	if len(changes.Renewed) > 0 {

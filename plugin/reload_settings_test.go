@@ -51,7 +51,7 @@ func (s settingsFile) with(others settingsFile) settingsFile {
 	return all
 }
 
-// changedSettings has another value for every setting, with what else must change then.
+// changedSettings has another value for every setting, with the other changes that it needs.
 var changedSettings = map[string]settingsFile{
 	"state_dir":                   {"state_dir": `"elsewhere"`},
 	"database":                    {"database": `"other.db"`},
@@ -296,7 +296,7 @@ func TestReloadOfEverySetting(t *testing.T) {
 		now := func() string { return "" }
 		if s.Reload != config.Restart {
 			if now = observers[s.Key]; now == nil {
-				t.Errorf("%s: say in observers how to see that it is in force", s.Key)
+				t.Errorf("%s: add to observers how to see that it is in force", s.Key)
 				continue
 			}
 		}

@@ -35,7 +35,7 @@ func TestReload(t *testing.T) {
 	if twice() != [2]gate.Disposition{gate.Route, gate.Refuse} || g.host.count("rate_limited") != 1 {
 		t.Errorf("the limit is not in force: %q", g.host.lines)
 	}
-	// A bad file keeps the last good one, whole.
+	// With a bad file, all of the last good one stays in force.
 	g.reload("rate = 0\nmax_bytes = 10\n")
 	g.until("refused", func() bool { return g.host.count("bouncer.toml was not reloaded") == 1 })
 	if g.host.count(g.file+":7: publish.max_bytes: 10 bytes is out of range") != 1 || !strings.Contains(g.reloading.why(), "publish.max_bytes") {

@@ -47,7 +47,7 @@ func TestResponseTopics(t *testing.T) {
 // commandRetry is the least time between two deliveries of one command.
 const commandRetry = time.Second
 
-// TestSubscribingSendsOnce: what is given to the broker since a device subscribed is not given to it again.
+// TestSubscribingSendsOnce: a command that was given to the broker after the device subscribed is not given to it again.
 func TestSubscribingSendsOnce(t *testing.T) {
 	g, _ := startHTTP(t)
 	given := make(map[string]int)
@@ -67,7 +67,7 @@ func TestSubscribingSendsOnce(t *testing.T) {
 		}
 		tick(commandRetry * 6 / 10)
 	}
-	// Whoever bears the name without the certificate brings nothing about.
+	// A client that uses the name without the certificate causes nothing.
 	uncertified := by(&gate.Publish{}, "sensor_001", "device/sensor_001/command")
 	uncertified.ClientID = []byte("another")
 	if g.Access(gate.Subscribe, uncertified) != gate.AllowCertified {
@@ -91,8 +91,8 @@ func TestSubscribingSendsOnce(t *testing.T) {
 	}
 }
 
-// TestRestartSendsAgain: the broker may have lost in a crash what it was given, and a device whose session it has kept does
-// not subscribe again.
+// TestRestartSendsAgain: the broker may have lost commands in a crash, and a device whose session it has kept does not
+// subscribe again.
 func TestRestartSendsAgain(t *testing.T) {
 	g, _ := startHTTP(t)
 	given := func() (payload string) {
@@ -130,7 +130,7 @@ func TestMetricsDuringTheStart(t *testing.T) {
 		for ctx.Err() == nil {
 			r, _ := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address+"/metrics", nil)
 			r.Header.Set("Authorization", "Bearer token")
-			if a, err := http.DefaultClient.Do(r); err == nil { // nobody listens between two gateways
+			if a, err := http.DefaultClient.Do(r); err == nil { // no server listens between two gateways
 				a.Body.Close()
 				answers++
 			}

@@ -13,8 +13,8 @@ import (
 	"mosquitto-bouncer/plugin/registry"
 )
 
-// A retained message that was accepted is served whatever becomes of its secret, over restarts, and for as long as its
-// device is registered.
+// A retained message that was accepted is served as long as its device is registered, over restarts, and even when the
+// device's secret changes.
 func TestRetainedMessagesOutliveTheirSecret(t *testing.T) {
 	g := startGateway(t, "")
 	p := g.fresh("sensor_001")

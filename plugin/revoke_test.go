@@ -100,7 +100,7 @@ func TestPinnedCertificates(t *testing.T) {
 	}
 }
 
-// TestAuditOfCommands: who sent what to whom, and what came of it, without what was sent.
+// TestAuditOfCommands: who sent a command to which device, and its result, without the body.
 func TestAuditOfCommands(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "audit.jsonl")
 	address, settings := httpSettings(t)
@@ -129,7 +129,7 @@ func TestAuditOfCommands(t *testing.T) {
 		return c.ID
 	}
 	id := post("sensor_001", `"open sesame"`, 200)
-	if again := post("sensor_001", `"open sesame"`, 200); again != id { // which is no other command
+	if again := post("sensor_001", `"open sesame"`, 200); again != id { // which is the same command
 		t.Error(again)
 	}
 	post("none", `"open sesame"`, 404)

@@ -39,7 +39,7 @@ func publish(identity string, text []byte) *gate.Publish {
 	return &gate.Publish{Identity: []byte(identity), Certified: true, ClientID: []byte("c"), Topic: []byte("device/" + identity + "/data"), Payload: text}
 }
 
-// aBroker is a Host that notes what it is told.
+// aBroker is a Host that records what it is called with.
 type aBroker struct {
 	lines     []string
 	published []mqtt.Message
@@ -85,7 +85,7 @@ type aGateway struct {
 	file    string       // bouncer.toml
 }
 
-// disable has the registry disable a device, which the gateway learns within a second.
+// disable disables a device in the registry, which takes effect within a second.
 func (g *aGateway) disable(device string) error {
 	store, err := registry.OpenStore(filepath.Join(g.dir, "devices.db"))
 	if err != nil {
@@ -154,7 +154,7 @@ func (g *aGateway) send(p *gate.Publish) gate.Disposition {
 	return g.Message(p)
 }
 
-// by returns p as somebody else reads, writes or subscribes it.
+// by returns p as another client reads, writes or subscribes it.
 func by(p *gate.Publish, identity, topic string) *gate.Publish {
 	q := *p
 	q.Identity, q.ClientID, q.Connection = []byte(identity), []byte(identity), 2

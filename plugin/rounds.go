@@ -54,7 +54,7 @@ func (c *closers) add(what string, f func() error) { c.all = append(c.all, close
 // do adds what cannot fail.
 func (c *closers) do(what string, f func()) { c.add(what, func() error { f(); return nil }) }
 
-// close calls all, once. A panic in one of them does not keep the others from being called.
+// close calls all, once, also after a panic in one of them.
 func (c *closers) close() {
 	for _, one := range slices.Backward(c.all) {
 		func() {

@@ -18,7 +18,7 @@ func (s *starter) serve() error {
 			started: time.Now(), gate: s.Gate, registry: s.registry, writable: s.writable, reload: s.reloading.why, checks: s.checks,
 		},
 	}
-	// Its workers may wait for the broker's thread, which takes no more responses when this is called.
+	// The outbox's workers may wait for the broker's thread, which takes no more responses when this is called.
 	s.closers.do("responses", s.responses.Stop)
 	if c.HTTP.Listen == "" {
 		return nil
@@ -51,7 +51,7 @@ func (s *starter) collectors() *metrics.Set {
 		metrics.Collector(func(to metrics.Sender) {
 			to.Gauge("build_info", "The version of the plugin.", 1, "version", Version)
 			to.Flag("config_reload_failed", "Whether bouncer.toml could not be reloaded at the last SIGHUP.", s.reloading.why() != "")
-			if server := s.server.Load(); server != nil { // it answers before it is set
+			if server := s.server.Load(); server != nil { // it answers requests before it is set
 				to.Collect(server.Collector())
 			}
 		}),

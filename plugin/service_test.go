@@ -20,7 +20,7 @@ import (
 	"mosquitto-bouncer/plugin/suspension"
 )
 
-// suspend has nothing of a device delivered, so that what waits stays.
+// suspend stops the delivery of a device's messages, so that they stay in the backlog.
 func (g *aGateway) suspend(device string) {
 	g.t.Helper()
 	dir := filepath.Join(g.dir, suspension.DirName)
@@ -86,7 +86,7 @@ func TestWhatIsKnownOfADevice(t *testing.T) {
 		t.Fatalf("%d %s", o, g.host.last())
 	}
 	g.Access(gate.Subscribe, by(first, "sensor_001", "others/topic"))
-	// Another's topic: it is the publisher's refusal.
+	// Another's topic: the refusal counts for the publisher.
 	g.send(by(first, "sensor_002", ""))
 
 	want := map[string]uint64{"replay": 1, "bad_signature": 1, "forbidden_topic": 1}

@@ -19,18 +19,18 @@ func topicConfig(c *config.Config) gate.TopicConfig {
 	topics := gate.TopicConfig{
 		Gated: c.Publish.Topics, Response: filter(c.Response.Topic), Command: filter(c.Command.Topic), Rejected: filter(c.Rejected.Topic),
 	}
-	if c.HTTP.Listen != "" { // or there are no commands
+	if c.HTTP.Listen != "" { // otherwise there are no commands
 		topics.Answers = answerFilter(c)
 	}
 	return topics
 }
 
-// answerFilter is where devices answer to commands.
+// answerFilter is the filter of the topics on which devices answer commands.
 func answerFilter(c *config.Config) string {
 	return strings.Replace(c.Command.ResultTopic(), config.DeviceID, "+", 1)
 }
 
-// gateSettings returns what of the configurations the gate takes over at a reload.
+// gateSettings returns those settings of both configurations that the gate takes over at a reload.
 func gateSettings(c *config.Config, b *brokerSettings) gate.Settings {
 	s := gate.Settings{
 		MaxBytes:             c.Publish.MaxBytes,
@@ -59,7 +59,7 @@ func registryKey(c *config.Config) (*registry.Key, error) {
 	return registry.NewKey(c.Registry.Key)
 }
 
-// backendCredentials makes what requests to the backend prove themselves with.
+// backendCredentials returns the credentials of requests to the backend.
 func backendCredentials(c *config.Config) (*webhook.Credentials, error) {
 	credentials, err := webhook.NewCredentials(c.Backend.BearerToken, c.Backend.SigningSecret, c.Backend.TLS)
 	if err != nil {

@@ -31,11 +31,11 @@ import (
 // Bounds of the implementation.
 const (
 	// maxRemembered is how many message ids the replay memory holds; when it is full, publishes are refused as
-	// overloaded. At 64 bytes an id it is 256 MiB, which a fleet reaches only if it publishes 7,000 messages a second
-	// within the default tolerance.
+	// overloaded. At 64 bytes an id it takes 256 MiB. With the default tolerance, a fleet reaches this only with 7,000 messages
+	// a second.
 	maxRemembered = 1 << 22
-	// maxClears is how many topics one order may have cleared: of each device the gated ones, those of the gateway, and that of
-	// the answers to commands.
+	// maxClears is how many topics one order may clear: of each device the gated ones, those of the gateway, and that of the
+	// answers to commands.
 	maxClears = order.MaxNames * (config.MaxTopics + 4)
 	// stopWithin is how long Stop waits for the backend to take what is still queued. The rest is delivered after the
 	// next start.
@@ -44,7 +44,7 @@ const (
 	stopAuditWithin = time.Second
 )
 
-// A starter opens the parts of a Gateway one after the other, and has what only the start needs of them.
+// A starter opens the parts of a Gateway one after the other, and keeps what only the start needs.
 type starter struct {
 	*Gateway
 	config  *config.Config
@@ -112,7 +112,7 @@ func (s *starter) openAudit() (err error) {
 	return nil
 }
 
-// openRegistry reads which devices there are.
+// openRegistry reads which devices are registered.
 func (s *starter) openRegistry() error {
 	c := s.config
 	// From 2.1 on the broker's thread sleeps between a tick and the sending of what was published in it.
@@ -135,7 +135,7 @@ func (s *starter) openRegistry() error {
 	return nil
 }
 
-// openDownlink makes the way to the broker's thread, and what brings responses to the devices.
+// openDownlink makes the dispatcher to the broker's thread, and what sends responses to the devices.
 func (s *starter) openDownlink() error {
 	c := s.config
 	s.down = downlink.NewDispatcher(s.host, s.waker.Wake, s.log)
@@ -170,8 +170,8 @@ func (s *starter) openOutbox() (err error) {
 	return nil
 }
 
-// openCommands has commands sent to devices, if there is a listener to post them to, and brings devices' answers from the
-// journal into the store of commands.
+// openCommands starts to send commands to devices, if there is a listener to post them to, and moves devices' answers from
+// the journal into the store of commands.
 func (s *starter) openCommands() (err error) {
 	c := s.config
 	var answers []downlink.Answer
@@ -197,7 +197,7 @@ func (s *starter) openCommands() (err error) {
 	return nil
 }
 
-// openGate makes the gate and hands it what it needs of the others, after a look at the broker's configuration.
+// openGate reads the broker's configuration, and makes the gate with what it needs of the others.
 func (s *starter) openGate() error {
 	if err := useIssuers(s.host, s.config); err != nil {
 		return err
@@ -227,7 +227,7 @@ func (s *starter) openGate() error {
 		Panics:  s.panics,
 		Log:     s.log,
 	}
-	if s.commands != nil { // or it would be an interface that is not nil
+	if s.commands != nil { // a nil pointer would make an interface that is not nil
 		o.Commands = s.commands
 	}
 	s.Gate = gate.New(o, gateSettings(s.config, s.broker))
@@ -246,8 +246,8 @@ func (s *starter) unsent() unsentState {
 	return unsentState{filepath.Join(s.config.StateDir, journal.DirName), s.outbox.Journal()}
 }
 
-// watch starts what looks after files: the stores, bouncer.toml, the directory of orders. Then everything is there that the
-// rounds need.
+// watch starts what watches files: the stores, bouncer.toml, the directory of orders. Then everything that the tasks of the
+// broker's thread need is there.
 func (s *starter) watch() error {
 	watchStores(s.writable, s.config.StateDir, s.outbox, s.commands, s.audit)
 	s.closers.do("the checks of the stores", s.writable.Stop)

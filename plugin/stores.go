@@ -45,8 +45,8 @@ func (s *starter) openRetained() (err error) {
 	return nil
 }
 
-// watchStores has every store looked at, again and again, whether it can be written: /healthz says so. The journal looks
-// by itself, and refuses what it could not keep.
+// watchStores starts to check regularly whether every store can be written, for /healthz. The journal checks itself, and
+// refuses what it cannot keep.
 func watchStores(checks *writable.Checks, stateDir string, box *outbox.Outbox, commands *downlink.Commands, log *audit.Log) {
 	box.WatchWritable(checks)
 	if commands != nil {
@@ -55,12 +55,12 @@ func watchStores(checks *writable.Checks, stateDir string, box *outbox.Outbox, c
 	if log != nil {
 		checks.Add("the audit log", func(context.Context) error { return log.Writable() })
 	}
-	// Removed devices, the backend's standing and verified retained messages are files of it.
+	// Removed devices, the backend's standing and verified retained messages are files in state_dir.
 	checks.Add("state_dir", func(context.Context) error { return probeDirectory(stateDir) })
 	checks.Start()
 }
 
-// stateError says where the directory that err is about was set, and what to do.
+// stateError says in which setting the directory of err is, and what to do.
 func stateError(c *config.Config, err error) error {
 	switch {
 	case errors.Is(err, journal.ErrLocked):

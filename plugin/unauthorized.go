@@ -8,7 +8,7 @@ import (
 	"mosquitto-bouncer/plugin/httpd"
 )
 
-// auditRefusals records requests without the valid token. The listener bounds how often it is called. Any goroutine.
+// auditRefusals records requests without the valid token. The listener limits how often it is called. Any goroutine.
 func auditRefusals(log *audit.Log) func(httpd.Refusal) {
 	return func(r httpd.Refusal) {
 		log.Add(audit.Record{Event: audit.Unauthorized, Actor: r.Client, Count: r.Unreported})

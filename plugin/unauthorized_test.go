@@ -11,8 +11,8 @@ import (
 	"mosquitto-bouncer/plugin/audit"
 )
 
-// TestUnauthorizedIsAudited: requests without the valid token are recorded and counted, and what they brought in its place
-// is nowhere.
+// TestUnauthorizedIsAudited: requests without the valid token are recorded and counted, and the wrong token is not in any
+// record.
 func TestUnauthorizedIsAudited(t *testing.T) {
 	address, settings := httpSettings(t)
 	file := filepath.Join(t.TempDir(), "audit.jsonl")
@@ -62,11 +62,11 @@ func TestUnauthorizedIsAudited(t *testing.T) {
 		t.Errorf("%d records: %s", recorded, content)
 	}
 	if all := string(content) + strings.Join(g.host.lines, "\n"); strings.Contains(all, "sesame") {
-		t.Errorf("what was tried is told: %s", all)
+		t.Errorf("the wrong token is recorded: %s", all)
 	}
 }
 
-// TestShortToken: a token that a later version refuses is named at the start and at SIGHUP, and not told.
+// TestShortToken: a token that a later version refuses causes a warning at the start and at SIGHUP, which does not quote it.
 func TestShortToken(t *testing.T) {
 	_, settings := httpSettings(t)
 	g := startGateway(t, settings+"[publish]\n")

@@ -69,7 +69,7 @@ func TestUnsentWithoutTicks(t *testing.T) {
 	}
 }
 
-// TestServeRetained: after a restart the broker asks about what the gateway published in the name of nobody.
+// TestServeRetained: after a restart the broker asks about what the gateway published, without a user name and a client id.
 func TestServeRetained(t *testing.T) {
 	g := startGateway(t, "")
 	p := g.fresh("sensor_001")
@@ -77,21 +77,21 @@ func TestServeRetained(t *testing.T) {
 	if g.send(p) != gate.Relay {
 		t.Fatal(g.host.last())
 	}
-	nobody := gate.Publish{Topic: p.Topic, Payload: p.Payload, Retain: true}
+	unnamed := gate.Publish{Topic: p.Topic, Payload: p.Payload, Retain: true}
 	for _, c := range []struct {
 		name   string
 		change func(p *gate.Publish)
 		want   gate.Decision
 	}{
-		{"nobody", func(*gate.Publish) {}, gate.Allow},
+		{"without a name", func(*gate.Publish) {}, gate.Allow},
 		{"the device", func(p *gate.Publish) { p.Identity, p.ClientID = []byte("sensor_001"), []byte("c") }, gate.Allow},
 		{"an anonymous client", func(p *gate.Publish) { p.ClientID = []byte("c") }, gate.Deny},
 		{"another device", func(p *gate.Publish) { p.Identity = []byte("sensor_002") }, gate.Deny},
-		{"nobody, on another's topic", func(p *gate.Publish) { p.Topic = []byte("device/sensor_002/data") }, gate.Deny},
-		{"nobody, unsigned", func(p *gate.Publish) { p.Payload = []byte(`{"t":22}`) }, gate.Deny},
-		{"nobody, elsewhere", func(p *gate.Publish) { p.Topic = []byte("site/status") }, gate.NotConcerned},
+		{"without a name, on another's topic", func(p *gate.Publish) { p.Topic = []byte("device/sensor_002/data") }, gate.Deny},
+		{"without a name, unsigned", func(p *gate.Publish) { p.Payload = []byte(`{"t":22}`) }, gate.Deny},
+		{"without a name, elsewhere", func(p *gate.Publish) { p.Topic = []byte("site/status") }, gate.NotConcerned},
 	} {
-		q := nobody
+		q := unnamed
 		c.change(&q)
 		if got := g.ServeRetained(&q); got != c.want {
 			t.Errorf("%s: decision %d, want %d", c.name, got, c.want)

@@ -7,9 +7,9 @@ import (
 // Access decides whether a client may do something with a topic. The broker asks before every publish and every last
 // will (Write), every subscription and every delivery.
 //
-// A write to a gated topic gets the whole verdict here, since a last will is never put to Message; for a publish Message
-// follows and finds the verdict ready. The two cannot be told apart here, so what only a publish may do waits for
-// Message, and until that has been called a delivery of the same message is denied: see read.
+// A write to a gated topic gets the whole verdict here, because Message is never called for a last will; for a publish,
+// Message follows and finds the verdict ready. A publish and a will look the same here, so what only a publish may do waits
+// for Message, and until Message is called a delivery of the same message is denied: see read.
 func (g *Gate) Access(action Action, p *Publish) (decision Decision) {
 	defer func() {
 		if v := recover(); v != nil {
@@ -50,7 +50,7 @@ func (g *Gate) write(p *Publish) Decision {
 	}
 	level, gated := g.topics.Gated(p.Topic)
 	if !gated {
-		// The topics of the gateway are its own, and a device has no others to publish to.
+		// Only the gateway publishes on its own topics, and a device only on gated ones.
 		if _, own := g.topics.Own(p.Topic); own {
 			g.forbid(p, errOwnTopic)
 			return Deny
@@ -79,13 +79,13 @@ func (g *Gate) write(p *Publish) Decision {
 	return Deny
 }
 
-// forbid says in the log that a client has no business with a topic.
+// forbid refuses what a client does with a topic that it may not use.
 func (g *Gate) forbid(p *Publish, detail error) {
 	g.decision.now = time.Now()
 	g.refuse(p, g.devices.of(g.registry.Lookup(p.Identity)), nil, Forbidden, detail)
 }
 
-// decide reaches the verdict on a publish to a gated topic and leaves it in g.pending.
+// decide makes the decision on a publish to a gated topic and leaves the verdict in g.pending.
 func (g *Gate) decide(p *Publish, level []byte) {
 	g.decision.now = time.Now()
 	g.clock.missTicks(g.decision.now, g.log)
@@ -101,14 +101,14 @@ func (g *Gate) decide(p *Publish, level []byte) {
 	}
 }
 
-// read decides on a delivery. It is asked for every subscriber of every message, so it does little.
+// read decides on a delivery. It is called for every subscriber of every message, so it does little.
 func (g *Gate) read(p *Publish) Decision {
 	if level, gated := g.topics.Gated(p.Topic); gated {
 		if len(p.Payload) == 0 {
-			return Deny // no envelope: the gateway's own, by which a retained will is removed
+			return Deny // not an envelope, but the gateway's own message that removes a retained will
 		}
 		if g.pending.set && g.pending.sameMessage(p) {
-			// Access was asked to write it and Message was not called, and now it is being delivered: a last will.
+			// Access was called for the write and Message was not, and now it is being delivered: a last will.
 			g.refuseWill()
 			return Deny
 		}
@@ -119,13 +119,13 @@ func (g *Gate) read(p *Publish) Decision {
 			g.retained.served.note(p)
 		}
 	} else if _, own := g.topics.Own(p.Topic); own && p.Retain {
-		return Deny // put there before the plugin came: it lets nobody retain anything there, and retains nothing itself
+		return Deny // retained before the plugin was installed: with the plugin nothing is retained there
 	}
 	if g.sessions.answers(p) {
 		return Deny
 	}
 	if g.clientIDs.foreign(p) {
-		return Deny // it has taken over the session, and what waits in it is not for it to read
+		return Deny // it has taken over the session, and must not read the messages that wait in it
 	}
 	switch g.confinement.of(p) {
 	case ofOthers:
@@ -140,8 +140,8 @@ func (g *Gate) read(p *Publish) Decision {
 	}
 }
 
-// ownTopic decides on a device's wish to have what is published to a topic. Who bears the name without the certificate,
-// as a device does whose session outlives its connection, has no claim of his own: others decide.
+// ownTopic decides whether a device may receive what is published to a topic. A client that uses the name without the
+// certificate, as a device does whose session outlives its connection, gets NotConcerned: others decide.
 func (g *Gate) ownTopic(p *Publish) Decision {
 	if g.topics.isOwnOf(p) {
 		if d := g.registry.Lookup(p.Identity); d != nil && !g.otherCertificate(p, d) {

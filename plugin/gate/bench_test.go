@@ -15,7 +15,7 @@ import (
 	"mosquitto-bouncer/plugin/sampler"
 )
 
-// What the benchmarks below publish: as many messages, of as many devices, as a processor's caches do not foresee.
+// What the benchmarks below publish: so many messages, of so many devices, that the processor's caches do not help.
 const (
 	benchDevices  = 100
 	benchMessages = 8192
@@ -44,14 +44,14 @@ func benchEnvelope(b *testing.B, secret, device string, timestamp int64, id stri
 	return message
 }
 
-// A benchGate is a gate whose backend takes connections and never answers, so that nothing but the
-// benchmark runs; and good publishes of its devices, in no order that a processor foresees.
+// A benchGate is a gate whose backend takes connections and never answers, so that only the benchmark runs. It has good
+// publishes of its devices, in an order that a processor cannot predict.
 type benchGate struct {
 	*aGate
 	publishes []*Publish
 }
 
-// startBench starts one; the messages were made so long ago.
+// startBench starts one, whose messages have this age.
 func startBench(b *testing.B, ago time.Duration) *benchGate {
 	b.Helper()
 	backend, err := net.Listen("tcp", "127.0.0.1:0")
@@ -80,7 +80,7 @@ func startBench(b *testing.B, ago time.Duration) *benchGate {
 	return g
 }
 
-// remember has every publish accepted before.
+// remember makes every publish one that was accepted before.
 func (g *benchGate) remember(b *testing.B) {
 	b.Helper()
 	for _, p := range g.publishes {
@@ -95,7 +95,7 @@ func (g *benchGate) remember(b *testing.B) {
 	}
 }
 
-// saturate uses up what the log takes of refusals, so that as good as none is written any more.
+// saturate uses up the log's limit for refusals, so that hardly any more are written.
 func (g *benchGate) saturate() {
 	for range 2 {
 		for _, p := range g.publishes {
@@ -111,7 +111,7 @@ func (g *benchGate) saturate() {
 }
 
 // BenchmarkVerdict measures the whole of a decision on a publish to a gated topic, by reason: topic, registry, replay
-// memory, parsing and signature. A refusal's line in the log is not part of it, because of most refusals there is none.
+// memory, parsing and signature. A refusal's line in the log is not part of it, because most refusals have none.
 func BenchmarkVerdict(b *testing.B) {
 	edit := func(change func(p *Publish)) func(*testing.B, *benchGate) {
 		return func(_ *testing.B, g *benchGate) {
@@ -155,14 +155,14 @@ func BenchmarkVerdict(b *testing.B) {
 				if g.Access(Write, p) != want || g.pending.reason != c.reason {
 					b.Fatalf("%s, want %s", g.pending.reason, c.reason)
 				}
-				g.pending.set = false // or it would be taken for a last will, and its id used up
+				g.pending.set = false // otherwise it would count as a last will, and its id as used
 			}
 		})
 	}
 }
 
-// BenchmarkPublish measures a publish from end to end on the broker's thread: the verdict, the remembering of the id, and
-// the hand-over to the forwarder, with the copies that outlive the call.
+// BenchmarkPublish measures a publish from end to end on the broker's thread: the verdict, the storing of the id, and the
+// handover to the outbox, with the copies that outlive the call.
 func BenchmarkPublish(b *testing.B) {
 	g := startBench(b, 0)
 	b.ReportAllocs()
@@ -194,8 +194,8 @@ func (g *benchGate) renew(b *testing.B) {
 	}
 }
 
-// BenchmarkDelivery measures the decision on one delivery of a message to one of 100 subscribers who are no devices, as
-// far as it is made in Go: most are made before (cgo/readers.c).
+// BenchmarkDelivery measures the decision on one delivery of a message to one of 100 subscribers that are not devices, in Go.
+// Most such decisions are made before, in C (cgo/bystander.c).
 func BenchmarkDelivery(b *testing.B) {
 	g := startBench(b, 0)
 	accepted := g.publishes[0]
@@ -220,7 +220,7 @@ func BenchmarkDelivery(b *testing.B) {
 	}
 }
 
-// BenchmarkRetained measures what one retained message costs the broker's thread when somebody subscribes.
+// BenchmarkRetained measures what one retained message costs the broker's thread when a client subscribes.
 func BenchmarkRetained(b *testing.B) {
 	for _, how := range []string{"verified", "signature"} {
 		b.Run(how, func(b *testing.B) {

@@ -6,19 +6,20 @@ import (
 	"time"
 )
 
-// maxOwners is how many clients that are no devices are remembered to have their user name for their client id.
+// maxOwners is for how many clients that are not devices the gate remembers that their client id is their user name.
 const maxOwners = 4096
 
-// clientIDs tells whose a client id is. To the broker it is the name of a session and nobody's: whoever connects with it
-// ends the connection that has it and takes the session, with its subscriptions and what waits in it.
+// clientIDs knows to which identity a client id belongs. For the broker a client id is only the name of a session: a client
+// that connects with it ends the connection that has it and takes over the session, with its subscriptions and the messages
+// that wait in it.
 //
 // Here an id belongs to the identity that has the same name: to a device, registered or removed and not released, and to
-// any other client that was seen with a certificate whose common name is its user name and its client id. Everyone may use
-// any other id. Broker's thread only.
+// any other client that was seen with a certificate whose common name is its user name and its client id. Every client may
+// use any other id. Broker's thread only.
 type clientIDs struct {
 	isDevice func(name []byte) bool // confinement.isDevice
-	owners   map[string]struct{}    // who are no devices
-	changed  func()                 // called when another client has become an owner; nil: nobody wants to know
+	owners   map[string]struct{}    // that are not devices
+	changed  func()                 // called when another client has become an owner; nil: not set
 }
 
 // foreign reports whether the client id of p is another identity's.
@@ -33,7 +34,7 @@ func (c *clientIDs) foreign(p *Publish) bool {
 	return owned
 }
 
-// note remembers a client that is no device if its client id is its own.
+// note remembers a client that is not a device, if its client id is its user name.
 func (c *clientIDs) note(p *Publish) {
 	if !p.Certified || !bytes.Equal(p.ClientID, p.Identity) || len(c.owners) == maxOwners {
 		return
@@ -61,8 +62,9 @@ func (g *Gate) refuseForeign(p *Publish) {
 	g.refuse(p, g.devices.of(g.registry.Lookup(p.Identity)), nil, ForeignClient, errForeignClient)
 }
 
-// expelImpostor has a client disconnected that bears a device's user name and client id without the certificate for it: it
-// has the device's session. It reports whether it is one. Not for last wills, whose client may show no certificate any more.
+// expelImpostor disconnects, in the next tick, a client that uses a device's user name and client id without the device's
+// certificate, because it has the device's session. It reports whether the client is such an impostor. It is not called for
+// last wills, whose client may show no certificate any more.
 func (g *Gate) expelImpostor(p *Publish) bool {
 	if p.Certified && !p.OtherIssuer || !bytes.Equal(p.ClientID, p.Identity) || g.registry.Lookup(p.Identity) == nil {
 		return false
@@ -75,8 +77,8 @@ func (g *Gate) expelImpostor(p *Publish) bool {
 
 var errForeignEnded = errors.New("a connection under the client id of another identity has ended; it ended that identity's connection, and may have ended its session. use_username_as_clientid true on every listener prevents this")
 
-// foreignEnded says in the log that a connection under the client id of another identity has ended of which nothing has
-// been seen before: connecting alone throws the other one out, and no plugin is asked.
+// foreignEnded logs the end of a connection under the client id of another identity that has not been noticed before:
+// connecting is enough to end the other connection, and the broker asks no plugin about it.
 func (g *Gate) foreignEnded(p *Publish) {
 	g.decision.now = time.Now()
 	g.figures.foreignClients.Add(1)

@@ -9,7 +9,7 @@ import (
 	"mosquitto-bouncer/plugin/metrics"
 )
 
-// figures are what the broker's thread counts for the metrics. It alone writes them; the listener's goroutines read.
+// figures are what the broker's thread counts for the metrics. Only this thread writes them; the listener's goroutines read.
 type figures struct {
 	verdicts [ReasonCount]atomic.Uint64
 	lastTick atomic.Int64 // Unix nanoseconds; 0: none yet

@@ -12,32 +12,32 @@ import (
 type clientKind uint8
 
 const (
-	// unknownCertificate may do nothing: its certificate is no registered device's, and [acl] asks for that.
+	// unknownCertificate may do nothing: its certificate does not belong to a registered device, and [acl] denies such clients.
 	unknownCertificate clientKind = iota
-	// ofDevice has no business but with its own topics: a registered device, or one that was removed.
+	// ofDevice may use only its own topics: a registered device, or one that was removed.
 	ofDevice
-	// ofOthers is none of the gateway's business beyond gated topics and its own.
+	// ofOthers is any other client: the gateway decides only on gated topics and on its own.
 	ofOthers
 )
 
-// Strangers is by what the broker's side has to tell clients whose certificates are no registered device's.
+// Strangers says how the broker's side recognises clients whose certificates do not belong to a registered device.
 type Strangers int
 
-// The ways to tell them.
+// The ways to recognise them.
 const (
-	StrangersAny           Strangers = iota // need not be told from others
-	StrangersByName                         // every user name is a certificate's: by that
+	StrangersAny           Strangers = iota // they are treated as other clients
+	StrangersByName                         // by the user name: every user name comes from a certificate
 	StrangersByCertificate                  // by the certificate, for each client
 )
 
-// A confinement knows to whom other topics are closed. The maps do not change; broker's thread only.
+// A confinement knows which clients may not use other topics. The maps do not change; broker's thread only.
 type confinement struct {
 	registry  *registry.Registry
 	removed   *former.Set
 	deny      bool                // [acl] unknown_certificates = "deny"
 	known     map[string]struct{} // [acl] certificates
 	strangers Strangers
-	byName    bool // every listener takes user names from certificates that it demands, or it is not known
+	byName    bool // every listener requires certificates and takes user names from them, or it is not known
 }
 
 func (c *confinement) configure(deny bool, known []string, byName bool) {
@@ -48,7 +48,7 @@ func (c *confinement) configure(deny bool, known []string, byName bool) {
 	}
 }
 
-// settle finds out how clients with unknown certificates are told apart now, and reports whether that has changed.
+// settle finds out how clients with unknown certificates are recognised now, and reports whether that has changed.
 func (c *confinement) settle() bool {
 	before := c.strangers
 	switch {
@@ -63,17 +63,17 @@ func (c *confinement) settle() bool {
 }
 
 // isDevice reports whether a name is that of a registered device, or of one that was registered once and was not
-// released: to be removed gives nobody more rights. The name is enough, whoever bears it.
+// released: a removal gives no client more rights. Only the name counts, and not which client uses it.
 func (c *confinement) isDevice(name []byte) bool {
 	return c.registry.Lookup(name) != nil || c.wasRemoved(name)
 }
 
-// wasRemoved is isDevice of a name that no registered device has.
+// wasRemoved is isDevice for a name that no registered device has.
 func (c *confinement) wasRemoved(name []byte) bool {
 	return c.removed.Has(name, c.registry.WasRegistered(name))
 }
 
-// of returns what the client that p is of is to the gateway.
+// of returns the kind of the client of p.
 func (c *confinement) of(p *Publish) clientKind {
 	if c.isDevice(p.Identity) {
 		return ofDevice
@@ -81,7 +81,7 @@ func (c *confinement) of(p *Publish) clientKind {
 	name := p.Identity
 	if p.Presented {
 		if name = p.CommonName; !bytes.Equal(name, p.Identity) && c.registry.Lookup(name) == nil && c.wasRemoved(name) {
-			return ofDevice // a removed device that has a user name of another's choice
+			return ofDevice // a removed device that connects under another user name
 		}
 	}
 	if c.strangers == StrangersAny || c.strangers == StrangersByCertificate && !p.Presented {
@@ -95,14 +95,14 @@ func (c *confinement) of(p *Publish) clientKind {
 
 var errUnknownCertificate = errors.New("the certificate does not belong to a registered device, and its name is not in [acl] certificates")
 
-// settleStrangers has the broker's side tell clients with unknown certificates as the settings demand.
+// settleStrangers makes the broker's side recognise clients with unknown certificates as the settings require.
 func (g *Gate) settleStrangers() {
 	g.confinement.settle()
 	g.broker.SetStrangers(g.confinement.strangers)
 	g.bystandersChanged()
 }
 
-// followStrangers is settleStrangers when removed ids begin or cease to be known incompletely. In a tick.
+// followStrangers is settleStrangers for the case that the list of removed ids has become complete or incomplete. In a tick.
 func (g *Gate) followStrangers() {
 	if g.confinement.settle() {
 		g.broker.SetStrangers(g.confinement.strangers)
@@ -110,7 +110,7 @@ func (g *Gate) followStrangers() {
 	}
 }
 
-// bystandersChanged voids what the broker's side has noted of clients that are no devices.
+// bystandersChanged makes the broker's side forget what it has noted of clients that are not devices.
 func (g *Gate) bystandersChanged() {
 	if g.changed != nil {
 		g.changed()

@@ -10,10 +10,10 @@ import (
 )
 
 const (
-	// maxQuestions may wait for the broker's thread; answerWithin is for how long.
+	// maxQuestions is how many may wait for the broker's thread, and answerWithin how long.
 	maxQuestions = 64
 	answerWithin = 2 * time.Second
-	// answeredPerRound is about how many devices the broker's thread answers for at a time.
+	// answeredPerRound is for about how many devices the broker's thread answers at a time.
 	answeredPerRound = 128
 )
 
@@ -30,7 +30,7 @@ type Counts struct {
 	Others       [ReasonCount]uint64 // by reason
 }
 
-// verdicts is Counts as the broker's thread keeps it: small, for devices that nothing is refused of.
+// verdicts is Counts as the broker's thread keeps it: small for devices of which nothing is refused.
 type verdicts struct {
 	accepted uint64
 	last     int64                // when one was accepted last, in nanoseconds since 1970; 0: none
@@ -61,11 +61,11 @@ func (v *verdicts) counts() (c Counts) {
 	return c
 }
 
-// A question is about what the broker's thread knows of some devices. That thread alone keeps their counts, without locks,
-// next to what it reads for each publish. Other goroutines ask, and are answered in its next round.
+// A question asks what the broker's thread knows of some devices. Only that thread reads and writes their counts, without
+// locks, in the memory that it uses for each publish anyway. Other goroutines ask, and get the answer in its next round.
 type question struct {
 	devices []string
-	answer  chan []Counts // takes one without being received from
+	answer  chan []Counts // has room for one
 }
 
 // questions holds those that are not answered yet. Safe for concurrent use.

@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// TestQuestionsAreBounded: an event loop that does not run costs those who ask 2 s each, and no more than so many may wait.
+// TestQuestionsAreBounded: while the event loop does not run, a question takes 2 s, and only so many may wait.
 func TestQuestionsAreBounded(t *testing.T) {
 	g := startGate(t, nil)
 	begin := time.Now()
@@ -50,7 +50,7 @@ func TestQuestionsAreBounded(t *testing.T) {
 	}
 }
 
-// BenchmarkVerdictCounts is what counting costs a publish.
+// BenchmarkVerdictCounts measures what counting costs a publish.
 func BenchmarkVerdictCounts(b *testing.B) {
 	var v verdicts
 	now := time.Now()

@@ -14,7 +14,7 @@ import (
 type device struct {
 	registered *registry.Device // what verifiers were made from
 	verifiers  []envelope.Verifier
-	signedWith int // which of verifiers the message that was verified last is signed with
+	signedWith int // which of verifiers accepted the message that was verified last
 
 	noted       *registry.Device // when its use of a new secret was noted last; nil: it was not
 	notedSecret int              // which of noted's secrets that was
@@ -22,10 +22,10 @@ type device struct {
 	limiter    *rate.Limiter // of its publishes; nil: no limit
 	limits     uint32        // devices.limits when limiter was set
 	publishers [4]publisher
-	departures uint32 // connections of publishers that have ended, and one more
+	departures uint32 // how many connections of publishers have ended, plus one
 	topic      lastTopic
 	bad        badSignatures
-	noticed    time.Time // when it was last told of a refusal
+	noticed    time.Time // when it got the last notice of a refusal
 	verdicts   verdicts
 }
 
@@ -56,7 +56,7 @@ func (ds *devices) setLimit(limit rate.Limit, burst int) {
 	}
 }
 
-// limited brings a device's limiter up to date. What it has left of its burst stays as it is.
+// limited updates a device's limiter. The tokens that are left of its burst do not change.
 func (ds *devices) limited(d *device) {
 	d.limits = ds.limits
 	switch {
@@ -70,8 +70,7 @@ func (ds *devices) limited(d *device) {
 	}
 }
 
-// of returns the device of a registry entry, with its secrets as they are now and its token bucket as it was left; nil
-// for nil.
+// of returns the device of a registry entry, with its present secrets and its unchanged token bucket; nil for nil.
 func (ds *devices) of(registered *registry.Device) *device {
 	if registered == nil {
 		return nil

@@ -7,7 +7,7 @@ import (
 	"log/slog"
 )
 
-// injectFault panics, or uses the broker where it may not, when a publish asks for it, so that tests can show what comes of it.
+// injectFault panics, or uses the broker on a wrong thread, when a publish asks for it, so that tests can show the effect.
 // Only a library built with the tag faultinject has it.
 func injectFault(p *Publish, b Broker) {
 	if bytes.Contains(p.Payload, []byte(`"inject_thread_fault"`)) {

@@ -1,17 +1,17 @@
 // Package gate decides on everything that a client does: what it publishes, what it subscribes to, and what is delivered to
-// it. The whole decision is reached here, on the broker's thread, without waiting for anything.
+// it. The whole decision is made here, on the broker's thread, without waiting for anything.
 //
 //	access      Access: the broker's question before every publish, subscription and delivery
 //	message     Message: the broker's event for every publish, and what acceptance consists of
 //	verdict     judge: the checks on an envelope, in order, as a pure function
-//	pending     the verdict that Access has reached and Message will ask for
-//	redelivery  which message that comes again is no replay
+//	pending     the verdict of Access, kept until Message is called
+//	redelivery  which repeated message is not a replay
 //	refusal     what follows from a refusal: counts, notice to the device, log line, audit record, disconnection
 //	confinement, clientid, subscribe   what a client may do on other topics, under which client id, and how often
 //	retain, relay, unsent              messages that the broker keeps, and those that the gateway publishes itself
 //	tick        what is done between the broker's questions
 //
-// Other files have the words of a decision: what a client is about to do (Action, Publish), on which topics (Topic, Topics),
+// Other files have the terms of a decision: what a client is about to do (Action, Publish), on which topics (Topic, Topics),
 // the answers (Decision, Disposition) and their reasons (Reason).
 package gate
 
@@ -56,12 +56,12 @@ type Broker interface {
 	// Fingerprint returns the SHA-256 of the certificate that a client presented, false where it has none. Only with the
 	// Connection of the Publish that the broker presents.
 	Fingerprint(connection uintptr) ([32]byte, bool)
-	// SetStrangers says by what clients have to be told apart whose certificates are no registered device's.
+	// SetStrangers says how to recognise clients whose certificates do not belong to a registered device.
 	SetStrangers(Strangers)
-	// Traceparent returns what the user property of this name says, "" if there is none or it is longer than one can be.
+	// Traceparent returns the value of the user property of this name, "" if there is none or it is longer than a valid one.
 	// properties are Publish.Properties.
 	Traceparent(properties unsafe.Pointer) string
-	// Properties returns what subscribers see of Publish.Properties, for mqtt.Message; nil: there is no memory for it.
+	// Properties returns the part of Publish.Properties that subscribers see, for mqtt.Message; nil: out of memory.
 	Properties(properties unsafe.Pointer) []byte
 }
 
@@ -73,7 +73,7 @@ type Outbox interface {
 	Append(*journal.Accepted) error
 }
 
-// Commands are those that are sent to devices: it keeps their answers, as an Outbox. Broker's thread only.
+// Commands keeps the devices' answers to commands, as an Outbox keeps messages. Broker's thread only.
 type Commands interface {
 	Outbox
 	// Subscribed notes that a device has subscribed to a topic.
@@ -82,13 +82,13 @@ type Commands interface {
 	Used(d *registry.Device, secret int) bool
 }
 
-// Responses take note of what a device wants to find on the response to a message, and forget it.
+// Responses keeps what a device wants to have on the response to a message, and forgets it.
 type Responses interface {
 	Keep(device, messageID string, correlation, topic []byte)
 	Drop(device, messageID string)
 }
 
-// Options are what a Gate is made of. All are required, but for Commands and Audit.
+// Options are what a Gate needs. All are required except Commands and Audit.
 type Options struct {
 	Broker    Broker
 	Topics    *Topics
@@ -100,19 +100,19 @@ type Options struct {
 	Outbox    Outbox
 	Responses Responses
 	Commands  Commands // nil: without an HTTP listener there are none
-	// Forgotten is called, with the time in seconds since 1970, after Seen has expired ids.
+	// Forgotten is called after Seen has expired ids, with the time in seconds since 1970.
 	Forgotten func(now int64)
 	// Round takes what other goroutines have left for the broker's thread. It is called before a publish is decided on.
 	Round func()
-	// Refused is called for each message that the broker did not accept of those that the gate published itself.
+	// Refused is called for each message that the gate published itself and the broker did not accept.
 	Refused func()
-	// Wake has the broker's thread call Tick soon. Any goroutine may call it; it returns at once.
+	// Wake makes the broker's thread call Tick soon. Any goroutine may call it; it returns at once.
 	Wake func()
 
 	// PublishesBeforeTick: a round of the broker's event loop begins with publishing and a TICK (Mosquitto 2.1). Else a TICK
 	// is at its end.
 	PublishesBeforeTick bool
-	// UserNameIsClientID: the broker gives clients their user name for a client id.
+	// UserNameIsClientID: the broker uses the user name of a client as its client id.
 	UserNameIsClientID bool
 
 	Audit   *audit.Log       // nil: none
@@ -128,15 +128,15 @@ type Settings struct {
 	Burst            int
 	MaxBadSignatures int // of a device in a minute; 0: any number
 
-	// DenyUnknown: clients with certificates that are no registered device's may do nothing, unless the common name is one
-	// of KnownCertificates.
+	// DenyUnknown: clients with certificates that do not belong to a registered device may do nothing, unless the common name
+	// is one of KnownCertificates.
 	DenyUnknown       bool
 	KnownCertificates []string
 
-	// NamesAreCertificates: every listener takes user names from certificates that it demands, or it is not known.
+	// NamesAreCertificates: every listener requires certificates and takes user names from them, or it is not known.
 	NamesAreCertificates bool
-	// AsksSessions: the broker shows which sessions there are. A bridge of its own would be sent the questions, and with
-	// per_listener_settings it does not ask about sessions that are away.
+	// AsksSessions: the broker can be made to show which sessions exist. It is false where the broker has a bridge, which would
+	// get the questions, and with per_listener_settings, where the broker does not ask about sessions whose client is away.
 	AsksSessions bool
 }
 
@@ -213,21 +213,21 @@ func (g *Gate) Configure(s Settings) {
 	g.settleStrangers()
 }
 
-// OnDeviceChange has changed called, from another goroutine, after every change of the registry and of [acl], and when
-// another client id becomes an identity's: only then can a user name become a device's, or a client id another
-// identity's. Until then a caller may go by the answers it has had, where a Read, or a Write to a topic that Topics does
-// not name, was not concerned.
+// OnDeviceChange sets a function that is called, from another goroutine, after every change of the registry and of [acl], and
+// when another client id becomes an identity's. Only then can a user name become a device's, or a client id another
+// identity's. Until then a caller may reuse the answer NotConcerned to a Read, and to a Write to a topic that Topics does not
+// name.
 func (g *Gate) OnDeviceChange(changed func()) {
 	g.changed = changed
 	g.registry.OnChange(changed)
 	g.clientIDs.changed = changed
 }
 
-// Topics returns the topics that are the gate's concern.
+// Topics returns the topics that the gate decides on.
 func (g *Gate) Topics() *Topics { return g.topics }
 
-// SessionQuestion returns the payload of messages that no client may read, for as long as the gateway runs.
+// SessionQuestion returns the payload of the messages that no client may read. It stays the same while the gateway runs.
 func (g *Gate) SessionQuestion() []byte { return g.sessions.message }
 
-// Share notes that one more plugin line of the broker's configuration uses the gateway: it is told of every TICK once more.
+// Share notes that one more plugin line of the broker's configuration uses the gateway: each of them calls Tick in each TICK.
 func (g *Gate) Share() { g.unsent.sharers++ }

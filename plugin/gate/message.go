@@ -12,8 +12,7 @@ import (
 	"mosquitto-bouncer/plugin/replay"
 )
 
-// Message decides on one publish. A publish to a topic that is neither gated nor the gateway's own is none of its business
-// and always routed.
+// Message decides on one publish. A publish to a topic that is neither gated nor the gateway's own is always routed.
 func (g *Gate) Message(p *Publish) (outcome Disposition) {
 	defer func() {
 		if v := recover(); v != nil {
@@ -28,7 +27,7 @@ func (g *Gate) Message(p *Publish) (outcome Disposition) {
 	injectFault(p, g.broker)
 	level, gated := g.topics.Gated(p.Topic)
 	if !gated {
-		// Access has refused the gateway's topics already, but is not asked of what a bridge brings.
+		// Access has refused publishes to the gateway's topics already, but the broker does not call it for what a bridge brings.
 		if _, own := g.topics.Own(p.Topic); own {
 			g.decision.now = time.Now()
 			g.refuse(p, nil, nil, Forbidden, errOwnTopic)
@@ -72,15 +71,15 @@ func (g *Gate) Message(p *Publish) (outcome Disposition) {
 	return Refuse
 }
 
-// redelivered notes that a message that was accepted before has come again. Subscribers and backend have been given it
-// then, so no copy is routed. Once more on this connection would be a replay.
+// redelivered notes that a message that was accepted before has come again. Subscribers and backend got the first copy, so
+// this one is not routed. Another copy on this connection would be a replay.
 func (g *Gate) redelivered(p *Publish, d *device, e *envelope.Envelope) {
-	d.published(p.ClientID) // after a restart it has not, as far as is known
+	d.published(p.ClientID) // after a restart the gate does not know that it has
 	g.decision.seen.Update(d.registered.Serial, e.MessageID, d.remember(p, e))
 }
 
-// accept remembers the id of a message that has passed every check, stores the message in the journal and hands it over.
-// If one of them cannot be done, nothing is: the device may send the message again.
+// accept remembers the id of a message that has passed every check, and stores the message in the journal. If one of these
+// steps fails, nothing is kept: the device may send the message again.
 func (g *Gate) accept(p *Publish, d *device, e *envelope.Envelope) (Reason, error) {
 	isAnswer := g.topics.isAnswer(p.Topic)
 	to := g.outbox
@@ -95,11 +94,11 @@ func (g *Gate) accept(p *Publish, d *device, e *envelope.Envelope) (Reason, erro
 	case replay.Inserted:
 	case replay.Full:
 		return Overloaded, errRemembered
-	default: // judge has ruled out the others
+	default: // judge has excluded the others
 		return Internal, nil
 	}
 	stored := false
-	defer func() { // after a panic too: what is remembered and not stored would be acknowledged when it comes again
+	defer func() { // after a panic too: a message that is remembered but not stored would be acknowledged when it comes again
 		if !stored {
 			g.decision.seen.Remove(serial, e.MessageID)
 		}
@@ -134,9 +133,9 @@ func (g *Gate) accept(p *Publish, d *device, e *envelope.Envelope) (Reason, erro
 	return Accepted, nil
 }
 
-// admitAnswer refuses a good message that is not a device's to send: one with the id of a command, and on the topic of the
-// answers to commands, one that is no answer. It would be remembered there and reach no one, and the device's own copy on
-// the topic that it is meant for would be in vain.
+// admitAnswer refuses a good message that a device must not send: one with the id of a command, and on the topic of the
+// answers to commands, one that is not an answer. It would be remembered there and not delivered, and when the device sends
+// it on the right topic, it would be refused as a replay.
 func (g *Gate) admitAnswer(p *Publish, e *envelope.Envelope) (Reason, error) {
 	if command.IsID(e.MessageID) {
 		return Malformed, errCommandID
@@ -149,7 +148,7 @@ func (g *Gate) admitAnswer(p *Publish, e *envelope.Envelope) (Reason, error) {
 	return Accepted, nil
 }
 
-// noteSecret notes which of its secrets a device has signed an accepted message with, if that is news.
+// noteSecret notes which of its secrets a device has signed an accepted message with, if it has not been noted before.
 func (g *Gate) noteSecret(d *device) {
 	if g.commands == nil || d.signedWith >= len(d.registered.Secrets)-1 { // the oldest is signed with anyway
 		return

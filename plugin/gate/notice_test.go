@@ -10,7 +10,7 @@ import (
 	"mosquitto-bouncer/plugin/subscription"
 )
 
-// TestNotices: who is told of a refusal.
+// TestNotices: which clients get a notice of a refusal.
 func TestNotices(t *testing.T) {
 	g := startGate(t, func(o *Options, _ *Settings) {
 		o.Topics = NewTopics(TopicConfig{Gated: []string{"device/+/data"}, Response: "device/+/response", Rejected: "device/+/rejected"})
@@ -41,12 +41,12 @@ func TestNotices(t *testing.T) {
 	if got := notice(forged); !strings.Contains(got, `"reason":"bad_signature"`) {
 		t.Error(got)
 	}
-	// On another's topic: the publisher is told, and not the other.
+	// On another device's topic: the publisher gets the notice, and not the other device.
 	q := by(g.fresh("sensor_001"), "sensor_002", "")
 	if got := notice(q); got != `device/sensor_002/rejected {"message_id":null,"reason":"topic_mismatch"` {
 		t.Error(got)
 	}
-	// Without the certificate, nobody: not even on the device's own topic.
+	// Without the certificate no client does: not even on the device's own topic.
 	bare := stale()
 	bare.Certified = false
 	if got := notice(bare); got != "" {
@@ -55,7 +55,7 @@ func TestNotices(t *testing.T) {
 	if got := notice(by(g.fresh("sensor_001"), "stranger", "")); got != "" {
 		t.Error(got)
 	}
-	// A last will has nobody to be told any more.
+	// For a last will there is no client any more.
 	will := stale()
 	will.Connection = 7
 	g.tick()

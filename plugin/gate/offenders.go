@@ -9,11 +9,11 @@ import (
 // maxOffenders is how many clients are disconnected for what they did between two ticks.
 const maxOffenders = 64
 
-// offenders are the clients that are to be disconnected in the next tick, each with why, unless their connections end by
-// themselves before. Broker's thread only.
+// offenders are the clients that are to be disconnected in the next tick, each with the reason, unless their connections end
+// before. Broker's thread only.
 type offenders struct {
 	waiting map[uintptr]offender // by connection
-	kicking bool                 // the broker is disconnecting one right now, and calls back meanwhile
+	kicking bool                 // the broker is disconnecting one now, and calls the plugin while it does so
 }
 
 // An offender is one of them.
@@ -23,8 +23,8 @@ type offender struct {
 	why    string
 }
 
-// add has a client disconnected. When as many wait as there is room for it stays connected, until it offends again. It
-// reports whether the connection was not among them before.
+// add notes a client to be disconnected. When there is no room for another one, the client stays connected until it offends
+// again. It reports whether the connection was not on the list before.
 func (o *offenders) add(p *Publish, why string) bool {
 	if _, known := o.waiting[p.Connection]; known {
 		return false
@@ -45,8 +45,8 @@ func (o *offenders) ended(connection uintptr) bool {
 	return known
 }
 
-// disconnect hands each offender to kick, and says so in the log through say. Only in a tick: the broker calls back while
-// it disconnects.
+// disconnect hands each offender to kick, and its log line to say. Only in a tick: the broker calls the plugin while it
+// disconnects.
 func (o *offenders) disconnect(kick func(client string), say func(device, line string)) {
 	if len(o.waiting) == 0 {
 		return
@@ -60,7 +60,7 @@ func (o *offenders) disconnect(kick func(client string), say func(device, line s
 	}
 }
 
-// kick calls f, which has the broker end connections.
+// kick calls f, which makes the broker end connections.
 func (o *offenders) kick(f func()) {
 	o.kicking = true
 	defer func() { o.kicking = false }()

@@ -6,7 +6,7 @@ import (
 	"mosquitto-bouncer/plugin/envelope"
 )
 
-// A pendingVerdict is the verdict on the message that the broker asked about last, with the message.
+// A pendingVerdict is the verdict on the message that the broker asked about last, together with the message.
 type pendingVerdict struct {
 	set      bool // no MESSAGE event has come for it yet
 	publish  Publish
@@ -18,10 +18,10 @@ type pendingVerdict struct {
 	memory []byte // holds what publish borrows
 }
 
-// keep copies p, so that the verdict is on bytes that nobody else can change. A message longer than maxBytes is refused
-// for that, whatever is in it, and not copied.
+// keep copies p, so that no other code can change the bytes that the verdict is on. A message longer than maxBytes is refused
+// whatever is in it, and is not copied.
 func (v *pendingVerdict) keep(p *Publish, maxBytes int) {
-	*v = pendingVerdict{set: true, publish: *p, memory: v.memory} // and so the reason is Internal until there is another
+	*v = pendingVerdict{set: true, publish: *p, memory: v.memory} // the reason is Internal until another is set
 	if len(p.Payload) > maxBytes {
 		return
 	}
@@ -43,12 +43,12 @@ func (v *pendingVerdict) keep(p *Publish, maxBytes int) {
 	v.publish.CommonName = nil // of the certificate, which is not kept
 }
 
-// sameMessage reports whether p is the same message on the same topic, whoever reads it.
+// sameMessage reports whether p is the same message on the same topic. The client may differ: it is the one that reads it.
 func (v *pendingVerdict) sameMessage(p *Publish) bool {
 	return bytes.Equal(v.publish.Topic, p.Topic) && bytes.Equal(v.publish.Payload, p.Payload)
 }
 
-// samePublish reports whether p is the very publish that the verdict is on.
+// samePublish reports whether p is the publish that the verdict is on.
 func (v *pendingVerdict) samePublish(p *Publish) bool {
 	return v.sameMessage(p) && bytes.Equal(v.publish.Identity, p.Identity) && bytes.Equal(v.publish.ClientID, p.ClientID) &&
 		v.publish.QoS == p.QoS && v.publish.Retain == p.Retain

@@ -9,18 +9,17 @@ type Publish struct {
 	Identity []byte
 	// Certified reports whether the client presented a certificate whose common name is Identity.
 	Certified bool
-	// Presented reports whether the client presented any certificate, and CommonName is the common name of that; nil where
-	// there is none that is text. Of a Read they are told only with StrangersByCertificate.
+	// Presented reports whether the client presented any certificate. CommonName is its common name; nil where there is none
+	// that is text. For a Read they are set only with StrangersByCertificate.
 	Presented  bool
 	CommonName []byte
-	// OtherCertificate reports that certificates are pinned for the device, and that the client's is none of them. The
-	// gateway finds it out itself.
+	// OtherCertificate reports that certificates are pinned for the device, and that the client's is not one of them. The
+	// gateway sets it itself.
 	OtherCertificate bool
-	// OtherIssuer reports that [publish] issuers are set and that none of them has signed the certificate that the client
-	// presented.
+	// OtherIssuer reports that [publish] issuers are set and that none of them signed the client's certificate.
 	OtherIssuer bool
-	// Subscriptions is the length of the broker's list of the session's subscriptions, which never shrinks. Only Subscribe
-	// and Unsubscribe are told it.
+	// Subscriptions is the length of the broker's list of the session's subscriptions, which never shrinks. It is set only for
+	// Subscribe and Unsubscribe.
 	Subscriptions int
 	// ClientID is the client's MQTT client id.
 	ClientID []byte
@@ -32,15 +31,15 @@ type Publish struct {
 	QoS byte
 	// Retain asks the broker to keep the message for later subscribers.
 	Retain bool
-	// Connection tells connections apart that exist at the same time. The broker uses a number again for another one.
+	// Connection identifies a connection as long as it exists. The broker reuses the number later for another connection.
 	Connection uintptr
-	// Properties are the broker's MQTT 5 properties of the message, for Host alone; nil: there are none. Only Message is
-	// given them.
+	// Properties are the broker's MQTT 5 properties of the message, only for calls of the Broker; nil: there are none. They
+	// are set only for Message.
 	Properties unsafe.Pointer
-	// PropertyBytes is how many bytes Properties take in a packet; less than 0: more of them than are counted, or nothing
-	// can count them.
+	// PropertyBytes is the size of Properties in a packet; less than 0: there are more of them than are counted, or they cannot
+	// be counted.
 	PropertyBytes int
-	// Correlation and ResponseTopic are MQTT 5's, of a request for a response; nil without. Access is not told them.
+	// Correlation and ResponseTopic are MQTT 5's, of a request for a response; nil without. They are not set for Access.
 	Correlation, ResponseTopic []byte
 }
 
@@ -50,7 +49,7 @@ type Action int
 // The actions that the broker asks about.
 const (
 	Read        Action = 1 // a message is about to be delivered to the client
-	Write       Action = 2 // a publish of the client's, or its last will, is about to be routed
+	Write       Action = 2 // a publish of the client, or its last will, is about to be routed
 	Subscribe   Action = 4
 	Unsubscribe Action = 8
 )
@@ -62,7 +61,7 @@ type Decision int
 const (
 	Deny Decision = iota
 	Allow
-	NotConcerned   // the gateway has no say in this: the broker decides as if it were absent
+	NotConcerned   // the gateway does not decide on this: the broker decides as if the plugin were absent
 	AllowCertified // Allow if the common name of the client's certificate is its user name, else NotConcerned
 )
 

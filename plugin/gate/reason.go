@@ -4,7 +4,7 @@ package gate
 // without a verdict is refused.
 type Reason uint8
 
-// The reasons, in the order in which they are looked for.
+// The reasons, in the order of their checks.
 const (
 	Internal Reason = iota // anything unexpected; always a refusal
 	NoTLSIdentity
@@ -21,10 +21,10 @@ const (
 	BadSignature
 	Overloaded    // the message is good, but there is no room to remember or to keep it
 	ForeignClient // the client id is another identity's
-	Forbidden     // a topic with which the client has no business, gated or not
+	Forbidden     // a topic that the client may not use, gated or not
 	Accepted
 	Redelivered // accepted before, and sent again because the acknowledgement was lost: acknowledged, and nothing else
-	ReasonCount // how many there are; no reason itself
+	ReasonCount // the number of reasons; not a reason itself
 )
 
 // String returns the reason's stable name.
@@ -35,5 +35,5 @@ func (r Reason) String() string {
 	return reasons[r].name
 }
 
-// Good reports whether the publisher is told success.
+// Good reports whether the publisher gets a success.
 func (r Reason) Good() bool { return r == Accepted || r == Redelivered }

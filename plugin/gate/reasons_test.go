@@ -8,7 +8,7 @@ import (
 	"mosquitto-bouncer/plugin/docpart"
 )
 
-// documented are the reasons of refusals in the order in which they are looked for; Internal can come at any time.
+// documented are the reasons of refusals in the order of their checks; Internal can come at any time.
 func documented() []Reason {
 	all := []Reason{Forbidden, ForeignClient}
 	for r := NoTLSIdentity; r <= Overloaded; r++ {
@@ -17,7 +17,7 @@ func documented() []Reason {
 	return append(all, Internal)
 }
 
-// TestReasonsInDocuments: the documents have what the table of reasons gives.
+// TestReasonsInDocuments: the documents have the table of reasons as the source has it.
 func TestReasonsInDocuments(t *testing.T) {
 	var summary, table, list, enum strings.Builder
 	summary.WriteString("| reason | |\n| --- | --- |\n")

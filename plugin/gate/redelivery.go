@@ -11,25 +11,25 @@ import (
 	"mosquitto-bouncer/plugin/replay"
 )
 
-// The session that is kept with every remembered message id says when its message came, to tell a redelivery from a
+// The session that is kept with every remembered message id says when its message came, to distinguish a redelivery from a
 // replay:
 //
-//	bit  31     the tag is that of a record of an earlier version: see legacyEntry
-//	bits 29-0   one more than how many connections of the device had ended when it came; 0: it came before the start,
-//	            over a connection that has ended since
+//	bit  31     the tag comes from a record of an earlier version: see legacyEntry
+//	bits 29-0   how many connections of the device had ended when it came, plus one; 0: it came before the start, over a
+//	            connection that has ended since
 const (
 	sessionLegacy = 1 << 31
 	sessionCount  = 1<<30 - 1
 )
 
-// A messageTag stands for a signed message together with the topic, the QoS and the retain flag that it was published
-// with. Two publishes of one device with the same message id are the same if their tags are and the signature of the
+// A messageTag identifies a signed message together with the topic, the QoS and the retain flag that it was published with.
+// Two publishes of one device with the same message id are the same if their tags are the same and the signature of the
 // second is verified.
 //
 //	messageTag = MAC[0:16] XOR SHA-256(topic)[0:16] XOR (0, 0, 0, 0, 0, 0, 0, retain * 4 + QoS, 0, 0, 0, 0, 0, 0, 0, 0)
 //
-// The MAC is of the signed bytes, and nobody without the secret can choose it. Topic, QoS and retain are not signed:
-// whoever changes one of them changes the tag, and would need a second topic whose hash makes up for it.
+// The MAC is of the signed bytes, and it cannot be chosen without the secret. Topic, QoS and retain are not signed: an attacker
+// who changes one of them changes the tag, and would need a second topic whose hash cancels the change.
 type messageTag [16]byte
 
 func newMessageTag(mac []byte, topicHash *[16]byte, qos byte, retain bool) (t messageTag) {
@@ -48,7 +48,7 @@ func newMessageTag(mac []byte, topicHash *[16]byte, qos byte, retain bool) (t me
 //
 //	messageTag[0:8], messageTag[8:12] XOR client
 //
-// All 16 bytes and the client beside them would take more than 64 bytes a message.
+// All 16 bytes and the client as well would take more than 64 bytes a message.
 func (t messageTag) from(client uint32) (kept [12]byte) {
 	copy(kept[:], t[:12])
 	le := binary.LittleEndian
@@ -65,7 +65,7 @@ func hashTopic(topic []byte) [16]byte {
 	return [16]byte(sum[:16])
 }
 
-// lastTopic is the topic that a device published on last, with its hash, which most of its messages need.
+// lastTopic is the topic that a device published on last, with its hash: most of its messages need the same one.
 type lastTopic struct {
 	topic []byte
 	hash  [16]byte
@@ -79,12 +79,12 @@ func (l *lastTopic) hashOf(topic []byte) *[16]byte {
 	return &l.hash
 }
 
-// tag returns the tag of the message that p brings now.
+// tag returns the tag of the message of p.
 func (d *device) tag(p *Publish, e *envelope.Envelope) messageTag {
 	return newMessageTag(e.Signature, d.topic.hashOf(p.Topic), p.QoS, p.Retain)
 }
 
-// remember returns what the replay memory keeps of the message that p brings now.
+// remember returns what the replay memory keeps of the message of p.
 func (d *device) remember(p *Publish, e *envelope.Envelope) replay.Entry {
 	return replay.Entry{Tag: d.tag(p, e).from(hashClient(p.ClientID)), Session: d.departures}
 }
@@ -98,9 +98,9 @@ func RecoveredEntry(a *journal.Accepted) replay.Entry {
 	return replay.Entry{Tag: messageTag(a.Tag).from(a.Client)}
 }
 
-// legacyEntry is RecoveredEntry for a record of the journal's format 1. Of the MAC that has 8 bytes, and nothing of the
-// retain flag, and of the QoS whether it was 2. That is enough for a copy to be acknowledged, since no copy is routed.
-// Where the topic is missing as well, every copy is a replay.
+// legacyEntry is RecoveredEntry for a record of the journal's format 1. Such a record has 8 bytes of the MAC, not the retain
+// flag, and of the QoS only whether it was 2. That is enough to acknowledge a copy, because no copy is routed. Where the topic
+// is missing too, every copy is a replay.
 func legacyEntry(a *journal.Accepted) replay.Entry {
 	if len(a.Topic) == 0 {
 		return replay.Entry{Session: sessionCount}
@@ -119,7 +119,7 @@ func legacyTag(t messageTag, client uint32) (kept [12]byte) {
 	return kept
 }
 
-// legacyQoS returns one value for all that format 1 did not tell apart.
+// legacyQoS returns one value for all that format 1 did not distinguish.
 func legacyQoS(qos byte) byte {
 	if qos == 2 {
 		return 2
@@ -127,14 +127,14 @@ func legacyQoS(qos byte) byte {
 	return 1
 }
 
-// redelivers reports whether p, the same id as one that was accepted, is that message again because its acknowledgement
+// redelivers reports whether p, which has the id of an accepted message, is that message again because its acknowledgement
 // was lost with the connection: the same signature, topic, QoS (1 or 2) and retain flag, from the same client id, whose
-// connection has ended since. A client id that is no longer among the last ones is taken for one that has not. The
-// signature is not verified here.
+// connection has ended since. A client id that is no longer among the last ones counts as one whose connection has not ended.
+// The signature is not verified here.
 //
-// With userNameIsClientID, the broker gives every client its user name for a client id (use_username_as_clientid), and a
-// message from before the start may have come under another one, when that was not set yet. Such a message's client is
-// not compared: whoever publishes bears the device's certificate in any case.
+// With userNameIsClientID, the broker uses every client's user name as its client id (use_username_as_clientid). A message
+// from before the start may have come under another client id, when this was not set yet. The client of such a message is
+// not compared: every publisher has the device's certificate in any case.
 func (d *device) redelivers(p *Publish, e *envelope.Envelope, known replay.Entry, userNameIsClientID bool) bool {
 	if p.QoS == 0 {
 		return false
@@ -156,17 +156,17 @@ func (d *device) redelivers(p *Publish, e *envelope.Envelope, known replay.Entry
 // A publisher is a client id that a device has published from.
 type publisher struct {
 	client    uint32 // hash; 0: none
-	departure uint32 // device.departures when its latest connection had ended; 0: none has
+	departure uint32 // device.departures after the end of its latest connection; 0: none has ended
 }
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// hashClient returns a hash other than 0, the same in every run. It need not resist a forger: whoever has the device's
-// certificate, as every publisher does, can connect with the very client id.
+// hashClient returns a hash other than 0, the same in every run. It does not have to resist a forger: every publisher has the
+// device's certificate, and can connect with the same client id.
 func hashClient(id []byte) uint32 { return crc32.Checksum(id, castagnoli) | 1 }
 
 // published notes that a client has published a good message. When there are more client ids than the device has room
-// for, the one whose connection ended longest ago gives way: what it sends again is taken for a replay.
+// for, the one whose connection ended longest ago is forgotten: what it sends again is a replay.
 func (d *device) published(clientID []byte) {
 	client := hashClient(clientID)
 	oldest := 0
@@ -181,8 +181,8 @@ func (d *device) published(clientID []byte) {
 	d.publishers[oldest] = publisher{client: client}
 }
 
-// disconnected notes the end of a connection. That of a client which has not published is nobody's to redeliver on, and
-// may not even have been the device's: the broker also tells of connections that it refused.
+// disconnected notes the end of a connection. The end of one whose client has not published is ignored: there is nothing to
+// redeliver, and it may not have been the device's. The broker also reports connections that it refused.
 func (d *device) disconnected(clientID []byte) {
 	client := hashClient(clientID)
 	for i := range d.publishers {

@@ -18,8 +18,8 @@ func TestHashClient(t *testing.T) {
 	}
 }
 
-// TestRedeliveryUnderAUserName: from when the broker gives clients their user name for a client id, a message of before is
-// known under it, until it is forgotten.
+// TestRedeliveryUnderAUserName: when the broker begins to use user names as client ids, a message from before is recognised
+// under the new client id, until it is forgotten.
 func TestRedeliveryUnderAUserName(t *testing.T) {
 	for _, set := range []bool{false, true} {
 		g := startGate(t, nil)
@@ -61,7 +61,7 @@ func TestRedeliveryUnderAUserName(t *testing.T) {
 	}
 }
 
-// TestRedeliveryOfAnEarlierVersion has records of the journal's format 1, which tell less.
+// TestRedeliveryOfAnEarlierVersion has records of the journal's format 1, which have less information.
 func TestRedeliveryOfAnEarlierVersion(t *testing.T) {
 	b := newBench(t)
 	d := b.devices.of(b.registered["sensor_001"])
@@ -110,7 +110,7 @@ func TestMessageTags(t *testing.T) {
 					hash := hashTopic([]byte(topic))
 					tag := newMessageTag(mac[:], &hash, qos, retain)
 					what := fmt.Sprintf("%x %s QoS %d, retain %v", mac, topic, qos, retain)
-					// Not so of MACs that differ like flags do, which nobody can choose.
+					// Except of MACs that differ as flags do, which an attacker cannot choose.
 					if mac[7] == 0 {
 						if other, found := tags[tag]; found {
 							t.Errorf("%s has the tag of %s", what, other)
@@ -131,7 +131,7 @@ func TestMessageTags(t *testing.T) {
 	}
 }
 
-// Neither a verdict nor what is remembered of a message takes memory while a device stays with its topic.
+// Neither a verdict nor what is remembered of a message allocates memory while a device uses the same topic.
 func TestTagsTakeNoMemory(t *testing.T) {
 	b := newBench(t)
 	d := b.devices.of(b.registered["sensor_001"])

@@ -10,7 +10,7 @@ import (
 	"mosquitto-bouncer/plugin/mqtt"
 )
 
-// clockOff is by how many seconds a device's clock is ahead of this host's. It becomes text only if it is logged.
+// clockOff is how many seconds a device's clock is ahead of this host's. It becomes text only if it is logged.
 type clockOff int64
 
 func (c *clockOff) Error() string {
@@ -24,9 +24,8 @@ func (c *clockOff) Error() string {
 	}
 }
 
-// endPending closes the case of a message that Access let pass and Message was not asked about: a last will. It was kept
-// from subscribers; that it was sent at all is put right here as far as it can be: its id is used up, and where the
-// broker has retained it, that is undone.
+// endPending handles a message that Access allowed and for which Message was not called: a last will. It was not delivered to
+// subscribers. Here its id is marked as used, and where the broker has retained the will, it is removed.
 func (g *Gate) endPending() {
 	v := &g.pending
 	if !v.set {
@@ -37,8 +36,8 @@ func (g *Gate) endPending() {
 		return
 	}
 	if v.reason == Redelivered && v.publish.QoS == 2 {
-		// Maybe no will, but a question of Mosquitto after 2.0.11, which asks again when a session's client comes back, of
-		// what it held for it before the plugin relayed such messages.
+		// This may not be a will. When a session's client reconnects, Mosquitto after 2.0.11 asks again about messages that it
+		// held for the session before the plugin relayed such messages.
 		return
 	}
 	g.refuseWill()
@@ -52,7 +51,7 @@ func (g *Gate) endPending() {
 	}
 }
 
-// refusals is what follows from one, and what is kept for that.
+// refusals is what the consequences of a refusal need.
 type refusals struct {
 	log      refusalLog
 	audit    *audit.Log // nil: none
@@ -60,7 +59,7 @@ type refusals struct {
 	maxBad   int // bad signatures of a device in a minute; 0: any number
 }
 
-// refuse counts a refusal and says in the log why a publish, a will or a subscription was refused, and takes note of devices that keep
+// refuse counts a refusal, logs why a publish, a will or a subscription was refused, and takes note of devices that keep
 // failing.
 func (g *Gate) refuse(p *Publish, d *device, e *envelope.Envelope, reason Reason, detail error) {
 	var messageID []byte
@@ -103,7 +102,7 @@ func (g *Gate) auditDenial(p *Publish, messageID []byte, reason Reason, detail e
 	g.refusals.audit.Add(r)
 }
 
-// refuseWill says in the log that a last will was kept from subscribers: once for each will.
+// refuseWill logs that a last will was not delivered to subscribers: once for each will.
 func (g *Gate) refuseWill() {
 	if g.pending.detail == errWill {
 		return

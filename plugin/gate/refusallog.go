@@ -16,8 +16,8 @@ type refusalLog struct {
 // refusedLine is what the sampler calls the lines of refusals.
 const refusedLine = "refused"
 
-// refused writes the line of one refusal. Identity, client id, topic and message id are the publisher's own words: quoted
-// where they need it, and cut where they are long.
+// refused writes the line of one refusal. Identity, client id, topic and message id come from the publisher: they are quoted
+// where necessary, and cut where they are long.
 func (l *refusalLog) refused(now time.Time, p *Publish, messageID []byte, reason Reason, detail error, write func(slog.Level, string)) {
 	who := p.Identity
 	if len(who) == 0 {
@@ -38,7 +38,7 @@ func (l *refusalLog) refused(now time.Time, p *Publish, messageID []byte, reason
 	write(slog.LevelWarn, brokerlog.Line("refused", attrs...))
 }
 
-// reportLeftOut says how many lines were left out, if any, at most once a second.
+// reportLeftOut logs how many lines were left out, if any, at most once a second.
 func (l *refusalLog) reportLeftOut(now time.Time, write func(slog.Level, string)) {
 	if count, kinds := l.sampler.Report(now); count > 0 {
 		write(slog.LevelWarn, brokerlog.Line("clients caused more lines than the log takes; lines left out", "count", count, "of", kinds))

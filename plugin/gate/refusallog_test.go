@@ -59,7 +59,7 @@ func TestRefusalsOfOneDeviceAreSampled(t *testing.T) {
 	}
 }
 
-// What a publisher chose must neither break a line nor pass for another value.
+// What a publisher chose must neither break a line nor look like another value.
 func TestRefusalLineQuotesThePublishersWords(t *testing.T) {
 	l, log := refusalLog{sampler: sampler.New()}, brokerLog{}
 	p := &Publish{Identity: []byte("a b\nbouncer: accepted"), ClientID: []byte("c reason=accepted"), Topic: []byte("device/\x1b[31m/data")}

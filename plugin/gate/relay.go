@@ -14,11 +14,10 @@ const maxRelayTopics = 64
 
 // A relay decides which accepted messages the gateway publishes itself.
 //
-// A publish at QoS 2 is held by the broker until its PUBREL comes, of which no plugin is told. It may be held twice, and
-// it may come out again after a restart, from a session that the broker had saved earlier; released late, it replaces a
-// newer retained message. So the broker is never given one to hold that anybody could receive: its topic is replaced by
-// one that nobody may read, in every copy alike, and the gateway publishes the message itself when it accepts it, which
-// it does once.
+// The broker holds a publish at QoS 2 until its PUBREL comes, and tells no plugin about the PUBREL. It may hold it twice, and
+// it may release it again after a restart, from a session that it had saved earlier; released late, it replaces a newer
+// retained message. So no client can receive what the broker holds: its topic is replaced by one that no client may read, in
+// every copy alike. The gateway publishes the message itself, once, when it accepts it.
 //
 // What the gateway publishes, the broker queues until the next round of its event loop. What is published on the same
 // topic until then is relayed too, at whatever QoS, so that it does not overtake.
@@ -55,12 +54,12 @@ func (r *relay) takes(topic []byte, qos byte) bool {
 	return qos == 2 || queued
 }
 
-// ticked notes a TICK: what was queued before it has been published before the next publish is read. A broker that never
-// ticks keeps to relaying, topic by topic.
+// ticked notes a TICK: the broker publishes what was queued before the TICK, and only then reads the next publish. For a
+// broker that never ticks, the gateway continues to relay, topic by topic.
 func (r *relay) ticked() { r.n = 0 }
 
-// RelayFailed notes that the broker did not take the copy of a message that Message had it publish: it has no memory left.
-// The message was accepted, and subscribers miss it.
+// RelayFailed notes that the broker did not take the copy of a message that it was to publish after Relay: it has no memory
+// left. The message was accepted, and subscribers miss it.
 func (g *Gate) RelayFailed(code int) {
 	g.unsent.removeLast()
 	g.relayFailed(fmt.Errorf("MOSQ_ERR_%d", code))

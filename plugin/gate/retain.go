@@ -15,8 +15,8 @@ type retainedMessages struct {
 	served   served
 }
 
-// served is the retained message that a subscriber was allowed last. With check_retain_source the broker's next question
-// is about its source. It is known again by where its payload lies, so it is void after any other event.
+// served is the retained message that a subscriber was allowed to read last. With check_retain_source the broker's next
+// question is about its source. It is recognised by the address of its payload, so it is void after any other event.
 type served struct {
 	payload *byte
 	size    int
@@ -31,12 +31,12 @@ func (s *served) take(p *Publish) bool {
 	return same
 }
 
-// mayServe reports whether a message of a gated topic with the retain flag, which is not empty, may be given to a
-// subscriber: one that is retained, or one that is just being published, which has been noted as verified. level is the
-// device's of the topic. The clock and the ids are left aside, because the message was accepted when it came.
+// mayServe reports whether a message of a gated topic with the retain flag, which is not empty, may be delivered to a
+// subscriber: one that is retained, or one that is being published now, which has been noted as verified. level is the
+// topic's device level. Clock and message id are not checked, because the message was accepted when it came.
 //
-// What was verified once is served for as long as its device is registered and enabled, whatever its secrets are now.
-// What was not, because it was retained before the plugin came, must be signed with one of them.
+// A message that was verified once is served as long as its device is registered and enabled, whatever its secrets are now.
+// Any other, retained before the plugin was installed, must be signed with one of the present secrets.
 func (g *Gate) mayServe(p *Publish, level []byte) bool {
 	registered := g.registry.Lookup(level)
 	if registered == nil || registered.Disabled || len(p.Payload) > g.decision.maxBytes {
@@ -53,8 +53,8 @@ func (g *Gate) mayServe(p *Publish, level []byte) bool {
 }
 
 // Retained decides whether the source of a retained message may still write to its topic, a gated one or one of the
-// gateway's own: the broker asks so before it serves one, if check_retain_source is set and a client published it. Of p
-// Identity is the source's user name; there is no connection and no certificate.
+// gateway's own: the broker asks this before it serves one, if check_retain_source is set and a client published it. The
+// Identity of p is the source's user name; there is no connection and no certificate.
 //
 // The source must be the device. The message itself was decided on when the broker asked for the subscriber; it does not
 // ask for a bridge of its own.
@@ -79,8 +79,8 @@ func (g *Gate) Retained(p *Publish) (decision Decision) {
 	return Deny
 }
 
-// ServeRetained is Retained as the broker asks. After a restart it asks about what a plugin published too, in the name of
-// nobody: the source of that is the device.
+// ServeRetained is Retained for the broker's question. After a restart the broker also asks about what a plugin published,
+// without a user name and a client id: the source of such a message is the device.
 func (g *Gate) ServeRetained(p *Publish) Decision {
 	if len(p.Identity) > 0 || len(p.ClientID) > 0 {
 		return g.Retained(p)

@@ -11,13 +11,13 @@ import (
 const (
 	// maxKicksPerTick is how many devices are disconnected in one tick: for each the broker goes through all its clients.
 	maxKicksPerTick = 32
-	// maxRevoked is how many devices may wait to be disconnected. Whether they are or not, nothing of theirs is accepted.
+	// maxRevoked is how many devices may wait to be disconnected. Nothing of theirs is accepted in any case.
 	maxRevoked = 1 << 16
 )
 
 // DevicesChanged takes note of a change of the registry: clients of devices that were disabled or removed are to be
-// disconnected, and what a removed device retained is verified no longer. It reports whether Tick has to be called soon. Any
-// goroutine.
+// disconnected, and a removed device's retained messages no longer count as verified. It reports whether Tick has to be called
+// soon. Any goroutine.
 func (g *Gate) DevicesChanged(changes []registry.Change) (soon bool) {
 	for _, c := range changes {
 		switch c.What {
@@ -35,7 +35,7 @@ func (g *Gate) DevicesChanged(changes []registry.Change) (soon bool) {
 	return soon
 }
 
-// kickRevoked disconnects who was disabled or removed since. Only in a tick.
+// kickRevoked disconnects devices that were disabled or removed. Only in a tick.
 func (g *Gate) kickRevoked() {
 	if g.revoked.Len() == 0 {
 		return
@@ -49,8 +49,8 @@ func (g *Gate) kickRevoked() {
 	}
 }
 
-// otherCertificate reports whether the publisher's certificate is not one of those that are pinned for its device. The
-// broker is asked for it only if any is. Only while the broker presents p.
+// otherCertificate reports whether the publisher's certificate is not one of those that are pinned for its device. It asks the
+// broker for the certificate only if any is pinned. Only during the broker's call for p.
 func (g *Gate) otherCertificate(p *Publish, d *registry.Device) bool {
 	if d == nil || !d.Pinned() {
 		return false

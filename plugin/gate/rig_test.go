@@ -30,7 +30,7 @@ import (
 	"mosquitto-bouncer/plugin/testkit"
 )
 
-// aBroker is a Broker that notes what it is told. silent: it does not.
+// aBroker is a Broker that records what it is called with. silent: it does not.
 type aBroker struct {
 	silent    bool
 	lines     []string
@@ -59,8 +59,8 @@ func (b *aBroker) Traceparent(unsafe.Pointer) string              { return "" }
 func (b *aBroker) Properties(unsafe.Pointer) []byte               { return nil }
 func (b *aBroker) last() string                                   { return b.lines[len(b.lines)-1] }
 
-// aGate is a gate with devices, a real registry, journal and backend behind it. What is configured differently by change
-// stays so over a restart.
+// aGate is a gate with devices, a real registry, journal and backend behind it. What change configures differently stays
+// different over a restart.
 type aGate struct {
 	*Gate
 	t       testing.TB
@@ -194,7 +194,7 @@ func (g *aGate) reconnect(p *Publish) {
 	g.tick()
 }
 
-// by returns p as somebody else reads, writes or subscribes it.
+// by returns p as another client reads, writes or subscribes it.
 func by(p *Publish, identity, topic string) *Publish {
 	q := *p
 	q.Identity, q.ClientID, q.Connection = []byte(identity), []byte(identity), 2

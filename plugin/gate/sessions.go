@@ -16,23 +16,23 @@ const (
 	// sessionQuestionTicks is how many ticks after it was asked a question counts as answered. The broker sends what was
 	// published in a tick before the next one.
 	sessionQuestionTicks = 2
-	// sessionQuestionEvery is after what time a session is asked for again that was still there.
+	// sessionQuestionEvery is after what time a session that still existed is asked about again.
 	sessionQuestionEvery = 5 * time.Second
-	// unaskedSessionAge is how long a session that is away counts where the broker cannot be asked.
+	// unaskedSessionAge is how long a session whose client is away counts where the broker cannot be asked.
 	unaskedSessionAge = time.Hour
 )
 
-// sessionQuestions finds out of sessions that are away whether they have ended: no plugin is told when one expires, and
-// before Mosquitto 2.1 of an MQTT 5 session not even whether it ended with its connection. It publishes a message that nobody
-// may read to a topic to which the session is subscribed. The broker then asks, for each session that is, whether it may be
-// delivered. Where it cannot be asked so, a session that is away counts for some time and is then forgotten. Broker's thread
-// only.
+// sessionQuestions finds out whether sessions whose client is away have ended. The broker tells no plugin when a session
+// expires, and before Mosquitto 2.1 not even whether an MQTT 5 session ended with its connection. So sessionQuestions publishes
+// a message that no client may read to a topic to which the session is subscribed. For each session that still exists, the
+// broker then asks whether it may deliver the message. Where this is not possible, a session whose client is away counts for
+// some time and is then forgotten. Broker's thread only.
 type sessionQuestions struct {
 	table   *subscription.Table
-	message []byte                           // 16 random ones, so that nobody else publishes it; memory of its own, which C may be given
+	message []byte                           // 16 random bytes, so that no client publishes them; memory of its own, which C may be given
 	waiting []sessionQuestion                // to be asked or answered
 	later   []sessionQuestion                // the earliest first
-	listed  map[subscription.SessionKey]bool // those in waiting (true) and in later alone
+	listed  map[subscription.SessionKey]bool // true: in waiting; false: only in later
 	unasked bool                             // the broker cannot be asked
 }
 
@@ -40,7 +40,7 @@ type sessionQuestions struct {
 type sessionQuestion struct {
 	session subscription.SessionKey
 	asked   uint64    // the tick; 0: not yet
-	due     time.Time // when it is asked for again, or forgotten
+	due     time.Time // when it is asked about again, or forgotten
 }
 
 func newSessionQuestions(table *subscription.Table) *sessionQuestions {
@@ -49,8 +49,8 @@ func newSessionQuestions(table *subscription.Table) *sessionQuestions {
 	return q
 }
 
-// add has a session asked for now, if it may have ended with its connection, and from time to time. When there is no room
-// for it, it counts as still there until its device asks for room again.
+// add notes a session to be asked about: now, if it may have ended with its connection, and from time to time. When there is
+// no room for it, the session counts as existing until its device asks for room again.
 func (q *sessionQuestions) add(session subscription.SessionKey, end subscription.End) {
 	waiting, listed := q.listed[session]
 	now := !q.unasked && end == subscription.MayStay
@@ -77,7 +77,7 @@ func (q *sessionQuestions) postpone(session subscription.SessionKey, now time.Ti
 	q.later = append(q.later, sessionQuestion{session: session, due: now.Add(after)})
 }
 
-// askOf has all sessions of a device asked for now that are away.
+// askOf notes all sessions of a device whose client is away, to be asked about now.
 func (q *sessionQuestions) askOf(device []byte) {
 	for _, session := range q.table.Away(device) {
 		if !q.listed[session] { // not waiting
@@ -87,8 +87,8 @@ func (q *sessionQuestions) askOf(device []byte) {
 	}
 }
 
-// forget forgets the sessions that have been away for long, where the broker cannot be asked. It reports whether there were
-// any.
+// forget forgets the sessions whose client has been away for long, where the broker cannot be asked. It reports whether there
+// were any.
 func (q *sessionQuestions) forget(now time.Time) (any bool) {
 	for q.unasked && len(q.later) > 0 && !now.Before(q.later[0].due) {
 		session := q.later[0].session
@@ -102,7 +102,7 @@ func (q *sessionQuestions) forget(now time.Time) (any bool) {
 	return any
 }
 
-// tick settles what was asked and asks more. publish hands a message to the broker.
+// tick evaluates the answered questions and asks more. publish hands a message to the broker.
 func (q *sessionQuestions) tick(tick uint64, publish func(mqtt.Message) error) {
 	if len(q.waiting)+len(q.later) == 0 {
 		return
@@ -123,7 +123,7 @@ func (q *sessionQuestions) tick(tick uint64, publish func(mqtt.Message) error) {
 	for _, s := range q.waiting {
 		topic, away := q.table.Doubtful(s.session)
 		switch {
-		case !away: // it is in use again, or has ended
+		case !away: // its client is back, or it has ended
 			delete(q.listed, s.session)
 			continue
 		case topic == "":
@@ -147,7 +147,7 @@ func (q *sessionQuestions) tick(tick uint64, publish func(mqtt.Message) error) {
 	q.waiting = kept
 }
 
-// answers reports whether a delivery is the answer to a question, which nobody may read, and takes note of it.
+// answers reports whether a delivery is the answer to a question, whose message no client may read, and takes note of it.
 func (q *sessionQuestions) answers(p *Publish) bool {
 	if !bytes.Equal(p.Payload, q.message) {
 		return false

@@ -8,7 +8,7 @@ import (
 	"mosquitto-bouncer/plugin/subscription"
 )
 
-// subscribe decides on a subscription. A device may subscribe to its own topics alone, each by its name, and to so many of
+// subscribe decides on a subscription. A device may subscribe only to its own topics, each by its name, and to as many of
 // them as package subscription allows; others are not concerned.
 func (g *Gate) subscribe(p *Publish) Decision {
 	foreign := g.clientIDs.foreign(p)
@@ -33,7 +33,7 @@ func (g *Gate) subscribe(p *Publish) Decision {
 	}
 	d, registered := g.ownTopic(p), g.registry.Lookup(p.Identity)
 	switch {
-	case d == Deny || registered == nil: // removed at this moment
+	case d == Deny || registered == nil: // removed just now
 		g.forbid(p, errSubscription)
 		return Deny
 	case registered.Disabled:
@@ -54,8 +54,8 @@ func (g *Gate) subscribe(p *Publish) Decision {
 	return d
 }
 
-// addSubscription counts a subscription. If there is no room, the device's sessions that are away are asked for at once, so
-// that those which have ended since make room for the next attempt.
+// addSubscription counts a subscription. If there is no room, it asks at once about the device's sessions whose client is
+// away, so that those that have ended make room for the next attempt.
 func (g *Gate) addSubscription(p *Publish) error {
 	holder, below := subscriber(p), g.topics.levelsBelow(p.Topic)
 	err := g.sessions.table.Add(holder, p.Topic, below, connection(p))
@@ -69,9 +69,9 @@ func (g *Gate) addSubscription(p *Publish) error {
 	return g.sessions.table.Add(holder, p.Topic, below, connection(p))
 }
 
-// subscriptionStays decides on a subscription that a client has already: the broker asks once more about each while it
-// disconnects a client, and ends what is denied. A client that has taken over another one's session leaves it as it is,
-// and so does a device that was disabled, which may be enabled again.
+// subscriptionStays decides on a subscription that a client has already: while the broker disconnects a client, it asks about
+// each of them again, and ends those that are denied. The subscriptions of a session that the client has taken over stay, and
+// so do those of a disabled device, which may be enabled again.
 func (g *Gate) subscriptionStays(p *Publish, foreign bool) Decision {
 	switch {
 	case foreign:
@@ -84,8 +84,8 @@ func (g *Gate) subscriptionStays(p *Publish, foreign bool) Decision {
 }
 
 // unsubscribe decides on the end of a subscription. A device may end those to its own topics, also where they exceed what it
-// may subscribe to, and under its own client id any. Under another id, though nobody's, it may have taken over the session
-// of a client that has no identity, with what that subscribed to.
+// may subscribe to. When its client id is its user name, it may end any. Under another id, even if no identity has it, the
+// device may have taken over the session of a client without an identity, with that client's subscriptions.
 func (g *Gate) unsubscribe(p *Publish) Decision {
 	switch {
 	case g.clientIDs.foreign(p):
@@ -106,7 +106,7 @@ func (g *Gate) unsubscribe(p *Publish) Decision {
 	return Allow
 }
 
-// subscriber returns under which name package subscription has the client of p: who bears a device's name without its
+// subscriber returns the name of the client of p in package subscription: a client that uses a device's name without its
 // certificate takes none of the device's room.
 func subscriber(p *Publish) []byte {
 	if p.Certified {
@@ -115,10 +115,10 @@ func subscriber(p *Publish) []byte {
 	return uncertified(p.Identity)
 }
 
-// uncertified is the name of all clients that bear a device's without its certificate. No device id begins so.
+// uncertified is the name for all clients that use a device's name without its certificate. No device id begins with this byte.
 func uncertified(device []byte) []byte { return append([]byte("\x00"), device...) }
 
-// connection returns what package subscription has to know of the connection of p.
+// connection returns what package subscription needs to know about the connection of p.
 func connection(p *Publish) *subscription.Connection {
 	return &subscription.Connection{Number: p.Connection, ClientID: p.ClientID, Places: p.Subscriptions}
 }

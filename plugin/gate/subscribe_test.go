@@ -16,8 +16,8 @@ func subscribing(device, client string, connection uintptr, topic, n int) *Publi
 	}
 }
 
-// TestSessionsInDoubtAreAskedFor: where the broker does not tell whether a session has ended with its connection, it is
-// asked who is subscribed, and what nobody may read tells.
+// TestSessionsInDoubtAreAskedFor: where the broker does not tell whether a session has ended with its connection, a message
+// that no client may read shows whether the session still exists.
 func TestSessionsInDoubtAreAskedFor(t *testing.T) {
 	g := startGate(t, nil)
 	connection := uintptr(1)
@@ -50,7 +50,7 @@ func TestSessionsInDoubtAreAskedFor(t *testing.T) {
 	if g.Access(Subscribe, other) != Deny {
 		t.Error("a session that is still there does not count")
 	}
-	fill("client") // and now nobody answers
+	fill("client") // and now no session answers
 	for range 4 {
 		g.tick()
 	}
@@ -59,7 +59,7 @@ func TestSessionsInDoubtAreAskedFor(t *testing.T) {
 	}
 }
 
-// away has a device subscribe over a session for each topic and leave. The broker says that the sessions last.
+// away makes a device subscribe over a session for each topic and disconnect. The broker says that the sessions stay.
 func (g *aGate) away(t *testing.T, device string, topics int) {
 	t.Helper()
 	for i := range topics {
@@ -72,20 +72,20 @@ func (g *aGate) away(t *testing.T, device string, topics int) {
 	}
 }
 
-// TestSessionsThatExpireAreFound: sessions that lasted and have expired since, of which the broker tells nobody, make room
-// for a device with new client ids.
+// TestSessionsThatExpireAreFound: sessions that stayed and have expired since, which the broker does not report, make room for
+// a device with new client ids.
 func TestSessionsThatExpireAreFound(t *testing.T) {
 	g := startGate(t, nil)
 	g.away(t, "sensor_001", subscription.MaxFilters)
 	more := subscribing("sensor_001", "more", 1, 99, 0)
 	if g.Access(Subscribe, more) != Deny {
-		t.Fatal("sessions that last do not count")
+		t.Fatal("sessions that stay do not count")
 	}
 	for range 4 {
-		g.tick() // those which the refusal has in doubt
+		g.tick() // those that may have ended, after the refusal
 	}
 	if g.Access(Subscribe, more) != AllowCertified {
-		t.Errorf("sessions that nobody answers for count: %s", g.host.last())
+		t.Errorf("sessions that do not answer count: %s", g.host.last())
 	}
 	for i := range g.sessions.later {
 		g.sessions.later[i].due = time.Now()
@@ -98,13 +98,13 @@ func TestSessionsThatExpireAreFound(t *testing.T) {
 	}
 }
 
-// TestSessionsThatCannotBeAskedFor: where the broker has a bridge, a session that is away counts for an hour.
+// TestSessionsThatCannotBeAskedFor: where the broker has a bridge, a session whose client is away counts for an hour.
 func TestSessionsThatCannotBeAskedFor(t *testing.T) {
 	g := startGate(t, func(_ *Options, s *Settings) { s.AsksSessions = false })
 	g.away(t, "sensor_001", subscription.MaxFilters)
 	more := subscribing("sensor_001", "more", 1, 99, 0)
 	if g.Access(Subscribe, more) != Deny {
-		t.Fatal("sessions that last do not count")
+		t.Fatal("sessions that stay do not count")
 	}
 	for i := range g.sessions.later {
 		g.sessions.later[i].due = time.Now()
@@ -117,8 +117,8 @@ func TestSessionsThatCannotBeAskedFor(t *testing.T) {
 	}
 }
 
-// TestWithoutTheCertificate: who bears a device's name without its certificate is bounded too, takes none of the device's
-// room, and with its client id is refused and disconnected.
+// TestWithoutTheCertificate: a client that uses a device's name without its certificate is bounded too, takes none of the
+// device's room, and with the device's client id is refused and disconnected.
 func TestWithoutTheCertificate(t *testing.T) {
 	g := startGate(t, nil)
 	for i := range 2 * subscription.MaxFilters {

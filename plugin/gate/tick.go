@@ -11,19 +11,18 @@ import (
 type clock struct {
 	started  time.Time
 	ticks    uint64  // how often Tick was called
-	tickless bool    // the log has been told that it never is
+	tickless bool    // the log says that it never is
 	departed uintptr // the connection that ended last since the last tick; 0: none
 }
 
 // hasDeparted reports whether the connection of p has ended since the last tick, so that p is its last will: before the
-// broker uses the number for another connection that has something to publish, it ticks several times. One that never
-// ticks (2.0.11 with per_listener_settings) shows no certificate of a client that has gone, which is as good a reason to
-// refuse its will.
+// broker uses the number for another connection that publishes, it ticks several times. A broker that never ticks (2.0.11
+// with per_listener_settings) shows no certificate for a client whose connection has ended, so its will is refused too.
 func (c *clock) hasDeparted(p *Publish) bool {
 	return c.ticks > 0 && c.departed != 0 && c.departed == p.Connection
 }
 
-// missTicks says in the log, once, that the broker never ticks.
+// missTicks logs, once, that the broker never ticks.
 func (c *clock) missTicks(now time.Time, log *slog.Logger) {
 	if c.ticks > 0 || c.tickless || now.Sub(c.started) < 5*time.Second {
 		return
@@ -44,11 +43,11 @@ func (g *Gate) Tick(now time.Time) {
 	g.unsent.ticked()
 }
 
-// Answer answers those who have asked about devices: see Counts.
+// Answer answers the questions about devices: see Counts.
 func (g *Gate) Answer() { g.questions.answer(g.counted) }
 
-// Housekeep does what waits for a tick: it disconnects clients, and forgets message ids. The broker calls back while it
-// disconnects.
+// Housekeep does what waits for a tick: it disconnects clients, and forgets message ids. The broker calls the plugin while it
+// disconnects clients.
 func (g *Gate) Housekeep(now time.Time) {
 	g.kickRevoked()
 	g.followStrangers()
@@ -62,13 +61,13 @@ func (g *Gate) Housekeep(now time.Time) {
 	g.refusals.log.reportLeftOut(now, g.broker.Log)
 }
 
-// expire forgets up to n message ids whose time is over.
+// expire forgets up to n message ids that are old enough.
 func (g *Gate) expire(now time.Time, n int) {
 	g.decision.seen.Expire(now.Unix(), n)
 	g.forgotten(now.Unix())
 }
 
-// Connected takes note of a new connection, which Mosquitto tells of from 2.1 on.
+// Connected takes note of a new connection. Mosquitto reports these from 2.1 on.
 func (g *Gate) Connected(p *Publish) {
 	defer g.panics.Recover("connect")
 	if g.clientIDs.foreign(p) {

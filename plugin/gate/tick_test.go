@@ -12,7 +12,7 @@ func TestAPanicRefuses(t *testing.T) {
 	g := startGate(t, nil)
 	p := g.fresh("sensor_001")
 	registered := g.registry
-	if g.Access(Write, g.fresh("sensor_002")) != Allow { // a good verdict that must not be taken for that on p
+	if g.Access(Write, g.fresh("sensor_002")) != Allow { // a good verdict that must not be used for p
 		t.Fatal(g.host.last())
 	}
 	g.registry = nil

@@ -9,7 +9,7 @@ import (
 type Topic struct {
 	Before string // what precedes the device id, its last byte a '/', or empty
 	After  string // what follows it, its first byte a '/', or empty
-	Below  bool   // the topics below belong to it
+	Below  bool   // the filter includes the topics below
 }
 
 // NewTopic splits a filter, which has one '+'.
@@ -35,8 +35,8 @@ func (t Topic) Device(topic []byte) ([]byte, bool) {
 // Of returns the topic of a device.
 func (t Topic) Of(id string) string { return t.Before + id + t.After }
 
-// deviceAbove is Device for a filter to which the topics below belong, each by its full name: a subscription with a
-// wildcard is none of them.
+// deviceAbove is Device for a filter that includes the topics below, each by its full name: a subscription with a wildcard is
+// not one of them.
 func (t Topic) deviceAbove(topic []byte) ([]byte, bool) {
 	rest, ok := bytes.CutPrefix(topic, []byte(t.Before))
 	if !ok {

@@ -35,7 +35,7 @@ func TestGatedTopics(t *testing.T) {
 	}
 }
 
-// FuzzGatedTopic holds the matcher against the words of the MQTT specification: levels, one by one.
+// FuzzGatedTopic compares the matcher with the rules of the MQTT specification: levels, one by one.
 func FuzzGatedTopic(f *testing.F) {
 	for _, filter := range []string{"device/+/data", "+/data", "device/+", "+", "a//+/b", "/+/"} {
 		for _, topic := range []string{"device/a/data", "device//data", "a", "", "/", "a//b/b", "//", "device/a/b/data", "+/data"} {
@@ -48,7 +48,7 @@ func FuzzGatedTopic(f *testing.F) {
 		for i, level := range want {
 			if strings.Contains(level, "+") {
 				if level != "+" || plus >= 0 {
-					return // no filter that the configuration lets through
+					return // the configuration does not accept this filter
 				}
 				plus = i
 			}

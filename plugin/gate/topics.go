@@ -2,7 +2,7 @@ package gate
 
 import "bytes"
 
-// Topics are those that are the gateway's concern: the gated ones, on which devices publish, and its own, on which it
+// Topics are the topics that the gateway decides on: the gated ones, on which devices publish, and its own, on which it
 // publishes to devices. They do not change.
 type Topics struct {
 	gated    []Topic
@@ -61,8 +61,8 @@ func (t *Topics) Gated(topic []byte) (level []byte, gated bool) { return deviceL
 // Own reports whether a topic is one of the gateway's own, and returns the device id's level of it.
 func (t *Topics) Own(topic []byte) (level []byte, own bool) { return deviceLevel(t.own, topic) }
 
-// Reserved reports whether a topic is gated or one of the gateway's own, but for those below the response topic, which a
-// device may choose for a response.
+// Reserved reports whether a topic is gated or one of the gateway's own, except those below the response topic, which a device
+// may choose for a response.
 func (t *Topics) Reserved(topic []byte) bool {
 	if _, gated := t.Gated(topic); gated {
 		return true
@@ -75,7 +75,7 @@ func (t *Topics) Reserved(topic []byte) bool {
 	return false
 }
 
-// Of returns all topics of a device, but for those below the response topic: first the gated ones.
+// Of returns all topics of a device, except those below the response topic: first the gated ones.
 func (t *Topics) Of(device string) (all []string) {
 	for _, topics := range [][]Topic{t.gated, t.own} {
 		for _, topic := range topics {
@@ -101,7 +101,7 @@ func (t *Topics) All(name func(before, after string, gated bool)) {
 	}
 	for _, topic := range t.own {
 		name(topic.Before, topic.After, false)
-		if topic.Below { // all that begins so: Access looks closer
+		if topic.Below { // all topics that begin like this: Access checks the rest
 			name(topic.Before, "", false)
 		}
 	}

@@ -14,15 +14,15 @@ const (
 	keepUnsentBytes = 1 << 20  // of memory between two rounds of the event loop
 )
 
-// An unsent holds copies of the accepted messages that the broker has been given to publish and has not published yet: it
-// does so at the beginning of the next round of its event loop, and drops them when it is stopped before. The next start
-// publishes them.
+// An unsent holds copies of the accepted messages that the gateway gave to the broker and the broker has not published yet. The
+// broker publishes them at the beginning of the next round of its event loop, and drops them when it is stopped before. The
+// next start publishes them.
 //
 // The zero value is empty, and ready. It belongs to the broker's thread.
 type unsent struct {
 	// publishesBeforeTick: a round begins with publishing and a TICK (Mosquitto 2.1). Else a TICK is at its end.
 	publishesBeforeTick bool
-	// sharers is how many more instances of the plugin the broker has, each of which is told of every TICK.
+	// sharers is how many more instances of the plugin the broker has. Each of them gets every TICK.
 	sharers int
 
 	messages []unsentMessage
@@ -56,7 +56,7 @@ func (u *unsent) add(p *Publish, properties []byte) {
 	u.messages = append(u.messages, unsentMessage{begin, topicEnd, len(u.data), properties, p.QoS, p.Retain})
 }
 
-// removeLast takes back the message that was added last: the broker did not take it.
+// removeLast removes the message that was added last: the broker did not take it.
 func (u *unsent) removeLast() {
 	if u.kept {
 		u.messages = u.messages[:len(u.messages)-1]
@@ -100,8 +100,8 @@ func (u *unsent) all() []savedMessage {
 	return all
 }
 
-// keepUnsent notes that the broker is given p to publish. One that never ticks (2.0.11 with per_listener_settings) does not
-// show when it has done so: nothing is kept then, so that nothing is published twice.
+// keepUnsent notes that p is given to the broker to publish. A broker that never ticks (2.0.11 with per_listener_settings) does
+// not show when it has published it: then nothing is kept, so that nothing is published twice.
 func (g *Gate) keepUnsent(p *Publish) {
 	if g.clock.ticks == 0 {
 		return
@@ -122,7 +122,7 @@ type State interface {
 	Save(data []byte) error
 }
 
-// SaveUnsent keeps for the next start what the broker does not publish any more. It is called when the broker stops.
+// SaveUnsent saves for the next start what the broker will not publish any more. It is called when the broker stops.
 func (g *Gate) SaveUnsent(to State) {
 	u := &g.unsent
 	if u.dropped > 0 {
@@ -142,9 +142,9 @@ func (g *Gate) SaveUnsent(to State) {
 	u.clear()
 }
 
-// PublishUnsent has the broker publish what it did not before it stopped, as far as it is of devices that may still publish.
-// It is called before a client publishes anything. Should the process end meanwhile, subscribers miss it: they get nothing
-// twice.
+// PublishUnsent gives the broker the messages that it had not published before it stopped, if their devices may still publish.
+// It is called before any client publishes. If the process ends during the call, subscribers miss the messages: they get
+// nothing twice.
 func (g *Gate) PublishUnsent(from State) {
 	text, err := from.Load()
 	if errors.Is(err, fs.ErrNotExist) || err == nil && len(text) == 0 {

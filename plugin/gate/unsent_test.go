@@ -13,7 +13,7 @@ func kept(u *unsent) (payloads []string) {
 	return payloads
 }
 
-// TestUnsent goes through rounds of the event loop as the versions of the broker have them.
+// TestUnsent simulates rounds of the event loop of each version of the broker.
 func TestUnsent(t *testing.T) {
 	for _, c := range []struct {
 		name string
@@ -52,7 +52,7 @@ func TestUnsent(t *testing.T) {
 	}
 }
 
-// TestUnsentIsBounded: what is beyond the bound is counted, and takes nothing back that is within.
+// TestUnsentIsBounded: messages beyond the bound are counted, and those within it are kept.
 func TestUnsentIsBounded(t *testing.T) {
 	var u unsent
 	large := &Publish{Payload: make([]byte, maxUnsentBytes/2)}
@@ -79,7 +79,7 @@ func TestRelayOfManyTopics(t *testing.T) {
 	for n := range maxRelayTopics + 2 {
 		topic := fmt.Append(nil, "device/", n)
 		if r.takes(topic, 1) != (n > maxRelayTopics) {
-			t.Errorf("topic %d is not told from those before", n)
+			t.Errorf("topic %d is not distinguished from those before", n)
 		}
 		for _, qos := range []byte{2, 2, 1, 0} {
 			if !r.takes(topic, qos) {

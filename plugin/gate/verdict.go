@@ -8,23 +8,23 @@ import (
 	"mosquitto-bouncer/plugin/replay"
 )
 
-// circumstances is what the verdict on a publish depends on beside the publish itself.
+// circumstances is what the verdict on a publish depends on, in addition to the publish itself.
 type circumstances struct {
 	now       time.Time
 	tolerance int64 // how far a timestamp may be from now, in seconds, either way
-	maxBytes  int   // the greatest size of a message
+	maxBytes  int   // the largest size of a message
 	decoder   *envelope.Decoder
 	seen      *replay.Set // the message ids accepted before
 
-	userNameIsClientID bool // the broker gives clients their user name for a client id
+	userNameIsClientID bool // the broker uses the user name of a client as its client id
 }
 
-// judge reaches the verdict on a publish to a gated topic: the first check that fails gives the reason. level is the
+// judge returns the verdict on a publish to a gated topic: the first check that fails gives the reason. level is the
 // topic's device level; d is the registered device of the publish's identity, or nil. It does no I/O and changes nothing
-// but the device's token bucket and the hash that it keeps of its last topic.
+// except the device's token bucket and the stored hash of the device's last topic.
 //
-// The envelope is returned as far as it was parsed, for the log; only with Accepted may anything in it be believed. The
-// error says more on a message that is malformed.
+// The envelope is returned as far as it was parsed, for the log; its contents can be trusted only with Accepted. The error
+// says more about a malformed message.
 func judge(p *Publish, level []byte, d *device, c *circumstances) (*envelope.Envelope, Reason, error) {
 	if !p.Certified || len(p.Identity) == 0 {
 		return nil, NoTLSIdentity, nil

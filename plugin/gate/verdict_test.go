@@ -63,7 +63,7 @@ func publish(identity string, text []byte) *Publish {
 	return &Publish{Identity: []byte(identity), Certified: true, ClientID: []byte("c"), Topic: []byte("device/" + identity + "/data"), Payload: text}
 }
 
-// TestVectors holds the verdict against every vector, reason for reason.
+// TestVectors compares the verdict with every vector, reason for reason.
 func TestVectors(t *testing.T) {
 	text, err := os.ReadFile("../envelope/testdata/envelope-v1.json")
 	if err != nil {
@@ -107,7 +107,7 @@ func TestVectors(t *testing.T) {
 	}
 }
 
-// TestFirstFailingCheckNamesTheReason takes a message with everything wrong and mends one thing after the other: the
+// TestFirstFailingCheckNamesTheReason takes a message with everything wrong and corrects one thing after the other: the
 // reasons must come in the order of the checks.
 func TestFirstFailingCheckNamesTheReason(t *testing.T) {
 	b := newBench(t)
@@ -172,7 +172,7 @@ func TestAnySecretOfADeviceIsGood(t *testing.T) {
 	}
 }
 
-// TestRateLimit: the bucket is a device's own, outlives a change of its secret, and refills with time.
+// TestRateLimit: each device has its own bucket, which stays when its secret changes and refills with time.
 func TestRateLimit(t *testing.T) {
 	b := newBench(t)
 	b.devices = devices{limit: 2, burst: 3}
@@ -212,7 +212,7 @@ func TestTimestampExtremes(t *testing.T) {
 			t.Errorf("timestamp %d: %s, want %s", timestamp, reason, want)
 		}
 	}
-	// Part of a second changes nothing: the envelope counts whole ones.
+	// A fraction of a second changes nothing: the envelope counts whole seconds.
 	b.c.now = time.Unix(now, 999999999)
 	if _, reason, _ := b.judge(publish("sensor_001", sign(t, "supersecretkey123", "sensor_001", now-300, anID, "1"))); reason != Accepted {
 		t.Errorf("within the last second: %s", reason)
