@@ -67,7 +67,7 @@ func bouncer_start(configFile *C.char) (ok C.int) {
 	g.Topics().All(guardTopic)
 	question := g.SessionQuestion()
 	C.bouncer_set_question(unsafe.Pointer(&question[0]))
-	g.OnDeviceChange(func() { atomic.AddUint64((*uint64)(&C.bouncer_device_changes), 1) })
+	g.OnIdentityChange(func() { atomic.AddUint64((*uint64)(&C.bouncer_device_changes), 1) })
 	// The broker installs its signal handlers after this; where it never ticks, no event may come before a signal does.
 	for _, delay := range []time.Duration{100 * time.Millisecond, time.Second, 10 * time.Second} {
 		time.AfterFunc(delay, func() { C.bouncer_rearm_signals() })

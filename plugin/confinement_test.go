@@ -143,7 +143,7 @@ func TestUnknownCertificates(t *testing.T) {
 		t.Fatal(err)
 	}
 	changes := 0
-	g.OnDeviceChange(func() { changes++ })
+	g.OnIdentityChange(func() { changes++ })
 	g.Reload()
 	g.until("reloaded", func() bool { return g.host.count("bouncer.toml was reloaded") > 0 })
 	if g.host.strangers != gate.StrangersAny || changes == 0 {

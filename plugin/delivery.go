@@ -53,7 +53,7 @@ func openOutbox(s *starter) (*outbox.Outbox, error) {
 		},
 		BackendURL:    c.Backend.URL,
 		FatalStatuses: c.Backend.FatalStatuses,
-		Answered:      s.answered,
+		Respond:       s.respond,
 		Registry:      s.registry,
 		Seen:          s.seen,
 		Tolerance:     c.Publish.Tolerance,

@@ -41,31 +41,31 @@ func TestRestartRemembers(t *testing.T) {
 	for qos := byte(1); qos <= 2; qos++ {
 		p := g.fresh("sensor_001")
 		p.QoS = qos
-		if o := g.send(p); o != firstOutcome(qos) {
-			t.Fatalf("outcome %d: %s", o, g.host.last())
+		if o := g.send(p); o != firstDisposition(qos) {
+			t.Fatalf("disposition %d: %s", o, g.host.last())
 		}
 		g.restart()
 		other := *p
 		other.ClientID = []byte("another client")
 		if o := g.send(&other); o != gate.Refuse || !strings.Contains(g.host.last(), "reason=replay") {
-			t.Errorf("another client: outcome %d: %s", o, g.host.last())
+			t.Errorf("another client: disposition %d: %s", o, g.host.last())
 		}
 		if o := g.send(p); o != again {
-			t.Errorf("QoS %d: outcome %d: %s", qos, o, g.host.last())
+			t.Errorf("QoS %d: disposition %d: %s", qos, o, g.host.last())
 		}
 		if o := g.send(p); o != gate.Refuse || !strings.Contains(g.host.last(), "reason=replay") {
-			t.Errorf("QoS %d, on the same connection: outcome %d: %s", qos, o, g.host.last())
+			t.Errorf("QoS %d, on the same connection: disposition %d: %s", qos, o, g.host.last())
 		}
 		g.Disconnected(p, subscription.MayStay)
 		g.Tick()
 		if o := g.send(p); o != again {
-			t.Errorf("QoS %d, once more over another connection: outcome %d: %s", qos, o, g.host.last())
+			t.Errorf("QoS %d, once more over another connection: disposition %d: %s", qos, o, g.host.last())
 		}
 		g.restart()
 		at0 := *p
 		at0.QoS = 0
 		if o := g.send(&at0); o != gate.Refuse {
-			t.Errorf("at QoS 0: outcome %d", o)
+			t.Errorf("at QoS 0: disposition %d", o)
 		}
 	}
 	g.tickUntil("delivery", func() bool { return g.Stats().Accounts == outbox.Accounts{Accepted: 2, Delivered: 2} })
@@ -83,11 +83,11 @@ func TestJournalFull(t *testing.T) {
 		return p
 	}
 	if o := g.send(large("sensor_001", uuid.NewString())); o != gate.Route {
-		t.Fatalf("outcome %d: %s", o, g.host.last())
+		t.Fatalf("disposition %d: %s", o, g.host.last())
 	}
 	second := large("sensor_002", uuid.NewString())
 	if o := g.send(second); o != gate.Refuse || !strings.Contains(g.host.last(), "reason=overloaded") || !strings.Contains(g.host.last(), "journal: full") {
-		t.Fatalf("outcome %d: %s", o, g.host.last())
+		t.Fatalf("disposition %d: %s", o, g.host.last())
 	}
 	if o := g.send(second); o != gate.Refuse || !strings.Contains(g.host.last(), "reason=overloaded") {
 		t.Errorf("a message that was refused is remembered: %s", g.host.last())
@@ -97,7 +97,7 @@ func TestJournalFull(t *testing.T) {
 	}
 	for _, device := range []string{"sensor_001", "sensor_002"} {
 		if o := g.send(g.fresh(device)); o != gate.Route {
-			t.Errorf("a small message of %s: outcome %d: %s", device, o, g.host.last())
+			t.Errorf("a small message of %s: disposition %d: %s", device, o, g.host.last())
 		}
 	}
 }

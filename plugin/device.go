@@ -26,25 +26,25 @@ func (s *service) Device(ctx context.Context, id string) (httpd.Device, error) {
 	if err != nil {
 		return httpd.Device{}, err
 	}
-	return s.describe(s.outbox.Queues(id)[0], &counted[0]), nil
+	return s.describe(s.outbox.Lanes(id)[0], &counted[0]), nil
 }
 
 // Slowest returns up to n of the devices whose messages wait longest for the backend, and at most httpd.MaxDevices.
 func (s *service) Slowest(ctx context.Context, n int) ([]httpd.Device, error) {
-	queues := slices.DeleteFunc(s.outbox.Queues(s.slowest.get(s.outbox)...), func(q forward.Queue) bool { return q.Messages == 0 })
-	slices.SortFunc(queues, func(a, b forward.Queue) int { return cmp.Compare(a.Oldest, b.Oldest) })
-	queues = queues[:min(n, len(queues))]
-	ids := make([]string, len(queues))
-	for i := range queues {
-		ids[i] = queues[i].Device
+	lanes := slices.DeleteFunc(s.outbox.Lanes(s.slowest.get(s.outbox)...), func(q forward.LaneStatus) bool { return q.Messages == 0 })
+	slices.SortFunc(lanes, func(a, b forward.LaneStatus) int { return cmp.Compare(a.Oldest, b.Oldest) })
+	lanes = lanes[:min(n, len(lanes))]
+	ids := make([]string, len(lanes))
+	for i := range lanes {
+		ids[i] = lanes[i].Device
 	}
 	counted, err := s.counts(ctx, ids)
 	if err != nil {
 		return nil, err
 	}
-	devices := make([]httpd.Device, len(queues))
-	for i := range queues {
-		devices[i] = s.describe(queues[i], &counted[i])
+	devices := make([]httpd.Device, len(lanes))
+	for i := range lanes {
+		devices[i] = s.describe(lanes[i], &counted[i])
 	}
 	return devices, nil
 }
@@ -61,10 +61,10 @@ func (s *slowest) get(box *outbox.Outbox) []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.at.IsZero() || time.Since(s.at) >= slowestEvery {
-		queues := box.Slowest(httpd.MaxDevices)
-		s.devices = make([]string, len(queues))
-		for i := range queues {
-			s.devices[i] = queues[i].Device
+		lanes := box.Slowest(httpd.MaxDevices)
+		s.devices = make([]string, len(lanes))
+		for i := range lanes {
+			s.devices[i] = lanes[i].Device
 		}
 		s.at = time.Now()
 	}
@@ -84,7 +84,7 @@ func (s *service) counts(ctx context.Context, devices []string) ([]gate.Counts, 
 }
 
 // describe returns the document of a device.
-func (s *service) describe(q forward.Queue, c *gate.Counts) httpd.Device {
+func (s *service) describe(q forward.LaneStatus, c *gate.Counts) httpd.Device {
 	d := httpd.Device{
 		ID:           q.Device,
 		Since:        s.health.started,

@@ -55,7 +55,7 @@ type Gateway struct {
 	audit     *audit.Log // nil: none
 	broker    *brokerSettings
 	reloading *reloading
-	rounds    rounds
+	tasks     tasks
 	closers   closers
 	logs      *brokerlog.Queue
 	log       *slog.Logger
@@ -89,7 +89,7 @@ func Start(configFile string, host Host) (_ *Gateway, err error) {
 // Tick does what is due in a round of the broker's event loop: ten times a second on an idle broker.
 func (g *Gateway) Tick() {
 	defer g.panics.Recover("tick")
-	g.rounds.tick(time.Now())
+	g.tasks.tick(time.Now())
 }
 
 // Reload reads the broker's own configuration, bouncer.toml and the whole registry again after SIGHUP.

@@ -19,7 +19,7 @@ import (
 func TestAnAcceptedPublishComesBackAsAResponse(t *testing.T) {
 	g := startGateway(t, "")
 	if o := g.send(g.fresh("sensor_001")); o != gate.Route {
-		t.Fatalf("outcome %d: %s", o, g.host.last())
+		t.Fatalf("disposition %d: %s", o, g.host.last())
 	}
 	for deadline := time.Now().Add(10 * time.Second); len(g.host.published) == 0 && time.Now().Before(deadline); {
 		g.Tick()

@@ -15,8 +15,8 @@ func (g *aGateway) reconnect(p *gate.Publish) {
 	g.Tick()
 }
 
-// firstOutcome is the disposition of a message that is accepted.
-func firstOutcome(qos byte) gate.Disposition {
+// firstDisposition is the disposition of a message that is accepted.
+func firstDisposition(qos byte) gate.Disposition {
 	if qos == 2 {
 		return gate.Relay
 	}
@@ -61,8 +61,8 @@ func TestRedelivery(t *testing.T) {
 					p := g.fresh("sensor_001")
 					p.QoS, p.Retain = c.first, retained
 					original := *p
-					if got := g.send(p); got != firstOutcome(c.first) {
-						t.Fatalf("outcome %d: %s", got, g.host.last())
+					if got := g.send(p); got != firstDisposition(c.first) {
+						t.Fatalf("disposition %d: %s", got, g.host.last())
 					}
 					if restart {
 						g.restart()
@@ -75,20 +75,20 @@ func TestRedelivery(t *testing.T) {
 					}
 					got := g.send(p)
 					if got != c.want {
-						t.Errorf("outcome %d, want %d; the log says %s", got, c.want, g.host.last())
+						t.Errorf("disposition %d, want %d; the log says %s", got, c.want, g.host.last())
 					}
 					if got == gate.Refuse && !strings.Contains(g.host.last(), "reason=replay") {
 						t.Errorf("the log says %s", g.host.last())
 					}
 					if got == gate.Swallow {
 						if got := g.send(p); got != gate.Refuse || !strings.Contains(g.host.last(), "reason=replay") {
-							t.Errorf("the second repetition on one connection: outcome %d, %s", got, g.host.last())
+							t.Errorf("the second repetition on one connection: disposition %d, %s", got, g.host.last())
 						}
 					}
 					// A refused message does not block later ones.
 					if got == gate.Refuse && c.first > 0 && c.reconnect {
 						if got := g.send(&original); got != gate.Swallow {
-							t.Errorf("the true redelivery: outcome %d, %s", got, g.host.last())
+							t.Errorf("the true redelivery: disposition %d, %s", got, g.host.last())
 						}
 					}
 					if n := g.Stats().Accounts.Accepted; n != 1 {
@@ -106,7 +106,7 @@ func TestRedeliveryNeverRoutesTwice(t *testing.T) {
 		g := startGateway(t, "")
 		p := g.fresh("sensor_001")
 		p.QoS, p.Retain = qos, true
-		if got := g.send(p); got != firstOutcome(qos) {
+		if got := g.send(p); got != firstDisposition(qos) {
 			t.Fatal(g.host.last())
 		}
 		for i := range 6 {
@@ -116,7 +116,7 @@ func TestRedeliveryNeverRoutesTwice(t *testing.T) {
 				g.reconnect(p)
 			}
 			if got := g.send(p); got != gate.Swallow {
-				t.Errorf("QoS %d, redelivery %d: outcome %d, want %d", qos, i+1, got, gate.Swallow)
+				t.Errorf("QoS %d, redelivery %d: disposition %d, want %d", qos, i+1, got, gate.Swallow)
 			}
 		}
 	}
@@ -134,7 +134,7 @@ func TestRelay(t *testing.T) {
 			p.Topic = []byte(topic)
 		}
 		if got := g.send(p); got != want {
-			t.Errorf("%s: outcome %d, want %d; the log says %s", what, got, want, g.host.last())
+			t.Errorf("%s: disposition %d, want %d; the log says %s", what, got, want, g.host.last())
 		}
 	}
 	expect("QoS 0", 0, "", gate.Route)

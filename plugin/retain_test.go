@@ -113,7 +113,7 @@ func TestPropertiesAreCounted(t *testing.T) {
 		p := g.fresh("sensor_001")
 		p.PropertyBytes = c.bytes
 		if o := g.send(p); o != c.want {
-			t.Errorf("%d bytes of properties: outcome %d", c.bytes, o)
+			t.Errorf("%d bytes of properties: disposition %d", c.bytes, o)
 		}
 		if c.want == gate.Refuse && g.host.count("reason=too_large") != i-1 {
 			t.Errorf("%d bytes: the log says %q", c.bytes, g.host.last())

@@ -83,7 +83,7 @@ func TestPinnedCertificates(t *testing.T) {
 	} {
 		g.host.fingerprint = test.fingerprint
 		if got := g.send(g.fresh("sensor_001")); got != test.send {
-			t.Errorf("%x: outcome %d", test.fingerprint, got)
+			t.Errorf("%x: disposition %d", test.fingerprint, got)
 		}
 		if test.send == gate.Refuse && !strings.Contains(g.host.last(), "reason=no_tls_identity") {
 			t.Error(g.host.last())

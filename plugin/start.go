@@ -145,10 +145,10 @@ func (s *starter) openDownlink() error {
 	return nil
 }
 
-// answered takes the backend's answer to one message; the forwarder's goroutines call it.
-func (s *starter) answered(a forward.Answer) {
+// respond sends the backend's response to one message to the device; the forwarder's goroutines call it.
+func (s *starter) respond(r forward.Response) {
 	s.responses.Send(downlink.Response{
-		Device: a.Message.DeviceID, MessageID: a.Message.MessageID, Accepted: a.Message.FirstAcceptedAt, Status: a.Status, Body: a.Body,
+		Device: r.Message.DeviceID, MessageID: r.Message.MessageID, Accepted: r.Message.FirstAcceptedAt, Status: r.Status, Body: r.Body,
 	})
 }
 
@@ -205,19 +205,19 @@ func (s *starter) openGate() error {
 	s.broker.read()
 	s.broker.settleOthers()
 	o := gate.Options{
-		Broker:    s.host,
-		Topics:    s.topics,
-		Registry:  s.registry,
-		Removed:   s.removed,
-		Seen:      s.seen,
-		Retained:  s.verified,
-		Tolerance: s.config.Publish.Tolerance,
-		Outbox:    s.outbox,
-		Responses: s.responses,
-		Forgotten: s.outbox.NoteForgotten,
-		Round:     func() { s.rounds.publish() },
-		Refused:   s.down.Refused,
-		Wake:      s.waker.Wake,
+		Broker:        s.host,
+		Topics:        s.topics,
+		Registry:      s.registry,
+		Removed:       s.removed,
+		Seen:          s.seen,
+		Retained:      s.verified,
+		Tolerance:     s.config.Publish.Tolerance,
+		Outbox:        s.outbox,
+		Responses:     s.responses,
+		Forgotten:     s.outbox.NoteForgotten,
+		BeforePublish: func() { s.tasks.beforePublish() },
+		Refused:       s.down.Refused,
+		Wake:          s.waker.Wake,
 
 		PublishesBeforeTick: s.host.Is2_1(),
 		UserNameIsClientID:  s.broker.userNameIsClientID(),
@@ -233,7 +233,7 @@ func (s *starter) openGate() error {
 	s.Gate = gate.New(o, gateSettings(s.config, s.broker))
 	s.closers.do("what the broker has not published", func() { s.SaveUnsent(s.unsent()) })
 	rooms := func(changes []registry.Change) {
-		if s.DevicesChanged(changes) {
+		if s.Revoke(changes) {
 			s.waker.Wake()
 		}
 		s.commands.SecretsChanged(changes)
@@ -242,8 +242,8 @@ func (s *starter) openGate() error {
 	return s.broker.check(len(s.config.Publish.Issuers) > 0)
 }
 
-func (s *starter) unsent() unsentState {
-	return unsentState{filepath.Join(s.config.StateDir, journal.DirName), s.outbox.Journal()}
+func (s *starter) unsent() unsentFile {
+	return unsentFile{filepath.Join(s.config.StateDir, journal.DirName), s.outbox.Journal()}
 }
 
 // watch starts what watches files: the stores, bouncer.toml, the directory of orders. Then everything that the tasks of the
@@ -257,14 +257,14 @@ func (s *starter) watch() error {
 		host: s.host, reader: reader, broker: s.broker, config: s.config, gate: s.Gate, registry: s.registry, sink: s.sink,
 		audit: s.audit, log: s.log,
 	}
-	s.rounds = rounds{
+	s.tasks = tasks{
 		{inTick: s.Gate.Tick},
 		{inTick: func(time.Time) { s.waker.Tick() }},
-		{often: s.reloading.take},
-		{often: s.outbox.Requeue},
-		{often: s.down.Drain},
-		{often: s.Answer},
-		{often: s.flushLog},
+		{always: s.reloading.take},
+		{always: s.outbox.Requeue},
+		{always: s.down.Drain},
+		{always: s.AnswerCounts},
+		{always: s.flushLog},
 		{inTick: func(time.Time) { s.outbox.Tick() }},
 		{inTick: s.Housekeep},
 	}

@@ -82,14 +82,14 @@ func probeDirectory(dir string) error {
 	return os.Remove(name)
 }
 
-// unsentState is where the journal keeps what the broker had not published when it stopped. It is gate.State.
-type unsentState struct {
+// unsentFile is where the journal keeps what the broker had not published when it stopped. It is gate.UnsentFile.
+type unsentFile struct {
 	dir     string // of the journal
 	journal *journal.Journal
 }
 
 const unsentName = "unsent"
 
-func (s unsentState) Load() ([]byte, error) { return journal.LoadState(s.dir, unsentName) }
+func (s unsentFile) Load() ([]byte, error) { return journal.LoadState(s.dir, unsentName) }
 
-func (s unsentState) Save(data []byte) error { return s.journal.SaveState(unsentName, data) }
+func (s unsentFile) Save(data []byte) error { return s.journal.SaveState(unsentName, data) }

@@ -21,7 +21,7 @@ func TestUnsentIsPublishedOnce(t *testing.T) {
 		p := g.fresh(device)
 		p.Topic, p.QoS, p.Retain, p.Properties = []byte(topic), qos, retain, unsafe.Pointer(t)
 		if got := g.send(p); got != gate.Relay {
-			t.Fatalf("outcome %d: %s", got, g.host.last())
+			t.Fatalf("disposition %d: %s", got, g.host.last())
 		}
 		if device == "sensor_001" {
 			want = append(want, fmt.Sprint(topic, " ", string(p.Payload), qos, retain))

@@ -145,8 +145,8 @@ const (
 	ReasonUnreadableAnswer = "unreadable_answer"
 )
 
-// Answer is the body with which the backend took a message.
-type Answer struct {
+// Response is the body with which the backend took a message.
+type Response struct {
 	Message     *Message // the Forwarder's again when the callback returns; its strings may be kept
 	Status      int      // Result.Status
 	Body        []byte   // not empty, at most 64 KiB; belongs to the callee
@@ -193,7 +193,7 @@ type Stats struct {
 type Forwarder struct {
 	cfg     Config
 	store   Store
-	answer  func(Answer)
+	respond func(Response)
 	log     *slog.Logger
 	sampler sampler
 	ctx     context.Context // of every Send
@@ -225,9 +225,9 @@ type Forwarder struct {
 	latency        Histogram
 }
 
-// New returns a Forwarder that sends nothing before Start. answer, which may be nil, is called once for every message taken with a body, in the order
+// New returns a Forwarder that sends nothing before Start. respond, which may be nil, is called once for every message taken with a body, in the order
 // of the device's messages, by several workers at a time, and before the Store is told; it must return quickly.
-func New(cfg Config, store Store, answer func(Answer), log *slog.Logger) (*Forwarder, error) {
+func New(cfg Config, store Store, respond func(Response), log *slog.Logger) (*Forwarder, error) {
 	if cfg.Concurrency == 0 {
 		cfg.Concurrency = DefaultConcurrency
 	}
@@ -249,7 +249,7 @@ func New(cfg Config, store Store, answer func(Answer), log *slog.Logger) (*Forwa
 	f := &Forwarder{
 		cfg:     cfg,
 		store:   store,
-		answer:  answer,
+		respond: respond,
 		log:     log,
 		sampler: sampler{limiter: rate.NewLimiter(10, 100)},
 		wake:    make(chan struct{}, 1),
@@ -397,7 +397,7 @@ func (f *Forwarder) Longest(n int) (longest []Backlog) {
 // Close takes no more messages, continues delivering until none is left that is not suspended or ctx is done, then cuts
 // what is in flight and ends the workers. Where ctx has a deadline, the last quarter of the time until then is left to
 // requests in flight: what is cut off goes to the backend again. The error says how many messages were not
-// delivered: they are still the Store's. The answer callback is not called after it has returned, unless the callback
+// delivered: they are still the Store's. The callback respond is not called after it has returned, unless the callback
 // itself was what Close waited for without success. It may be called before Start.
 func (f *Forwarder) Close(ctx context.Context) error {
 	f.mu.Lock()

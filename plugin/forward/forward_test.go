@@ -26,14 +26,14 @@ type fixture struct {
 	log       *testkit.Log
 	patience  time.Duration
 	answersMu sync.Mutex // guards answers
-	answers   []Answer
+	answers   []Response
 }
 
 func start(t testing.TB, cfg Config) *fixture {
 	t.Helper()
 	x := &fixture{t: t, store: newMemory(t), log: &testkit.Log{}, patience: time.Hour} // on synthetic time
 	x.store.AnyOrder = cfg.Unordered
-	f, err := New(cfg, x.store, func(a Answer) {
+	f, err := New(cfg, x.store, func(a Response) {
 		m := *a.Message
 		m.Payload = slices.Clone(m.Payload)
 		a.Message = &m

@@ -27,7 +27,7 @@ func TestUnorderedUsesAllConnections(t *testing.T) {
 		}
 		x.enqueue(message("other", 1))
 		time.Sleep(250 * time.Millisecond)
-		if q := x.Queues("other", "gateway"); q[0].Messages != 0 || q[1].Messages < 1500 || q[1].Messages != x.Stats().Pending {
+		if q := x.Lanes("other", "gateway"); q[0].Messages != 0 || q[1].Messages < 1500 || q[1].Messages != x.Stats().Pending {
 			t.Errorf("%+v", q)
 		}
 		time.Sleep(10 * time.Second) // 1601 requests of 0.1 s by 16
@@ -249,7 +249,7 @@ func TestBlocked(t *testing.T) {
 			if s.Delivered != 8 || s.Pending != 2 || s.BlockedDevices != 1 || s.StoreErrors != 0 || fmt.Sprint(x.Blocked(9)) != "[a]" {
 				t.Errorf("%+v", s)
 			}
-			if q := x.Queues("a"); q[0].Messages != 2 || !q[0].Blocked {
+			if q := x.Lanes("a"); q[0].Messages != 2 || !q[0].Blocked {
 				t.Errorf("%+v", q)
 			}
 			if n := x.log.Count("there is no room for its dead letter", "device=a", "its share is taken"); n != 1 {

@@ -267,7 +267,7 @@ func TestCloseWithBlockedCallback(t *testing.T) {
 		release := make(chan struct{})
 		store := newMemory(t)
 		f, err := New(with(func(*Message) reply { return reply{status: 200, body: []byte("x")} }), store,
-			func(Answer) { <-release }, (&testkit.Log{}).Logger())
+			func(Response) { <-release }, (&testkit.Log{}).Logger())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -307,7 +307,7 @@ func TestPanicInLog(t *testing.T) {
 				panic("delivery went wrong")
 			}
 			return replies[min(n, len(replies))-1]
-		}), store, func(Answer) { panic("callback went wrong") }, slog.New(panickingLog{}))
+		}), store, func(Response) { panic("callback went wrong") }, slog.New(panickingLog{}))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -201,8 +201,8 @@ func (f *Forwarder) handOver(m *Message, r *Result) (ok bool) {
 		f.sampler.warn(f.log, "backend's answer dropped", "device", m.DeviceID, "message_id", m.MessageID,
 			"status", r.Status, "reason", r.Unusable)
 		return false
-	case f.answer != nil && len(r.Body) > 0:
-		f.answer(Answer{Message: m, Status: r.Status, Body: r.Body, ContentType: r.ContentType, Latency: r.Latency})
+	case f.respond != nil && len(r.Body) > 0:
+		f.respond(Response{Message: m, Status: r.Status, Body: r.Body, ContentType: r.ContentType, Latency: r.Latency})
 	}
 	return true
 }

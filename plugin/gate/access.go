@@ -40,7 +40,7 @@ func (g *Gate) Access(action Action, p *Publish) (decision Decision) {
 // write decides on a publish or a last will.
 func (g *Gate) write(p *Publish) Decision {
 	g.endPending()
-	g.round()
+	g.beforePublish()
 	if g.clientIDs.foreign(p) {
 		g.refuseForeign(p)
 		return Deny

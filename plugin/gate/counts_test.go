@@ -29,7 +29,7 @@ func TestQuestionsAreBounded(t *testing.T) {
 	if _, err := g.Counts(t.Context(), []string{"sensor_001"}); !errors.Is(err, ErrQuestions) {
 		t.Errorf("%v", err)
 	}
-	g.Answer()
+	g.AnswerCounts()
 	if n := box.Len(); n != 0 {
 		t.Errorf("%d are not answered", n)
 	}
@@ -39,7 +39,7 @@ func TestQuestionsAreBounded(t *testing.T) {
 			t.Fatal("no room")
 		}
 	}
-	g.Answer()
+	g.AnswerCounts()
 	if n := box.Len(); n != 1 {
 		t.Errorf("%d questions are left, of which the thread was to answer about %d devices", n, answeredPerRound)
 	}

@@ -102,8 +102,8 @@ type Options struct {
 	Commands  Commands // nil: without an HTTP listener there are none
 	// Forgotten is called after Seen has expired ids, with the time in seconds since 1970.
 	Forgotten func(now int64)
-	// Round takes what other goroutines have left for the broker's thread. It is called before a publish is decided on.
-	Round func()
+	// BeforePublish takes what other goroutines have left for the broker's thread. It is called before a publish is decided on.
+	BeforePublish func()
 	// Refused is called for each message that the gate published itself and the broker did not accept.
 	Refused func()
 	// Wake makes the broker's thread call Tick soon. Any goroutine may call it; it returns at once.
@@ -142,17 +142,17 @@ type Settings struct {
 
 // A Gate decides. Its methods belong to the broker's thread unless they say otherwise, and wait for nothing.
 type Gate struct {
-	broker    Broker
-	topics    *Topics
-	registry  *registry.Registry
-	outbox    Outbox
-	commands  Commands // nil: none
-	responses Responses
-	round     func()
-	forgotten func(now int64)
-	refused   func()
-	panics    *crash.Reporter
-	log       *slog.Logger
+	broker        Broker
+	topics        *Topics
+	registry      *registry.Registry
+	outbox        Outbox
+	commands      Commands // nil: none
+	responses     Responses
+	beforePublish func()
+	forgotten     func(now int64)
+	refused       func()
+	panics        *crash.Reporter
+	log           *slog.Logger
 
 	decision    circumstances
 	pending     pendingVerdict
@@ -170,14 +170,14 @@ type Gate struct {
 	questions   questions
 	clock       clock
 	figures     figures
-	changed     func() // see OnDeviceChange; nil: not set yet
+	changed     func() // see OnIdentityChange; nil: not set yet
 }
 
 // New returns a Gate, with settings.
 func New(o Options, s Settings) *Gate {
 	g := &Gate{
 		broker: o.Broker, topics: o.Topics, registry: o.Registry, outbox: o.Outbox, commands: o.Commands, responses: o.Responses,
-		round: o.Round, forgotten: o.Forgotten, refused: o.Refused, panics: o.Panics, log: o.Log,
+		beforePublish: o.BeforePublish, forgotten: o.Forgotten, refused: o.Refused, panics: o.Panics, log: o.Log,
 
 		decision: circumstances{
 			tolerance: int64(o.Tolerance / time.Second), decoder: new(envelope.Decoder), seen: o.Seen, userNameIsClientID: o.UserNameIsClientID,
@@ -213,11 +213,11 @@ func (g *Gate) Configure(s Settings) {
 	g.settleStrangers()
 }
 
-// OnDeviceChange sets a function that is called, from another goroutine, after every change of the registry and of [acl], and
+// OnIdentityChange sets a function that is called, from another goroutine, after every change of the registry and of [acl], and
 // when another client id becomes an identity's. Only then can a user name become a device's, or a client id another
 // identity's. Until then a caller may reuse the answer NotConcerned to a Read, and to a Write to a topic that Topics does not
 // name.
-func (g *Gate) OnDeviceChange(changed func()) {
+func (g *Gate) OnIdentityChange(changed func()) {
 	g.changed = changed
 	g.registry.OnChange(changed)
 	g.clientIDs.changed = changed

@@ -13,10 +13,10 @@ import (
 )
 
 // Message decides on one publish. A publish to a topic that is neither gated nor the gateway's own is always routed.
-func (g *Gate) Message(p *Publish) (outcome Disposition) {
+func (g *Gate) Message(p *Publish) (disposition Disposition) {
 	defer func() {
 		if v := recover(); v != nil {
-			outcome = Refuse
+			disposition = Refuse
 			g.pending.set = false
 			g.panics.Report("message", v)
 			g.refuse(p, nil, nil, Internal, nil)
@@ -39,7 +39,7 @@ func (g *Gate) Message(p *Publish) (outcome Disposition) {
 	v := &g.pending
 	if !v.set || !v.samePublish(p) {
 		g.endPending()
-		g.round()
+		g.beforePublish()
 		g.decide(p, level)
 	}
 	v.set = false

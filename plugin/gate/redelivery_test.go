@@ -32,16 +32,16 @@ func TestRedeliveryUnderAUserName(t *testing.T) {
 		}
 		g.restart(func(o *Options, _ *Settings) { o.UserNameIsClientID = set })
 		if got := g.send(unchanged); got != Swallow {
-			t.Errorf("set %v, a client id that has not changed: outcome %d", set, got)
+			t.Errorf("set %v, a client id that has not changed: disposition %d", set, got)
 		}
 		before.ClientID = []byte("third")
 		if got := g.send(before); got != Refuse {
-			t.Errorf("set %v, a client id that is no user name: outcome %d", set, got)
+			t.Errorf("set %v, a client id that is no user name: disposition %d", set, got)
 		}
 		before.Topic, before.ClientID = []byte("device/sensor_001/data"), []byte("sensor_001")
 		before.Retain = true
 		if got := g.send(before); got != Refuse {
-			t.Errorf("set %v, retained: outcome %d", set, got)
+			t.Errorf("set %v, retained: disposition %d", set, got)
 		}
 		before.Retain = false
 		want := Refuse
@@ -49,14 +49,14 @@ func TestRedeliveryUnderAUserName(t *testing.T) {
 			want = Swallow
 		}
 		if got := g.send(before); got != want {
-			t.Errorf("set %v, the new client id: outcome %d, want %d", set, got, want)
+			t.Errorf("set %v, the new client id: disposition %d, want %d", set, got, want)
 		}
 		if got := g.send(before); got != Refuse {
-			t.Errorf("set %v, once more on this connection: outcome %d", set, got)
+			t.Errorf("set %v, once more on this connection: disposition %d", set, got)
 		}
 		g.reconnect(before)
 		if got := g.send(before); got != want {
-			t.Errorf("set %v, on the next connection: outcome %d, want %d", set, got, want)
+			t.Errorf("set %v, on the next connection: disposition %d, want %d", set, got, want)
 		}
 	}
 }

@@ -15,10 +15,10 @@ const (
 	maxRevoked = 1 << 16
 )
 
-// DevicesChanged takes note of a change of the registry: clients of devices that were disabled or removed are to be
+// Revoke takes note of a change of the registry: clients of devices that were disabled or removed are to be
 // disconnected, and a removed device's retained messages no longer count as verified. It reports whether Tick has to be called
 // soon. Any goroutine.
-func (g *Gate) DevicesChanged(changes []registry.Change) (soon bool) {
+func (g *Gate) Revoke(changes []registry.Change) (soon bool) {
 	for _, c := range changes {
 		switch c.What {
 		case registry.Removed:

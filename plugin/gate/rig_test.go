@@ -147,10 +147,10 @@ func (g *aGate) open(change func(*Options, *Settings)) {
 		Forgotten: g.outbox.NoteForgotten, Refused: down.Refused, Wake: func() {},
 		Sampler: sampler.New(), Panics: crash.NewReporter(log), Log: log,
 	}
-	o.Round = func() {
+	o.BeforePublish = func() {
 		g.outbox.Requeue()
 		down.Drain()
-		g.Answer()
+		g.AnswerCounts()
 	}
 	s := Settings{MaxBytes: 64 << 10, Rate: rate.Inf, MaxBadSignatures: 10, NamesAreCertificates: true, AsksSessions: true}
 	if change != nil {

@@ -43,8 +43,8 @@ func (g *Gate) Tick(now time.Time) {
 	g.unsent.ticked()
 }
 
-// Answer answers the questions about devices: see Counts.
-func (g *Gate) Answer() { g.questions.answer(g.counted) }
+// AnswerCounts answers the questions of Counts.
+func (g *Gate) AnswerCounts() { g.questions.answer(g.counted) }
 
 // Housekeep does what waits for a tick: it disconnects clients, and forgets message ids. The broker calls the plugin while it
 // disconnects clients.

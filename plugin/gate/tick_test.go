@@ -20,7 +20,7 @@ func TestAPanicRefuses(t *testing.T) {
 		t.Errorf("decision %d", d)
 	}
 	if o := g.Message(p); o != Refuse {
-		t.Errorf("outcome %d", o)
+		t.Errorf("disposition %d", o)
 	}
 	g.registry = registered
 	if g.send(p) != Route {
@@ -38,7 +38,7 @@ func TestRevokedAreTakenAFewAtATime(t *testing.T) {
 	for i := range changes {
 		changes[i] = registry.Change{ID: fmt.Sprint("d", i), What: registry.Disabled}
 	}
-	if !g.DevicesChanged(changes) {
+	if !g.Revoke(changes) {
 		t.Error("no tick is asked for")
 	}
 	g.tick()
@@ -57,7 +57,7 @@ func TestRevokedAreTakenAFewAtATime(t *testing.T) {
 	if n := len(g.host.kicked); n != maxRevoked {
 		t.Errorf("%d in all", n)
 	}
-	if g.DevicesChanged([]registry.Change{{ID: "d1", What: registry.Added}, {ID: "d2", What: registry.NewSecrets}}) || g.revoked.Len() > 0 {
+	if g.Revoke([]registry.Change{{ID: "d1", What: registry.Added}, {ID: "d2", What: registry.NewSecrets}}) || g.revoked.Len() > 0 {
 		t.Error("a device that may publish is disconnected")
 	}
 }

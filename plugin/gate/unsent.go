@@ -114,8 +114,8 @@ func (g *Gate) keepUnsent(p *Publish) {
 	g.unsent.add(p, properties)
 }
 
-// A State keeps a few bytes over a restart.
-type State interface {
+// An UnsentFile keeps unsent messages over a restart.
+type UnsentFile interface {
 	// Load returns what was saved last; an error that is fs.ErrNotExist: nothing.
 	Load() ([]byte, error)
 	// Save saves data in place of what was saved before.
@@ -123,7 +123,7 @@ type State interface {
 }
 
 // SaveUnsent saves for the next start what the broker will not publish any more. It is called when the broker stops.
-func (g *Gate) SaveUnsent(to State) {
+func (g *Gate) SaveUnsent(to UnsentFile) {
 	u := &g.unsent
 	if u.dropped > 0 {
 		g.log.Warn("the broker stopped before it published accepted QoS 2 messages, too many to be kept; subscribers miss them, the backend does not", "messages", u.dropped)
@@ -145,7 +145,7 @@ func (g *Gate) SaveUnsent(to State) {
 // PublishUnsent gives the broker the messages that it had not published before it stopped, if their devices may still publish.
 // It is called before any client publishes. If the process ends during the call, subscribers miss the messages: they get
 // nothing twice.
-func (g *Gate) PublishUnsent(from State) {
+func (g *Gate) PublishUnsent(from UnsentFile) {
 	text, err := from.Load()
 	if errors.Is(err, fs.ErrNotExist) || err == nil && len(text) == 0 {
 		return

@@ -54,7 +54,7 @@ type Registry interface {
 	Len() int
 }
 
-// Options say where and how an Outbox keeps messages. Every field is required but for Answered, FatalStatuses and IsAnswer.
+// Options say where and how an Outbox keeps messages. Every field is required but for Respond, FatalStatuses and IsAnswer.
 type Options struct {
 	StateDir string // the directory of everything that it keeps
 	Journal  Journal
@@ -66,8 +66,8 @@ type Options struct {
 	BackendURL string
 	// FatalStatuses are those after which the backend is not asked again: a message that gets one is given up. May be empty.
 	FatalStatuses []int
-	// Answered takes the backend's answers: see forward.New. nil: they are dropped.
-	Answered func(forward.Answer)
+	// Respond takes the backend's responses: see forward.New. nil: they are dropped.
+	Respond func(forward.Response)
 
 	Registry Registry
 	// Seen is the replay memory, empty at first. The outbox uses it in Open, Requeue and NoteForgotten.
@@ -142,7 +142,7 @@ func Open(o Options) (_ *Outbox, err error) {
 	o.Forward.Suspended = suspended
 	o.Forward.Standing = kept
 	o.Forward.Registered = o.Registry.Len
-	if b.forwarder, err = forward.New(o.Forward, b.messages, o.Answered, o.Log); err != nil {
+	if b.forwarder, err = forward.New(o.Forward, b.messages, o.Respond, o.Log); err != nil {
 		return nil, err
 	}
 	if err = b.openJournal(&o); err != nil {

@@ -39,15 +39,15 @@ func (b *Outbox) Stats() Stats {
 // Responses returns how many requests got which response since the start: see forward.Forwarder.
 func (b *Outbox) Responses() []forward.ResponseCount { return b.forwarder.Responses() }
 
-// Queues returns what waits of some devices, in their order: see forward.Forwarder.
-func (b *Outbox) Queues(devices ...string) []forward.Queue { return b.forwarder.Queues(devices...) }
+// Lanes returns what waits of some devices, in their order: see forward.Forwarder.
+func (b *Outbox) Lanes(devices ...string) []forward.LaneStatus { return b.forwarder.Lanes(devices...) }
 
 // Slowest returns the n devices whose oldest message was accepted first, at most once a second: see forward.Forwarder.
-func (b *Outbox) Slowest(n int) []forward.Queue { return b.forwarder.Slowest(n) }
+func (b *Outbox) Slowest(n int) []forward.LaneStatus { return b.forwarder.Slowest(n) }
 
-// AcceptedAt reads from the journal when the oldest message of a queue was accepted; zero: there is none any more, or it
+// AcceptedAt reads from the journal when the oldest message of a lane was accepted; zero: there is none any more, or it
 // cannot be read, which the forwarder reports when it comes to it.
-func (b *Outbox) AcceptedAt(q forward.Queue) time.Time {
+func (b *Outbox) AcceptedAt(q forward.LaneStatus) time.Time {
 	if q.Messages == 0 {
 		return time.Time{}
 	}

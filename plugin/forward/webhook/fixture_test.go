@@ -46,11 +46,11 @@ type fixture struct {
 	log      *testkit.Log
 	patience time.Duration
 	mu       sync.Mutex
-	answers  []forward.Answer
+	answers  []forward.Response
 }
 
 // forwarder makes a Forwarder of a Sink. A batch waits for an hour to be full.
-func forwarder(cfg Config, store forward.Store, answer func(forward.Answer), log *testkit.Log) (*forward.Forwarder, error) {
+func forwarder(cfg Config, store forward.Store, answer func(forward.Response), log *testkit.Log) (*forward.Forwarder, error) {
 	sink, err := New(cfg)
 	if err != nil {
 		return nil, err
@@ -58,7 +58,7 @@ func forwarder(cfg Config, store forward.Store, answer func(forward.Answer), log
 	return forwarderOf(sink, cfg, store, answer, log)
 }
 
-func forwarderOf(sink *Sink, cfg Config, store forward.Store, answer func(forward.Answer), log *testkit.Log) (*forward.Forwarder, error) {
+func forwarderOf(sink *Sink, cfg Config, store forward.Store, answer func(forward.Response), log *testkit.Log) (*forward.Forwarder, error) {
 	to := forward.Config{Sink: sink, Concurrency: cfg.Concurrency, Batch: cfg.Batch, Linger: time.Hour}
 	return forward.New(to, store, answer, log.Logger())
 }
@@ -74,7 +74,7 @@ func start(t testing.TB, cfg Config) *fixture {
 		t.Fatal(err)
 	}
 	x.sink = sink
-	f, err := forwarderOf(sink, cfg, x.store, func(a forward.Answer) {
+	f, err := forwarderOf(sink, cfg, x.store, func(a forward.Response) {
 		m := *a.Message
 		m.Payload = slices.Clone(m.Payload)
 		a.Message = &m

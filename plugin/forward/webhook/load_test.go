@@ -125,7 +125,7 @@ func TestPanicInAnswer(t *testing.T) {
 	var log testkit.Log
 	var calls atomic.Int32
 	store := newMemory(t)
-	f, err := forwarder(Config{URL: s.URL, idle: time.Millisecond}, store, func(forward.Answer) {
+	f, err := forwarder(Config{URL: s.URL, idle: time.Millisecond}, store, func(forward.Response) {
 		if calls.Add(1) == 1 {
 			panic("callback went wrong")
 		}

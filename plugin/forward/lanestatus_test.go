@@ -14,7 +14,7 @@ import (
 )
 
 // What waits is told right wherever it is: in its lane, in flight, in back-off, suspended, or enqueued just now.
-func TestQueues(t *testing.T) {
+func TestLanes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		release := make(chan struct{})
 		cfg := with(func(m *Message) reply {
@@ -41,7 +41,7 @@ func TestQueues(t *testing.T) {
 			}
 			got[0].Failures = 0
 		}
-		want := []Queue{
+		want := []LaneStatus{
 			{Device: "fails", Messages: 2, Oldest: position(0)},
 			{Device: "hangs", Messages: 3, Oldest: position(1)},
 			{Device: "gone", Messages: 2, Oldest: position(2), Suspended: true},
@@ -53,31 +53,31 @@ func TestQueues(t *testing.T) {
 			t.Errorf("%+v", got)
 		}
 		for _, q := range want[1:] {
-			if got := x.Queues(q.Device)[0]; got != q {
+			if got := x.Lanes(q.Device)[0]; got != q {
 				t.Errorf("%+v, want %+v", got, q)
 			}
 		}
-		if got := x.Queues("fine")[0]; got != (Queue{Device: "fine"}) {
+		if got := x.Lanes("fine")[0]; got != (LaneStatus{Device: "fine"}) {
 			t.Errorf("%+v", got)
 		}
 		x.mu.Lock()
 		x.halted = true
 		x.mu.Unlock()
 		x.enqueue(message("fine", 8))
-		if got := x.Queues("fine")[0]; got != (Queue{Device: "fine", Messages: 1, Oldest: position(8), Suspended: true}) {
+		if got := x.Lanes("fine")[0]; got != (LaneStatus{Device: "fine", Messages: 1, Oldest: position(8), Suspended: true}) {
 			t.Errorf("%+v", got)
 		}
 		x.Resume("")
 		close(release)
 		synctest.Wait()
-		if got := x.Queues("hangs")[0]; got != (Queue{Device: "hangs"}) {
+		if got := x.Lanes("hangs")[0]; got != (LaneStatus{Device: "hangs"}) {
 			t.Errorf("%+v", got)
 		}
 	})
 }
 
 // Whatever batches are cut into, and however often they fail, what Slowest tells is what the Store has.
-func TestQueuesOfBatches(t *testing.T) {
+func TestLanesOfBatches(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		rnd := rand.New(rand.NewPCG(3, 4))
 		var x *fixture
@@ -102,7 +102,7 @@ func TestQueuesOfBatches(t *testing.T) {
 					t.Fatalf("%s is out of order", q.Device)
 				}
 				last = q.Oldest
-				if one := x.Queues(q.Device)[0]; one != q {
+				if one := x.Lanes(q.Device)[0]; one != q {
 					t.Fatalf("%+v and %+v", one, q)
 				}
 			}

@@ -6,8 +6,8 @@ import (
 	"slices"
 )
 
-// A Queue is what waits of one device, with what is in flight.
-type Queue struct {
+// A LaneStatus describes the lane of one device: what waits in it, with what is in flight.
+type LaneStatus struct {
 	Device   string
 	Messages int
 	// Oldest is the position of the message that was accepted first, if there are any.
@@ -20,46 +20,46 @@ type Queue struct {
 	Suspended bool
 }
 
-// Queues returns what waits of some devices, in their order. It looks only at their lanes, and where the first message of
+// Lanes returns what waits of some devices, in their order. It looks only at their lanes, and where the first message of
 // one is under way at what else is.
-func (f *Forwarder) Queues(devices ...string) []Queue {
+func (f *Forwarder) Lanes(devices ...string) []LaneStatus {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.arriveNow()
-	queues := make([]Queue, len(devices))
+	lanes := make([]LaneStatus, len(devices))
 	var underway map[*lane]int // at which place
 	for i, device := range devices {
 		l := f.lanes[device]
 		switch {
 		case l == nil:
 			_, suspended := f.suspended[device]
-			queues[i] = Queue{Device: device, Suspended: suspended || f.halted}
+			lanes[i] = LaneStatus{Device: device, Suspended: suspended || f.halted}
 		case l.state == taken || f.unordered:
 			if underway == nil {
 				underway = make(map[*lane]int)
 			}
 			underway[l] = i
 			if l.n > 0 {
-				queues[i] = f.queue(l, l.head, 0)
+				lanes[i] = f.describe(l, l.head, 0)
 			}
 		default:
-			queues[i] = f.queue(l, l.head, 0)
+			lanes[i] = f.describe(l, l.head, 0)
 		}
 	}
 	if len(underway) == 0 {
-		return queues
+		return lanes
 	}
 	for first, part := range f.underway {
 		if i, asked := underway[part.lane]; asked {
-			queues[i] = f.add(queues[i], part.lane, first, part.n)
+			lanes[i] = f.add(lanes[i], part.lane, first, part.n)
 		}
 	}
-	return queues
+	return lanes
 }
 
 // Slowest returns the n devices whose oldest message was accepted first, the very first at the front. It looks at every
 // lane, with the workers' lock held: some 0.1 s for a million lanes, so it is to be called once a second at most.
-func (f *Forwarder) Slowest(n int) (slowest []Queue) {
+func (f *Forwarder) Slowest(n int) (slowest []LaneStatus) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.arriveNow()
@@ -67,8 +67,8 @@ func (f *Forwarder) Slowest(n int) (slowest []Queue) {
 		if len(slowest) == n && first >= slowest[n-1].Oldest {
 			return
 		}
-		i, _ := slices.BinarySearchFunc(slowest, first, func(q Queue, first uint64) int { return cmp.Compare(q.Oldest, first) })
-		slowest = slices.Insert(slowest, i, f.queue(l, first, underway))
+		i, _ := slices.BinarySearchFunc(slowest, first, func(q LaneStatus, first uint64) int { return cmp.Compare(q.Oldest, first) })
+		slowest = slices.Insert(slowest, i, f.describe(l, first, underway))
 		slowest = slowest[:min(n, len(slowest))]
 	}
 	if f.unordered {
@@ -86,35 +86,35 @@ func (f *Forwarder) Slowest(n int) (slowest []Queue) {
 }
 
 // slowestUnordered is Slowest where several parcels of one lane may be under way. f.mu is held.
-func (f *Forwarder) slowestUnordered(n int) []Queue {
-	queues := make(map[*lane]Queue, len(f.lanes))
+func (f *Forwarder) slowestUnordered(n int) []LaneStatus {
+	lanes := make(map[*lane]LaneStatus, len(f.lanes))
 	for _, l := range f.lanes {
 		if l.n > 0 {
-			queues[l] = f.queue(l, l.head, 0)
+			lanes[l] = f.describe(l, l.head, 0)
 		}
 	}
 	for first, part := range f.underway {
-		queues[part.lane] = f.add(queues[part.lane], part.lane, first, part.n)
+		lanes[part.lane] = f.add(lanes[part.lane], part.lane, first, part.n)
 	}
-	all := slices.SortedFunc(maps.Values(queues), func(a, b Queue) int { return cmp.Compare(a.Oldest, b.Oldest) })
+	all := slices.SortedFunc(maps.Values(lanes), func(a, b LaneStatus) int { return cmp.Compare(a.Oldest, b.Oldest) })
 	return all[:min(n, len(all))]
 }
 
 // add counts messages of a lane that are under way with what is known of it, which may be nothing. f.mu is held.
-func (f *Forwarder) add(q Queue, l *lane, first uint64, underway int) Queue {
+func (f *Forwarder) add(q LaneStatus, l *lane, first uint64, underway int) LaneStatus {
 	if q.Device == "" || q.Messages == 0 {
-		return f.queue(l, first, underway)
+		return f.describe(l, first, underway)
 	}
 	q.Messages += underway
 	q.Oldest = min(q.Oldest, first)
 	return q
 }
 
-// queue describes a lane, of which so many messages are in a parcel. f.mu is held.
-func (f *Forwarder) queue(l *lane, first uint64, underway int) Queue {
+// describe returns the status of a lane, of which so many messages are in a parcel. f.mu is held.
+func (f *Forwarder) describe(l *lane, first uint64, underway int) LaneStatus {
 	_, suspended := f.suspended[l.device]
 	_, blocked := f.blocked[l.device]
-	return Queue{
+	return LaneStatus{
 		Device:    l.device,
 		Messages:  int(l.n) + underway,
 		Oldest:    first,
