@@ -1,6 +1,7 @@
 package plugin
 
 import (
+	"sync"
 	"sync/atomic"
 
 	"mosquitto-bouncer/plugin/audit"
@@ -13,9 +14,23 @@ const maxAuditedChanges = 1000
 
 // registryChanges passes on the changes of the registry, whose goroutine calls note.
 type registryChanges struct {
-	audit   *audit.Log                              // nil: none
-	removed atomic.Pointer[former.Set]              // nil: not read yet
-	rooms   atomic.Pointer[func([]registry.Change)] // nil: not started yet
+	audit   *audit.Log                 // nil: none
+	removed atomic.Pointer[former.Set] // nil: not read yet
+
+	mu      sync.Mutex              // guards what follows; held while rooms runs
+	rooms   func([]registry.Change) // nil: not started yet
+	waiting []registry.Change       // for rooms
+}
+
+// connect passes the changes on to rooms, which are the gate and the commands, with those that came before.
+func (r *registryChanges) connect(rooms func([]registry.Change)) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.rooms = rooms
+	if len(r.waiting) > 0 {
+		rooms(r.waiting)
+		r.waiting = nil
+	}
 }
 
 func (r *registryChanges) note(changes []registry.Change) {
@@ -29,8 +44,16 @@ func (r *registryChanges) note(changes []registry.Change) {
 	if removed := r.removed.Load(); removed != nil {
 		removed.Registered(added)
 	}
-	if rooms := r.rooms.Load(); rooms != nil {
-		(*rooms)(changes)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.rooms != nil {
+		r.rooms(changes)
+		return
+	}
+	for _, c := range changes {
+		if c.What != registry.Added {
+			r.waiting = append(r.waiting, c)
+		}
 	}
 }
 

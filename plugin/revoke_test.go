@@ -67,6 +67,56 @@ func TestRevokedDevicesAreDisconnected(t *testing.T) {
 	}
 }
 
+// startingBroker calls during in the course of a start.
+type startingBroker struct {
+	*aBroker
+	during func()
+}
+
+func (b startingBroker) SetIssuers(all [][]byte) bool {
+	b.during()
+	return b.aBroker.SetIssuers(all)
+}
+
+// TestRemovedDuringTheStart removes a device while a gateway starts. What it retained is verified no longer, also if its id is
+// given to another device.
+func TestRemovedDuringTheStart(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "audit.jsonl")
+	g := startGateway(t, "[audit]\nfile = \""+file+"\"\n")
+	kept := g.fresh("sensor_001")
+	kept.Retain = true
+	if g.send(kept) != gate.Route {
+		t.Fatal(g.host.last())
+	}
+	kept.Identity, kept.ClientID = []byte("subscriber"), []byte("subscriber")
+	if d := g.Access(gate.Read, kept); d != gate.NotConcerned {
+		t.Fatalf("decision %v", d)
+	}
+	g.Stop()
+	var err error
+	g.Gateway, err = Start(g.file, startingBroker{g.host, func() {
+		g.change(func(ctx context.Context, s *registry.Store) error { return s.Remove(ctx, "sensor_001") })
+		for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+			if text, _ := os.ReadFile(file); strings.Contains(string(text), `"change":"removed"`) {
+				return
+			} else if time.Now().After(deadline) {
+				t.Fatalf("%s", text)
+			}
+		}
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	g.until("disconnected", func() bool { return slices.Equal(g.host.kicked, []string{"user sensor_001"}) })
+	g.change(func(ctx context.Context, s *registry.Store) error {
+		return s.Add(ctx, "sensor_001", registry.Secret("other"))
+	})
+	g.until("registered", func() bool { return g.registry.Lookup([]byte("sensor_001")) != nil })
+	if d := g.Access(gate.Read, kept); d != gate.Deny {
+		t.Errorf("decision %v", d)
+	}
+}
+
 func TestPinnedCertificates(t *testing.T) {
 	g := startGateway(t, "")
 	g.change(func(ctx context.Context, s *registry.Store) error {

@@ -18,8 +18,6 @@ func (s *starter) serve() error {
 			started: time.Now(), gate: s.Gate, registry: s.registry, writable: s.writable, reload: s.reloading.why, checks: s.checks,
 		},
 	}
-	// The outbox's workers may wait for the broker's thread, which takes no more responses when this is called.
-	s.closers.do("responses", s.responses.Stop)
 	if c.HTTP.Listen == "" {
 		return nil
 	}

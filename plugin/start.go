@@ -152,11 +152,24 @@ func (s *starter) respond(r forward.Response) {
 	})
 }
 
-// openOutbox makes the sink for the backend, and opens the outbox.
+// openOutbox makes the sink for the backend, and opens the outbox. Some files are opened after it, because it locks the state
+// directory, and closed after it, because the registry and orders write to them until then.
 func (s *starter) openOutbox() (err error) {
 	if s.sink, err = newSink(s.config); err != nil {
 		return err
 	}
+	s.closers.add("the device ids", func() error {
+		if s.removed == nil {
+			return nil
+		}
+		return s.removed.Close()
+	})
+	s.closers.add("the memory of retained messages", func() error {
+		if s.verified == nil {
+			return nil
+		}
+		return s.verified.Close()
+	})
 	s.closers.do("orders", func() {
 		if s.orders != nil {
 			s.orders.stop()
@@ -165,7 +178,10 @@ func (s *starter) openOutbox() (err error) {
 	if s.outbox, err = openOutbox(s); err != nil {
 		return err
 	}
-	s.closers.do("the outbox", func() { s.outbox.Close(stopWithin) })
+	s.closers.do("the outbox", func() {
+		s.responses.Stop() // workers may wait for the broker's thread, which takes no more responses
+		s.outbox.Close(stopWithin)
+	})
 	s.checks = append(s.checks, s.outbox.Checks()...)
 	return nil
 }
@@ -232,13 +248,12 @@ func (s *starter) openGate() error {
 	}
 	s.Gate = gate.New(o, gateSettings(s.config, s.broker))
 	s.closers.do("what the broker has not published", func() { s.SaveUnsent(s.unsent()) })
-	rooms := func(changes []registry.Change) {
+	s.changes.connect(func(changes []registry.Change) {
 		if s.Revoke(changes) {
 			s.waker.Wake()
 		}
 		s.commands.SecretsChanged(changes)
-	}
-	s.changes.rooms.Store(&rooms)
+	})
 	return s.broker.check(len(s.config.Publish.Issuers) > 0)
 }
 

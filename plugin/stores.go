@@ -24,7 +24,6 @@ func (s *starter) openRemoved() (err error) {
 	if s.removed, err = former.Open(filepath.Join(c.StateDir, former.FileName), s.registry, s.log); err != nil {
 		return stateError(c, err)
 	}
-	s.closers.add("the device ids", s.removed.Close)
 	s.changes.removed.Store(s.removed)
 	s.removed.CatchUp(s.registry)
 	s.checks = append(s.checks, s.removed.Err)
@@ -40,7 +39,6 @@ func (s *starter) openRetained() (err error) {
 	if s.verified, err = retained.Open(filepath.Join(s.config.StateDir, retained.FileName), ofDevice, s.log); err != nil {
 		return stateError(s.config, err)
 	}
-	s.closers.add("the memory of retained messages", s.verified.Close)
 	s.clearer = downlink.NewClearer(s.down, maxClears, func(topic string) { s.verified.Forget([]byte(topic)) })
 	return nil
 }
