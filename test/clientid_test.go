@@ -13,7 +13,7 @@ import (
 	"mosquitto-bouncer/test/harness/device"
 )
 
-// TestForeignClientID: whoever connects with the client id of another identity ends that one's connection, which no plugin
+// TestForeignClientID: a client that connects with the client id of another identity ends that one's connection, which no plugin
 // can prevent, but may do nothing in its place: it is refused and disconnected, and the session keeps its subscriptions.
 func TestForeignClientID(t *testing.T) {
 	g := harness.New(t, broker.Options{
@@ -108,7 +108,7 @@ func TestForeignClientIDIsSeenAtTheEnd(t *testing.T) {
 	}
 }
 
-// TestOwnClientIDs: an id that is nobody's may be used by everyone, and another client's becomes its own once it was seen to
+// TestOwnClientIDs: every client may use an id that no identity has, and another client's becomes its own once it was seen to
 // have its user name for it.
 func TestOwnClientIDs(t *testing.T) {
 	g := harness.New(t, broker.Options{Devices: []string{"sensor_001", "sensor_002"}})

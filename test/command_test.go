@@ -340,6 +340,6 @@ func TestCommandsDoNotSlowPublishes(t *testing.T) {
 		float64(taken.Load())/seconds, idle, idle99, busy, busy99)
 	// Load, devices and broker share the machine, which is what most of the difference is.
 	if busy > 25*time.Millisecond {
-		t.Errorf("beside the commands a publish took %v in the median", busy)
+		t.Errorf("with the commands a publish took %v in the median", busy)
 	}
 }

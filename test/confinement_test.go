@@ -14,7 +14,7 @@ import (
 	"mosquitto-bouncer/test/harness/device"
 )
 
-// expectConfined checks that a client may neither subscribe nor publish, and that its last will reaches nobody, or that
+// expectConfined checks that a client may neither subscribe nor publish, and that its last will is not delivered, or that
 // it may.
 func expectConfined(g *harness.Gateway, name string, confined bool) {
 	g.Helper()

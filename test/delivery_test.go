@@ -125,7 +125,7 @@ func TestNoSubscriber(t *testing.T) {
 	g.NothingElse("sensor_001")
 }
 
-// TestUngated has whatever is published outside the gated topics pass, whoever publishes it.
+// TestUngated: every client may publish outside the gated topics.
 func TestUngated(t *testing.T) {
 	g := harness.New(t, broker.Options{
 		Devices: []string{"sensor_001"}, Conf: "allow_anonymous true", Listeners: harness.WithoutIdentity,

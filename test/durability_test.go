@@ -97,7 +97,7 @@ func TestRedeliveryAcrossKill(t *testing.T) {
 	g.ExpectAllDelivered(4)
 }
 
-// TestDeadLetters has the backend refuse messages. They are stored, hold nobody up, survive a kill, and are delivered
+// TestDeadLetters has the backend refuse messages. They are stored, do not delay other messages, survive a kill, and are delivered
 // when an operator requeues them.
 func TestDeadLetters(t *testing.T) {
 	g := harness.New(t, broker.Options{Devices: []string{"sensor_001"}})

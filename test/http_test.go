@@ -38,7 +38,7 @@ func TestHealthOfStores(t *testing.T) {
 	g.HealthSays(200, "")
 }
 
-// TestSlowClients: clients that send their requests a byte at a time, or nothing at all, keep nobody out, and are cut
+// TestSlowClients: clients that send their requests a byte at a time, or nothing at all, keep no client out, and are cut
 // off.
 func TestSlowClients(t *testing.T) {
 	g := harness.New(t, broker.Options{Devices: []string{"sensor_001"}, HTTP: true})
@@ -73,10 +73,10 @@ func TestSlowClients(t *testing.T) {
 	for range 20 {
 		at := time.Now()
 		if s := g.Ask("POST", "/v1/devices/sensor_001/commands", "1"); s.Status != 202 {
-			t.Errorf("beside slow clients: %d %s", s.Status, s.Text)
+			t.Errorf("with slow clients: %d %s", s.Status, s.Text)
 		}
 		if took := time.Since(at); took > 2*time.Second {
-			t.Errorf("beside slow clients an answer took %v", took)
+			t.Errorf("with slow clients an answer took %v", took)
 		}
 	}
 	ended.Wait()

@@ -77,7 +77,7 @@ func TestCommonNames(t *testing.T) {
 			}
 		}
 	}
-	// To whoever issued this certificate it names 獥湳潲弰〱. The broker takes its bytes for a name.
+	// To the CA that issued this certificate it names 獥湳潲弰〱. The broker takes its bytes for a name.
 	impostor := named(g, bmp("sensor_001"), "sensor_001", one.Secret)
 	for _, p := range harness.BothProtocols {
 		m := one.Sign("22")

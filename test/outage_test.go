@@ -156,7 +156,7 @@ func TestDiskFull(t *testing.T) {
 	d := g.Device("sensor_001")
 	c := g.Connect(d, harness.MQTT5)
 	g.Accept(c, 1, d.Sign("1"))
-	ballast := b.Path("state/ballast") // beside what the journal sets aside
+	ballast := b.Path("state/ballast") // in addition to what the journal reserves
 	g.Must(os.WriteFile(ballast, make([]byte, 1<<20), 0o600))
 
 	large := `"` + strings.Repeat("x", 60000) + `"`

@@ -67,7 +67,7 @@ func TestRedelivery(t *testing.T) {
 }
 
 // TestRedeliveryLosesPUBREL loses PUBREC, PUBREL or PUBCOMP of a session that lasts: what was released without a second
-// PUBLISH reaches nobody again either.
+// PUBLISH does not reach subscribers again either.
 func TestRedeliveryLosesPUBREL(t *testing.T) {
 	g := harness.New(t, broker.Options{Devices: []string{"sensor_001"}})
 	g.Watch()

@@ -239,7 +239,7 @@ func TestQoS2Properties(t *testing.T) {
 	}
 }
 
-// TestSinkOfShortTopics has gated topics that are shorter than the sink's name: what is swallowed reaches nobody there
+// TestSinkOfShortTopics has gated topics that are shorter than the sink's name: what is swallowed reaches no subscriber there
 // either.
 func TestSinkOfShortTopics(t *testing.T) {
 	g := harness.New(t, broker.Options{

@@ -21,8 +21,8 @@ import (
 	"mosquitto-bouncer/test/harness/device"
 )
 
-// TestRejectionNotices: a device is told why a publish was refused, once a second, and nobody can have it told of what
-// it did not do.
+// TestRejectionNotices: a device gets a notice why a publish was refused, once a second, and no client can cause a notice to
+// another device.
 func TestRejectionNotices(t *testing.T) {
 	g := harness.New(t, broker.Options{Devices: []string{"sensor_001", "sensor_002"}, Settings: map[string]any{"rejected.topic": "device/{device_id}/rejected"}})
 	c, other := g.Connect(g.Device("sensor_001"), harness.MQTT311), g.Connect(g.Device("sensor_002"), harness.MQTT5)

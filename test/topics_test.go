@@ -105,7 +105,7 @@ func TestQoS2(t *testing.T) {
 			c.Release(2)
 			g.Delivered(d.DataTopic(), m.Bytes)
 			c.Release(2)
-			// What was accepted reaches subscribers, whoever takes the session over before the release.
+			// What was accepted reaches subscribers, even if another client takes the session over before the release.
 			m = accepted(c, 3)
 			c.Cut()
 			c = open(d)

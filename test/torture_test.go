@@ -169,7 +169,7 @@ func TestTorture(t *testing.T) {
 			t.Fatalf("after kill %d", round+1)
 		}
 	}
-	// Those that were not told ask again, and then nobody sends any more.
+	// Those without an acknowledgement send again, and then no device sends any more.
 	accepted, redelivered := 0, 0
 	for _, s := range senders {
 		for s.unanswered != nil {

@@ -110,7 +110,7 @@ func TestTourYourTurn(t *testing.T) {
 	}
 }
 
-// freePort returns a port of 127.0.0.1 that nobody listened on a moment ago.
+// freePort returns a port of 127.0.0.1 that no program listened on a moment ago.
 func freePort(t *testing.T) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")

@@ -16,7 +16,7 @@ import (
 	"mosquitto-bouncer/test/harness/device"
 )
 
-// Responses that nobody takes must not stay in the broker's memory: those for devices that do not subscribe, those for
+// Responses that no client takes must not stay in the broker's memory: those for devices that do not subscribe, those for
 // devices that are away and had subscribed with QoS 0, and those that no longer fit in the queue of a device that is
 // away.
 func TestUnwantedResponsesCostNoMemory(t *testing.T) {
@@ -77,7 +77,7 @@ func TestUnwantedResponsesCostNoMemory(t *testing.T) {
 	g.Must(err)
 
 	if after-before > growth {
-		g.Errorf("the broker grew from %d to %d KiB over %d responses that nobody took, want %d KiB more at most",
+		g.Errorf("the broker grew from %d to %d KiB over %d responses that no client took, want %d KiB more at most",
 			before>>10, after>>10, responses, growth>>10)
 	}
 	stored := stored(g, observer)

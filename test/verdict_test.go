@@ -110,7 +110,7 @@ func TestForgeries(t *testing.T) {
 	g.Refuse(sensor, "device//data", 1, genuine, "topic_mismatch")
 	g.Refuse(sensor, `device/sensor_001 reason=accepted "/data`, 1, genuine, "topic_mismatch")
 
-	// None of these attempts keeps the genuine message out. Every later one is a repetition, whoever makes it and however
+	// None of these attempts keeps the genuine message out. Every later one is a repetition, regardless of who makes it and however
 	// it is written.
 	g.Accept(sensor, 1, genuine)
 	again, old := g.Connect(one, harness.MQTT5), g.Connect(one, harness.MQTT311)

@@ -257,7 +257,7 @@ func TestWillsWithoutPlugin(t *testing.T) {
 }
 
 // TestWillsElsewhere has last wills on topics that are not gated. Who is no device may leave one, as without the plugin; a
-// device may not, and nobody on the gateway's own topics.
+// device may not, and no client may on the gateway's own topics.
 func TestWillsElsewhere(t *testing.T) {
 	const sink = "$bouncer/redelivered"
 	for _, e := range endings {

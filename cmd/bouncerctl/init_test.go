@@ -19,7 +19,7 @@ import (
 	"mosquitto-bouncer/plugin/pki"
 )
 
-var update = flag.Bool("update", false, "write the example files anew")
+var update = flag.Bool("update", false, "write the example files again")
 
 func TestInit(t *testing.T) {
 	plugin := fakePlugin(t)
@@ -197,7 +197,7 @@ func TestInitPlugin(t *testing.T) {
 	fail(t, 1, `mosquitto.conf cannot hold the path "`+dir+`\n"; use one without control characters and blanks at its end`,
 		"init", "--dir", dir+"\n", "--plugin", fakePlugin(t))
 
-	// The plugin beside the program is found.
+	// The plugin in the program's directory is found.
 	beside := filepath.Join(filepath.Dir(program), pluginFile)
 	writeFile(t, beside, "")
 	defer os.Remove(beside)

@@ -15,7 +15,7 @@ func asRoot(t *testing.T) {
 	}
 }
 
-const somebody = 12345 // a user id that nobody has
+const somebody = 12345 // a user id that no user has
 
 // places are directories in which another user could replace what root makes, by what is wrong with them.
 func places(t *testing.T) map[string]string {

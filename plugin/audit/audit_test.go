@@ -177,7 +177,7 @@ func TestReopen(t *testing.T) {
 		t.Fatal(err)
 	}
 	l.Reopen(Options{File: file})
-	within(t, "made anew", func() bool { _, err := os.Stat(file); return err == nil })
+	within(t, "made again", func() bool { _, err := os.Stat(file); return err == nil })
 	l.Add(Record{Event: Stop})
 	within(t, "written", func() bool { return len(read(t, file)) == 1 })
 	// Where that cannot be, the old one is written on.
@@ -294,7 +294,7 @@ func TestEveryLostRecordIsCounted(t *testing.T) {
 	}
 }
 
-// TestRotationFails: what cannot be put aside is written on, said once, and nothing of it counts as lost.
+// TestRotationFails: a log that cannot be rotated is continued, with one line about it, and no record counts as lost.
 func TestRotationFails(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "audit.jsonl")
 	if err := os.MkdirAll(filepath.Join(file+".1", "in the way"), 0o700); err != nil {

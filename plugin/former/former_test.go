@@ -47,12 +47,12 @@ func closeSet(t *testing.T, s *Set) {
 	}
 }
 
-// What is in the file and not registered was removed, whoever removed it and when, and stays so until it is released.
+// What is in the file and not registered was removed, by any program at any time, and stays so until it is released.
 func TestRemovedStaysSoOverRestarts(t *testing.T) {
 	path := filepath.Join(t.TempDir(), FileName)
 	s := openSet(t, path, fleet{"a": 0, "b": 1})
 	if s.Has([]byte("a"), false) || s.Has([]byte("stranger"), false) || !s.Complete() {
-		t.Error("nobody was removed yet")
+		t.Error("no device was removed yet")
 	}
 	s.Registered([]string{"c"}) // and removed while the gateway is away
 	closeSet(t, s)
@@ -238,7 +238,7 @@ func wait(t *testing.T, what string, done func() bool) {
 	t.Helper()
 	for end := time.Now().Add(20 * time.Second); !done(); time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
-			t.Fatal("waited in vain for", what)
+			t.Fatal("timed out waiting for", what)
 		}
 	}
 }

@@ -12,7 +12,7 @@ import (
 	"mosquitto-bouncer/plugin/testkit"
 )
 
-// Enqueue wakes nobody; Dispatch wakes an idle worker, and a busy one looks by itself.
+// Enqueue wakes no worker; Dispatch wakes an idle worker, and a busy one looks by itself.
 func TestDispatch(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		cfg := with(func(*Message) reply { time.Sleep(time.Second); return reply{status: 200} })
@@ -40,7 +40,7 @@ func TestDispatch(t *testing.T) {
 		inFlight(1) // the second, undispatched
 		time.Sleep(time.Second)
 		inFlight(0)
-		put(3) // what nobody was told of, Close takes
+		put(3) // Close takes what no worker was woken for
 		if s := x.drain(); s.Delivered != 3 {
 			t.Errorf("%+v", s)
 		}

@@ -255,7 +255,7 @@ func TestBlocked(t *testing.T) {
 			if n := x.log.Count("there is no room for its dead letter", "device=a", "its share is taken"); n != 1 {
 				t.Errorf("log:\n%s", x.log)
 			}
-			x.Unblock("a") // in vain
+			x.Unblock("a") // without effect
 			synctest.Wait()
 			full = false
 			x.Unblock("a")

@@ -119,7 +119,7 @@ func TestHangingLanesLeaveWorkers(t *testing.T) {
 		}
 		// Alone they take 10 s.
 		if d := time.Since(begun); d > 12*time.Second {
-			t.Errorf("1000 messages of 10 ms took %v beside 100 hanging devices", d)
+			t.Errorf("1000 messages of 10 ms took %v with 100 hanging devices", d)
 		}
 	})
 }

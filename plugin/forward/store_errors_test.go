@@ -213,7 +213,7 @@ func TestCounts(t *testing.T) {
 		f.Start(Counts{Delivered: 1000, Dead: 1})
 		expect(1003, 1001, 2)
 		f.Enqueue("a", store.add(message("a", 3)), 1)
-		expect(1004, 1001, 2) // nobody has been told; Stats looks at it
+		expect(1004, 1001, 2) // no worker was woken; Stats looks at it
 		expect(1004, 1002, 2)
 		if err := f.Close(t.Context()); err != nil {
 			t.Error(err)

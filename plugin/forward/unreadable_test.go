@@ -60,7 +60,7 @@ func TestUnreadableAnswerInBatch(t *testing.T) {
 	})
 }
 
-// While nobody is answered, what says nothing in HTTP may be another program that has the port: it costs no message.
+// While no device gets a response, a server that does not speak HTTP may be another program on the port: no message is given up.
 func TestNotHTTPWhileDown(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		wrong := true

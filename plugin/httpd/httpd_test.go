@@ -135,7 +135,7 @@ func TestUnreadable(t *testing.T) {
 	}
 }
 
-// TestErrorsOfTheInside are told to nobody.
+// TestErrorsOfTheInside: internal errors are not shown to clients.
 func TestErrorsOfTheInside(t *testing.T) {
 	s := start(t, aService{send: func(NewCommand) (Command, error) { panic("a secret of the inside") }}, nil)
 	for path, want := range map[string]int{"/metrics": 503, "/v1/devices/x/commands": 500} {

@@ -23,7 +23,7 @@ func (echo) Command(_ context.Context, id string, _ bool) (Command, error) {
 	return Command{ID: id, Body: []byte("1")}, nil
 }
 
-// raw sends a request as it stands, and reads the answer.
+// raw sends a request unchanged, and reads the answer.
 func raw(t *testing.T, s *Server, text string) (*http.Response, string) {
 	t.Helper()
 	conn, err := net.Dial("tcp", s.Addr().String())

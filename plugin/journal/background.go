@@ -25,7 +25,7 @@ const (
 	stateReserve = 32 << 10 // bytes, only for what is saved
 )
 
-// background is the state of the journal's goroutine, and of Open before it runs. Each part is declared beside what uses it.
+// background is the state of the journal's goroutine, and of Open before it runs. Each part is declared next to what uses it.
 type background struct {
 	last uint32 // number given to a segment
 

@@ -100,7 +100,7 @@ func TestJournalHoldsTheBacklogAndIDs(t *testing.T) {
 	}
 }
 
-// What was moved because it waited, and is settled then, takes no room either, though ids that are needed are beside it.
+// What was moved because it waited, and is settled then, takes no room either, even next to ids that are still needed.
 func TestSettledAfterItWasMoved(t *testing.T) {
 	f := newFixture(t)
 	f.MaxBytes, f.SegmentBytes = 4<<20, 64<<10
@@ -148,7 +148,7 @@ func TestLargeMessagesInTurn(t *testing.T) {
 	}
 }
 
-// A device that has taken its share is refused, over restarts too, and nobody else is; the log names it.
+// Only a device that has used up its share is refused, over restarts too; the log names it.
 func TestDeviceShare(t *testing.T) {
 	f := newFixture(t)
 	f.MaxBytes, f.DeviceBytes, f.SegmentBytes = 4<<20, 1<<20, 64<<10

@@ -314,7 +314,7 @@ func TestForgedRecord(t *testing.T) {
 	}
 }
 
-// Each bit of either copy of the header: the other serves. Both: the one beside the outcomes.
+// Each bit of either copy of the header: the other is used. Both: the one with the outcomes.
 func TestDamagedHeader(t *testing.T) {
 	f, all := built(t, 4)
 	log := read(t, f.path(logName(1)))

@@ -101,7 +101,7 @@ func TestRecrypt(t *testing.T) {
 			t.Error("plain text is left")
 		}
 		recrypt(one, nil, 0)
-		// A plain-text device of another program is read beside them.
+		// A plain-text device of another program is read as well.
 		insert(t, db, "d1500", "plain")
 		r.has(t, "d1500", "plain")
 		r.has(t, "d0", "plain text new", "plain text 0")
@@ -134,7 +134,7 @@ func TestRecrypt(t *testing.T) {
 			t.Error(got)
 		}
 		if log.Count("secrets cannot be decrypted") != 1 || log.Count("no devices") != 0 {
-			t.Error(log) // nobody is to remove them
+			t.Error(log) // an operator must not remove them
 		}
 		if err := Check(t.Context(), path, WithKey(one)); err == nil || !strings.Contains(err.Error(), "key_file") {
 			t.Errorf("checked with the wrong key: %v", err)

@@ -271,7 +271,7 @@ func TestClose(t *testing.T) {
 		}
 	}
 	if took := time.Since(start); took > time.Second {
-		t.Errorf("took %v beside a writer", took)
+		t.Errorf("took %v with another writer", took)
 	}
 	if got := r.state("a"); got != "one" {
 		t.Errorf("a is %s after Close", got)

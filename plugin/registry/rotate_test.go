@@ -77,7 +77,7 @@ func TestRotate(t *testing.T) {
 	}
 }
 
-// TestOldSecretsEndWithTheRegistration: nobody who registers the id again inherits an old secret.
+// TestOldSecretsEndWithTheRegistration: a new registration of the id inherits no old secret.
 func TestOldSecretsEndWithTheRegistration(t *testing.T) {
 	t.Parallel()
 	path := newPath(t)

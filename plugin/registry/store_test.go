@@ -178,7 +178,7 @@ func TestNewDatabase(t *testing.T) {
 	}
 	files, err := os.ReadDir(filepath.Dir(path))
 	if err != nil || len(files) != 1 {
-		t.Errorf("%v beside the database: %v", files, err)
+		t.Errorf("%v next to the database: %v", files, err)
 	}
 	db := openDatabase(t, path)
 	if got := scalar[string](t, db, "PRAGMA journal_mode"); got != "delete" {

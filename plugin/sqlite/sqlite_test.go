@@ -207,7 +207,7 @@ func TestMigrate(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := one.Migrate(t.Context(), plain); err == nil || !strings.Contains(err.Error(), "not a database of letters") {
-		t.Errorf("of nobody: %v", err)
+		t.Errorf("of no application: %v", err)
 	}
 	if err := two.Migrate(t.Context(), connect(t, path, Options{ReadOnly: true})); err != nil {
 		t.Errorf("a current one needs no writing: %v", err)

@@ -24,7 +24,7 @@ import (
 // benchPayload is the payload of docs/envelope.md, so that an envelope has some 260 bytes.
 const benchPayload = `{"temperature":22.5,"humidity":60,"battery":3.71,"unit":"degC"}`
 
-// limit bounds every single wait; nothing waits for it in vain but a benchmark that fails.
+// limit bounds every single wait; only a failing benchmark waits that long.
 const limit = 20 * time.Second
 
 // runTime is how long a broker is under load at a time: short, so that both brokers of a pair find the same machine.

@@ -91,7 +91,7 @@ func (g *Gateway) Delivered(topic string, message []byte) device.Received {
 }
 
 // Refuse publishes a message that is to be refused: with the reason code where there is one, one line in the log with
-// exactly this reason and this client's user name, and the connection left alone. That it reaches nobody is for
+// exactly this reason and this client's user name, and the connection left alone. That it is not delivered is for
 // NothingElse to find out. One gateway has room for a hundred refusals in quick succession: the plugin then writes a line for
 // some of them only.
 func (g *Gateway) Refuse(c *Client, topic string, qos byte, m device.Message, reason string) {

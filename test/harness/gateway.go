@@ -18,7 +18,7 @@ import (
 	"mosquitto-bouncer/test/harness/device"
 )
 
-// Patience bounds every single wait. It is generous because the machine may be busy; nothing waits for it in vain but a
+// Patience bounds every single wait. It is generous because the machine may be busy; nothing waits that long except a
 // test that fails.
 const Patience = 20 * time.Second
 

@@ -11,7 +11,7 @@ func TestTrusted(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("only root can give files to other users")
 	}
-	const somebody = 12345 // a user id that nobody has
+	const somebody = 12345 // a user id that no user has
 	base := t.TempDir()
 	if err := os.MkdirAll(filepath.Join(base, "real/sub"), 0o755); err != nil {
 		t.Fatal(err)

@@ -37,7 +37,7 @@ func TestBatchRequest(t *testing.T) {
 		if len(bodies) == 1 {
 			w.WriteHeader(http.StatusInternalServerError)
 		}
-		io.WriteString(w, "an answer that is for nobody")
+		io.WriteString(w, "an answer that no request is for")
 	})
 	x := start(t, Config{URL: s.URL + "/in?v=1", Batch: 10, BearerToken: []byte("s3cret")})
 	payloads := []string{`0`, `{}`, `""`, `22.0`, `{"temperature": 22.50,  "humidity":60}`, "\"\u00e9 \\u00e9 \U0001F321\"",

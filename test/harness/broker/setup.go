@@ -84,7 +84,7 @@ func (b *Broker) writeBouncerTOML() error {
 	}
 	backend := b.options.BackendURL
 	if backend == "" {
-		backend = "http://127.0.0.1:9/device/{device_id}/data" // port 9, discard: nobody listens
+		backend = "http://127.0.0.1:9/device/{device_id}/data" // port 9, discard: no server listens
 	}
 	settings := map[string]any{
 		"state_dir":      b.Path("state"),
