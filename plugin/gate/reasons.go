@@ -10,7 +10,7 @@ var reasons = [ReasonCount]struct {
 }{
 	Forbidden: {
 		name:    "forbidden_topic",
-		summary: "a device on a topic that is not its own, any client on a topic of the gateway's, or a last will",
+		summary: "a device on a topic that it may not use, any client publishing to a response, command or rejected topic, or a last will",
 		meaning: "The client may not use this topic; `detail` says why",
 		remedy:  "See [Forbidden topics](#forbidden-topics)",
 	},
