@@ -49,6 +49,8 @@ func (s *service) send(ctx context.Context, n httpd.NewCommand) (httpd.Command, 
 		return httpd.Command{}, errNoSuchDevice
 	case errors.Is(err, downlink.ErrDisabled):
 		return httpd.Command{}, &httpd.Error{Status: 409, Reason: "device_disabled", Detail: err.Error() + "; enable it with bouncerctl device enable"}
+	case errors.Is(err, downlink.ErrNoSecret):
+		return httpd.Command{}, &httpd.Error{Status: 409, Reason: "device_has_no_secret", Detail: err.Error() + "; this version cannot send it commands"}
 	case errors.Is(err, downlink.ErrBody):
 		return httpd.Command{}, &httpd.Error{Status: 400, Reason: "bad_json", Detail: err.Error()}
 	case errors.Is(err, command.ErrKeyReused):

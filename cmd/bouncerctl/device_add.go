@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"mosquitto-bouncer/cmd/bouncerctl/bundle"
 	"mosquitto-bouncer/plugin/config"
 	"mosquitto-bouncer/plugin/deviceid"
 	"mosquitto-bouncer/plugin/registry"
@@ -18,6 +19,8 @@ const defaultConfig = "/etc/mosquitto-bouncer/bouncer.toml"
 
 type addOptions struct {
 	secretFile string
+	keyFile    string
+	signsTLS   bool // the certificate's key signs
 	out        string
 	csr        string
 	noCert     bool
@@ -32,6 +35,12 @@ func newDeviceAdd(configFile *string) *cobra.Command {
 		Long: `Register a device, and make a directory with what it needs: a secret, a key and
 certificate, the CA's certificate, and a README that shows how to publish.
 
+A device may sign with a private key that never leaves it, in place of a secret: then
+who copies the registry cannot speak for it. --key names the file of its public half:
+Ed25519 or ECDSA on P-256, in PEM. With --sign-with-certificate the key of the
+certificate signs; with --csr too, one key in a secure element does everything. To
+such a device this version can send no commands.
+
 ID is 1 to 64 of A-Z a-z 0-9 . _ : - and becomes the certificate's common name.
 The secret is 64 random hexadecimal digits unless one is given; the text itself
 is the key. In the file of --secret-file, a byte order mark at the beginning and one
@@ -41,7 +50,9 @@ private key, which never leaves it.`,
 		Example: `  bouncerctl device add sensor_001
   bouncerctl device add sensor_002 --out /media/usb/sensor_002
   bouncerctl device add sensor_003 --csr sensor_003.csr --pin
-  bouncerctl device add sensor_004 --secret-file - --no-cert <secret.txt`,
+  bouncerctl device add sensor_004 --secret-file - --no-cert <secret.txt
+  bouncerctl device add sensor_005 --key sensor_005.pub
+  bouncerctl device add sensor_006 --csr sensor_006.csr --sign-with-certificate`,
 		Args: oneID,
 		RunE: func(c *cobra.Command, args []string) error {
 			id := args[0]
@@ -56,6 +67,12 @@ private key, which never leaves it.`,
 				return usage(c, "--no-cert and --csr exclude each other")
 			case o.noCert && o.pin:
 				return usage(c, "--pin needs a certificate; register the device and use bouncerctl device pin")
+			case o.keyFile != "" && o.secretFile != "" || o.signsTLS && (o.keyFile != "" || o.secretFile != ""):
+				return usage(c, "--secret-file, --key and --sign-with-certificate exclude each other")
+			case o.signsTLS && o.noCert:
+				return usage(c, "--sign-with-certificate needs a certificate; name the key of one of another CA with --key")
+			case o.csr == "-" && o.keyFile == "-":
+				return usage(c, "--csr and --key cannot both read standard input")
 			case o.csr == "-" && o.secretFile == "-":
 				return usage(c, "--csr and --secret-file cannot both read standard input")
 			}
@@ -63,6 +80,8 @@ private key, which never leaves it.`,
 		},
 	}
 	c.Flags().StringVar(&o.secretFile, "secret-file", "", "read the secret from `file`, - for standard input; a line end at its end is not part of it")
+	c.Flags().StringVar(&o.keyFile, "key", "", "the device signs with the private half of the public key in `file`, - for standard input, in place of a secret")
+	c.Flags().BoolVar(&o.signsTLS, "sign-with-certificate", false, "the device signs with the key of its certificate, in place of a secret")
 	c.Flags().StringVar(&o.out, "out", "", "the `directory` to make (default devices/ID next to the database)")
 	c.Flags().StringVar(&o.csr, "csr", "", "certify the key of the certificate signing request in `file`, - for standard input, instead of making one")
 	c.Flags().BoolVar(&o.pin, "pin", false, "accept the device only with this certificate")
@@ -75,11 +94,11 @@ func (o *addOptions) run(id, configFile string, stdin io.Reader, stdout io.Write
 	if err != nil {
 		return err
 	}
-	secret, err := o.secret(stdin)
+	signs, err := o.credential(stdin)
 	if err != nil {
 		return err
 	}
-	if note := blanksNote(secret, inputName(o.secretFile)); note != "" {
+	if note := blanksNote(signs.Secret, inputName(o.secretFile)); note != "" {
 		fmt.Fprintln(stdout, note)
 	}
 	out, err := bundleDir(cfg, o.out, id)
@@ -107,11 +126,11 @@ func (o *addOptions) run(id, configFile string, stdin io.Reader, stdout io.Write
 			return err
 		}
 	}
-	b, cert, err := m.New(id, secret)
+	b, cert, key, err := m.New(id, signs)
 	if err != nil {
 		return err
 	}
-	registration := registry.Registration{ID: id, Secret: secret, CertificateExpires: cert.Expires}
+	registration := registry.Registration{ID: id, Secret: signs.Secret, Key: key, KeyOfCertificate: o.signsTLS, CertificateExpires: cert.Expires}
 	if o.pin {
 		registration.Pin = cert.Fingerprint
 	}
@@ -119,7 +138,23 @@ func (o *addOptions) run(id, configFile string, stdin io.Reader, stdout io.Write
 		return err
 	}
 	fmt.Fprintf(stdout, "Registered %s. Its bundle is in %s:\n  %s\n", id, out, strings.Join(b.Names(), "  "))
+	if key != nil {
+		fmt.Fprintf(stdout, "It signs with %s; the fingerprint of its public key is\n  %s\n", key.Algorithm(), key.Fingerprint())
+	}
 	return nil
+}
+
+// credential returns what the device signs with.
+func (o *addOptions) credential(stdin io.Reader) (c bundle.Credential, err error) {
+	switch {
+	case o.signsTLS:
+		c.Certificate = true
+	case o.keyFile != "":
+		c.Key, err = readPublicKey(o.keyFile, stdin)
+	default:
+		c.Secret, err = o.secret(stdin)
+	}
+	return c, err
 }
 
 // secret returns the device's HMAC key.

@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
+	"mosquitto-bouncer/cmd/bouncerctl/bundle"
 	"mosquitto-bouncer/cmd/bouncerctl/files"
 	"mosquitto-bouncer/cmd/bouncerctl/output"
 	"mosquitto-bouncer/plugin/config"
@@ -162,7 +163,7 @@ func (o *importOptions) makeBundles(ctx context.Context, cfg *config.Config, con
 		}
 		group.Go(func() error {
 			d := &devices[i]
-			b, cert, err := m.New(d.ID, d.Secret)
+			b, cert, _, err := m.New(d.ID, bundle.Credential{Secret: d.Secret})
 			if err != nil {
 				return err
 			}

@@ -136,8 +136,17 @@ type deviceJSON struct {
 	Disabled           bool       `json:"disabled"`
 	SecretSince        *time.Time `json:"secret_since"`
 	OldSecrets         int        `json:"old_secrets"`
+	PublicKeys         []keyJSON  `json:"public_keys,omitempty"` // newest first
 	CertificateExpires *time.Time `json:"certificate_expires"`
 	Pins               []string   `json:"pinned,omitempty"`
+}
+
+// A keyJSON is a public key as --json shows it.
+type keyJSON struct {
+	Algorithm   string     `json:"algorithm"`
+	Fingerprint string     `json:"fingerprint"`
+	Since       *time.Time `json:"since"`
+	Ends        *time.Time `json:"ends"` // null: it is the newest
 }
 
 func known(t time.Time) *time.Time {
@@ -151,6 +160,9 @@ func known(t time.Time) *time.Time {
 func newDeviceJSON(e *registry.Entry) deviceJSON {
 	d := deviceJSON{ID: e.ID, IDType: e.IDType, CreatedAt: known(e.CreatedAt), Disabled: e.Disabled, SecretSince: known(e.SecretSince),
 		OldSecrets: len(e.OldSecrets), CertificateExpires: known(e.CertificateExpires)}
+	for _, k := range e.Keys {
+		d.PublicKeys = append(d.PublicKeys, keyJSON{string(k.Key.Algorithm()), k.Key.Fingerprint().String(), known(k.Since), known(k.Ends)})
+	}
 	for _, pin := range e.Pins {
 		d.Pins = append(d.Pins, pin.String())
 	}

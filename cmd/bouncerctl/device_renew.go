@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"mosquitto-bouncer/cmd/bouncerctl/bundle"
+	"mosquitto-bouncer/plugin/publickey"
 	"mosquitto-bouncer/plugin/registry"
 )
 
@@ -18,7 +19,10 @@ func newDeviceRenew(configFile *string) *cobra.Command {
 		Short: "Make a new certificate for a device",
 		Long: `Make a new key and certificate for a device, of the CA in pki/ next to
 bouncer.toml, and a directory with them. The old certificate is valid until it
-expires. If certificates are pinned for the device, the new one is added to them.`,
+expires. If certificates are pinned for the device, the new one is added to them. If
+the device signs with the key of its certificate, it signs with the new one from now
+on; messages that are signed with the old one are accepted until the old certificate
+expires.`,
 		Example: `  bouncerctl device renew sensor_001
   bouncerctl device renew sensor_001 --csr sensor_001.csr --out /media/usb/sensor_001`,
 		Args: oneID,
@@ -33,7 +37,7 @@ expires. If certificates are pinned for the device, the new one is added to them
 			id, expires := args[0], time.Time{}
 			made, err := hand(id, *configFile, out, true, request, nil, time.Time{}, func(ctx context.Context, s *registry.Store, cert bundle.Certificate) error {
 				expires = cert.Expires
-				return s.SetCertificate(ctx, id, cert.Expires, cert.Fingerprint)
+				return s.RenewCertificate(ctx, id, cert.Expires, cert.Fingerprint, func() (*publickey.Key, error) { return publickey.Of(cert.PublicKey) })
 			})
 			if err != nil {
 				return err

@@ -28,7 +28,8 @@ func newDeviceShow(configFile *string) *cobra.Command {
 		Use:   "show ID",
 		Short: "Show a device's state, secrets, certificate and backlog",
 		Long: `Show what the registry has about a device: its state, the age of its secrets, but
-never a secret itself, and its certificate. The gateway adds when it last accepted
+never a secret itself, or its public keys with their fingerprints, which are the
+SHA-256 of the key in DER, and its certificate. The gateway adds when it last accepted
 a publish, how many it accepted and refused since its start, and the backlog. It
 is asked over its HTTP listener ([http] listen in bouncer.toml). If there is none,
 or the broker does not run, the last line says so.`,
@@ -90,14 +91,7 @@ func show(w io.Writer, e *registry.Entry, live *api.Device, missing error, now t
 	line("Device", "%s", id)
 	line("State", "%s", state)
 	line("Registered", "%s", output.Ago(e.CreatedAt, now))
-	rest := "plain text"
-	if e.Encrypted {
-		rest = "encrypted"
-	}
-	line("Secret", "since %s; stored as %s", output.Ago(e.SecretSince, now), rest)
-	for _, old := range e.OldSecrets {
-		line("Old secret", "since %s; ends %s", output.Ago(old.Since, now), output.Ago(old.Ends, now))
-	}
+	showCredentials(line, e, now)
 	switch {
 	case e.CertificateExpires.IsZero():
 		line("Certificate", "not known")
@@ -115,6 +109,31 @@ func show(w io.Writer, e *registry.Entry, live *api.Device, missing error, now t
 	}
 	showLive(line, live, now)
 	return table.Flush()
+}
+
+func showCredentials(line func(what, format string, args ...any), e *registry.Entry, now time.Time) {
+	for _, k := range e.Keys {
+		what, ends, of := "Public key", "", ""
+		if k.OfCertificate {
+			of = " of the certificate"
+		}
+		if !k.Ends.IsZero() {
+			what, ends = "Old public key", "; ends "+output.Ago(k.Ends, now)
+		}
+		line(what, "%s%s, since %s%s", k.Key.Algorithm(), of, output.Ago(k.Since, now), ends)
+		line("Fingerprint", "%s", k.Key.Fingerprint())
+	}
+	if len(e.Keys) > 0 {
+		return
+	}
+	rest := "plain text"
+	if e.Encrypted {
+		rest = "encrypted"
+	}
+	line("Secret", "since %s; stored as %s", output.Ago(e.SecretSince, now), rest)
+	for _, old := range e.OldSecrets {
+		line("Old secret", "since %s; ends %s", output.Ago(old.Since, now), output.Ago(old.Ends, now))
+	}
 }
 
 func showLive(line func(what, format string, args ...any), live *api.Device, now time.Time) {

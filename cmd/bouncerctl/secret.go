@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -80,7 +81,9 @@ func readSecrets(ctx context.Context, configFile, secretFile, id string, stdin i
 		return []registry.Secret{secret}, err
 	}
 	err = withStore(configFile, func(s *registry.Store) error {
-		secrets, err = s.Secrets(ctx, id)
+		if secrets, err = s.Secrets(ctx, id); errors.Is(err, registry.ErrPublicKey) {
+			return err
+		}
 		return deviceError(id, err)
 	})
 	return secrets, err

@@ -69,6 +69,12 @@ func deviceError(id string, err error) error {
 		return fmt.Errorf("device %q is already registered; remove it first, or use another id", id)
 	case errors.Is(err, registry.ErrNotFound):
 		return fmt.Errorf("device %q is not registered; see bouncerctl device list", id)
+	case errors.Is(err, registry.ErrPublicKey):
+		return fmt.Errorf("device %q signs with a public key and has no secret; see bouncerctl device show", id)
+	case errors.Is(err, registry.ErrNoPublicKey):
+		return fmt.Errorf("device %q has a secret and no public key; to give it one, remove it and register it again", id)
+	case errors.Is(err, registry.ErrSameKey):
+		return fmt.Errorf("device %q has this public key already; make a new one", id)
 	case errors.Is(err, registry.ErrTooManySecrets):
 		return fmt.Errorf("%w; wait until one ends (bouncerctl device show), or end all of them with --grace 0", err)
 	}

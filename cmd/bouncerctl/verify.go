@@ -13,7 +13,6 @@ import (
 
 	"mosquitto-bouncer/cmd/bouncerctl/diagnose"
 	"mosquitto-bouncer/plugin/envelope"
-	"mosquitto-bouncer/plugin/registry"
 )
 
 // These end a verification that has said what is wrong.
@@ -23,13 +22,13 @@ var (
 )
 
 func newVerify(configFile *string) *cobra.Command {
-	var secretFile, signed string
+	var secretFile, keyFile, signed string
 	c := &cobra.Command{
 		Use:   "verify",
 		Short: "Verify a signed message, and show what it should have been signed over",
 		Long: `Read a message as a device publishes it from standard input, and verify it with
-the secrets of its device in the registry, or the one in --secret-file, for which
-no registry is needed. Age and replay are not checked.
+the secrets or public keys of its device in the registry, or the one in --secret-file
+or --key, for which no registry is needed. Age and replay are not checked.
 
 If the signature is wrong, it shows the exact bytes to sign, written as in Go or C,
 and tries the usual mistakes: if one of them gives the signature, it names the
@@ -40,8 +39,11 @@ firmware has signed, and shows the first difference. It never shows the secret.`
   bouncerctl verify --secret-file secret --signed firmware-input.bin <message.json`,
 		Args: noArguments,
 		RunE: func(c *cobra.Command, _ []string) error {
-			if secretFile == "-" || signed == "-" {
+			if secretFile == "-" || keyFile == "-" || signed == "-" {
 				return usage(c, "standard input is the message; name a file")
+			}
+			if secretFile != "" && keyFile != "" {
+				return usage(c, "--secret-file and --key exclude each other")
 			}
 			message, err := readBytes("the message", "-", c.InOrStdin())
 			if err != nil {
@@ -59,11 +61,11 @@ firmware has signed, and shows the first difference. It never shows the secret.`
 				}
 				fmt.Fprintln(c.OutOrStdout(), "With that corrected:")
 			}
-			secrets, err := readSecrets(c.Context(), *configFile, secretFile, string(e.DeviceID), c.InOrStdin())
+			by, err := readCredentials(c.Context(), *configFile, secretFile, keyFile, string(e.DeviceID), c.InOrStdin())
 			if err != nil {
 				return errors.Join(wrong, err)
 			}
-			v := verification{e: e, message: message, secrets: secrets, w: c.OutOrStdout()}
+			v := verification{e: e, message: message, by: by, w: c.OutOrStdout()}
 			if signed != "" {
 				if v.signed, err = readBytes("--signed", signed, nil); err != nil {
 					return err
@@ -73,6 +75,7 @@ firmware has signed, and shows the first difference. It never shows the secret.`
 		},
 	}
 	c.Flags().StringVar(&secretFile, "secret-file", "", "verify with the secret in `file`")
+	c.Flags().StringVar(&keyFile, "key", "", "verify with the public key in `file`")
 	c.Flags().StringVar(&signed, "signed", "", "compare with the bytes in `file`, which the firmware has signed")
 	return c
 }
@@ -80,7 +83,7 @@ firmware has signed, and shows the first difference. It never shows the secret.`
 type verification struct {
 	e       *envelope.Envelope
 	message []byte // as a whole
-	secrets []registry.Secret
+	by      credentials
 	signed  []byte // what the firmware says it has signed; nil: it does not
 	w       io.Writer
 }
@@ -88,13 +91,13 @@ type verification struct {
 func (v *verification) run() error {
 	now := time.Now()
 	timestamp := diagnose.Timestamp(v.e.Timestamp, now)
-	for i, secret := range v.secrets {
-		if !envelope.NewVerifier(secret).Verify(v.e) {
+	for i, verifier := range v.by.verifiers() {
+		if !verifier.Verify(v.e) {
 			continue
 		}
 		which := ""
 		if i > 0 {
-			which = " with a secret that has been replaced"
+			which = " with a " + v.by.kind() + " that has been replaced"
 		}
 		if timestamp != "" {
 			fmt.Fprintf(v.w, "The signature is good: signed by %s%s. But %s\n", v.e.DeviceID, which, timestamp)
@@ -108,15 +111,15 @@ func (v *verification) run() error {
 		return err
 	}
 	asSent, canonical := v.e.AppendSigned(nil, false), v.e.AppendSigned(nil, true)
-	fmt.Fprintf(v.w, "The signature is not the HMAC-SHA256 of these %d bytes, with any secret of %s:\n  %q\n", len(asSent), v.e.DeviceID, asSent)
+	algorithm := "the HMAC-SHA256"
+	if len(v.by.keys) > 0 {
+		algorithm = "one with " + string(v.by.keys[0].Algorithm())
+	}
+	fmt.Fprintf(v.w, "The signature is not %s of these %d bytes, with any %s of %s:\n  %q\n", algorithm, len(asSent), v.by.kind(), v.e.DeviceID, asSent)
 	if !bytes.Equal(asSent, canonical) {
 		fmt.Fprintf(v.w, "nor of these %d, in which the payload is in canonical form:\n  %q\n", len(canonical), canonical)
 	}
-	if why := diagnose.Signature(v.e, v.message, v.secrets); why != "" {
-		fmt.Fprintf(v.w, "It is that of %s.\n", why)
-	} else {
-		fmt.Fprintln(v.w, "None of the usual mistakes gives it: the secret may be another one, or the message was changed after it was signed.")
-	}
+	v.explain()
 	if timestamp != "" {
 		fmt.Fprintf(v.w, "And %s\n", timestamp)
 	}
@@ -125,9 +128,27 @@ func (v *verification) run() error {
 		if firstDifference(v.signed, canonical) > firstDifference(v.signed, asSent) {
 			expected = canonical
 		}
-		showDifference(v.w, v.signed, expected)
+		showDifference(v.w, v.signed, expected, v.by.kind())
 	}
 	return errBadSignature
+}
+
+// explain names the mistake.
+func (v *verification) explain() {
+	if why := diagnose.Length(v.e, len(v.by.keys) > 0); why != "" {
+		fmt.Fprintf(v.w, "The signature %s.\n", why)
+		return
+	}
+	if len(v.by.keys) > 0 {
+		if why := diagnose.KeySignature(v.e, v.by.keys); why != "" {
+			fmt.Fprintf(v.w, "It is %s.\n", why)
+			return
+		}
+	} else if why := diagnose.Signature(v.e, v.message, v.by.secrets); why != "" {
+		fmt.Fprintf(v.w, "It is that of %s.\n", why)
+		return
+	}
+	fmt.Fprintf(v.w, "None of the usual mistakes gives it: the %s may be another one, or the message was changed after it was signed.\n", v.by.kind())
 }
 
 func firstDifference(a, b []byte) int {
@@ -140,10 +161,14 @@ func firstDifference(a, b []byte) int {
 }
 
 // showDifference shows where what was signed departs from what should have been.
-func showDifference(w io.Writer, signed, expected []byte) {
+func showDifference(w io.Writer, signed, expected []byte, kind string) {
 	at := firstDifference(signed, expected)
 	if at == len(signed) && at == len(expected) {
-		fmt.Fprintln(w, "The firmware has signed these bytes: so its secret is another one, or its HMAC is wrong.")
+		if kind == "secret" {
+			fmt.Fprintln(w, "The firmware has signed these bytes: so its secret is another one, or its HMAC is wrong.")
+		} else {
+			fmt.Fprintln(w, "The firmware has signed these bytes: so its key is another one, or its signature is written in another way.")
+		}
 		return
 	}
 	part := func(text []byte) string {

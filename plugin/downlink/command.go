@@ -110,12 +110,13 @@ func (cs *Commands) Close() error {
 var (
 	ErrNoSuchDevice = errors.New("no device with this id is registered")
 	ErrDisabled     = errors.New("the device is disabled")
+	ErrNoSecret     = errors.New("the device signs with a public key and has no secret, and commands are signed with a device's secret")
 	ErrBody         = errors.New("the body") // cannot be sent
 )
 
 // Create stores a new command, for Send. Where there is one with the same key already it returns that, and created is false.
-// It waits for the disk. The errors that a caller tells apart are ErrNoSuchDevice, ErrDisabled, ErrBody, and those of
-// command.Store.Create.
+// It waits for the disk. The errors that a caller tells apart are ErrNoSuchDevice, ErrDisabled, ErrNoSecret, ErrBody, and
+// those of command.Store.Create.
 func (cs *Commands) Create(ctx context.Context, r command.Request) (c command.Command, created bool, err error) {
 	device := cs.options.Registry.Lookup([]byte(r.Device))
 	switch {
@@ -123,6 +124,8 @@ func (cs *Commands) Create(ctx context.Context, r command.Request) (c command.Co
 		return c, false, ErrNoSuchDevice
 	case device.Disabled:
 		return c, false, ErrDisabled
+	case len(device.Secrets) == 0:
+		return c, false, ErrNoSecret
 	}
 	// The body is put between other members of an object: it must be exactly one value.
 	if _, err := envelope.AppendCanonical(nil, r.Body); err != nil {
@@ -161,6 +164,10 @@ func (cs *Commands) send(c command.Command) (done bool) {
 		return true
 	}
 	secret := cs.signingSecret(device)
+	if secret == nil {
+		cs.log.Warn("a command is not sent, because its device has a public key now and no secret to sign it with", "device", c.Device, "command", c.ID)
+		return true
+	}
 	signed, err := sign(secret, &c)
 	if err != nil {
 		cs.log.Error("a command could not be signed", "device", c.Device, "command", c.ID, "error", err)

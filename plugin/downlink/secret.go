@@ -16,8 +16,12 @@ func (cs *Commands) rotating(device string) bool {
 }
 
 // signingSecret returns the secret that a command for the device is signed with: the newest that the device is known to
-// have. One that was ended at once, since it was stolen, is not among the device's. Any goroutine.
+// have. One that was ended at once, since it was stolen, is not among the device's. nil: it has none, but public keys. Any
+// goroutine.
 func (cs *Commands) signingSecret(d *registry.Device) registry.Secret {
+	if len(d.Secrets) == 0 {
+		return nil
+	}
 	d = d.At(time.Now())
 	return d.Secrets[rotation.Choose(cs.used, d.ID, d.Secrets)]
 }
@@ -25,7 +29,7 @@ func (cs *Commands) signingSecret(d *registry.Device) registry.Secret {
 // signs reports whether what is about to be given to the broker for a device is signed with the right secret still.
 func (cs *Commands) signs(device string, with registry.Secret) bool {
 	d := cs.options.Registry.Lookup([]byte(device))
-	return d != nil && !d.Disabled && subtle.ConstantTimeCompare(cs.signingSecret(d), with) == 1
+	return d != nil && !d.Disabled && len(d.Secrets) > 0 && subtle.ConstantTimeCompare(cs.signingSecret(d), with) == 1
 }
 
 // Used notes that a device has signed an accepted message with d.Secrets[secret]. It returns false where there is no room to

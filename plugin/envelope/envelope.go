@@ -3,6 +3,7 @@
 package envelope
 
 import (
+	"crypto/sha256"
 	"errors"
 	"strconv"
 
@@ -16,7 +17,7 @@ const (
 	// MessageIDLen is the length of a message id: a UUID in its text form of RFC 9562, section 4.
 	MessageIDLen = 36
 	// MaxSignature is the greatest length of a signature before its hexadecimal encoding, in bytes.
-	MaxSignature = 32
+	MaxSignature = 64
 )
 
 // The errors of Decode. They are fixed values, so that refusing a message costs no allocation, and none quotes the
@@ -30,7 +31,7 @@ var (
 	ErrDeviceID  = errors.New("device_id is not a string of " + deviceid.Rule)
 	ErrTimestamp = errors.New("timestamp is not an integer of at most 64 bits")
 	ErrMessageID = errors.New("message_id is not a string holding a UUID of 36 characters")
-	ErrSignature = errors.New("signature is not a string of 64 hexadecimal digits")
+	ErrSignature = errors.New("signature is not a string of 64 hexadecimal digits, or 128 of a device with a public key")
 )
 
 // An Envelope is one parsed message. Nothing in it has been verified yet. Its slices are parts of the message given to
@@ -49,10 +50,10 @@ type Envelope struct {
 	// Signature is the signature, decoded: as long as one of some algorithm. It is part of the decoder's memory.
 	Signature []byte
 
-	signature     [MaxSignature]byte
 	timestampText []byte // as sent, as it was signed
 	canonical     []byte // of Payload, in the decoder's memory; not sorted if unsorted
 	unsorted      bool
+	digested      bool // the decoder's digest is of this envelope
 	decoder       *Decoder
 }
 
@@ -66,6 +67,11 @@ type Decoder struct {
 	scanner  scanner
 	sorter   scanner // of payloads that scanner has left unsorted
 	envelope Envelope
+
+	// Parts of the envelope that need no clearing between two of them.
+	signature [MaxSignature]byte
+	digest    [sha256.Size]byte
+	text      []byte // see Envelope.joined
 }
 
 // Decode parses one message: a single JSON object, white space around it allowed, with exactly the five members of an
@@ -161,10 +167,10 @@ func (e *Envelope) readMember(name []byte, s *scanner) (bit int, err error) {
 			return 0, err
 		}
 		n := len(digits) / 2
-		if !isSignatureLen(n) || !decodeHex(e.signature[:n], digits) {
+		if !isSignatureLen(n) || !decodeHex(e.decoder.signature[:n], digits) {
 			return 0, ErrSignature
 		}
-		e.Signature = e.signature[:n]
+		e.Signature = e.decoder.signature[:n]
 		return 1 << 4, nil
 	}
 	return 0, ErrMember

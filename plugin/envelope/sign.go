@@ -9,6 +9,7 @@ import (
 	"strconv"
 
 	"mosquitto-bouncer/plugin/deviceid"
+	"mosquitto-bouncer/plugin/publickey"
 )
 
 // The bytes under the signature, joined without separators:
@@ -35,15 +36,15 @@ type Signer interface {
 	Signature(text []byte) ([]byte, error)
 }
 
-// NewVerifier returns the verifier of a device's credential as the registry has it: the secret of HMAC-SHA256, the one
-// algorithm that there is. The credential is not kept.
-func NewVerifier(credential []byte) Verifier { return NewHMAC(credential) }
+// NewVerifier returns the verifier of a device's secret as the registry has it: HMAC-SHA256. The secret is not kept. That of
+// a public key is NewKeyVerifier's.
+func NewVerifier(secret []byte) Verifier { return NewHMAC(secret) }
 
-// NewSigner returns the signer of a credential.
-func NewSigner(credential []byte) Signer { return hmacSigner(credential) }
+// NewSigner returns the signer of a secret. That of a private key is publickey.Signer.
+func NewSigner(secret []byte) Signer { return hmacSigner(secret) }
 
 // isSignatureLen reports whether the signatures of any algorithm have n bytes. None has more than MaxSignature.
-func isSignatureLen(n int) bool { return n == sha256.Size }
+func isSignatureLen(n int) bool { return n == sha256.Size || n == publickey.SignatureLen }
 
 // likelier returns the form of the payload that the signature is the likelier to cover, and other the other one, nil where
 // they are the same. The order matters only for speed.

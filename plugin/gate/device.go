@@ -25,11 +25,13 @@ type device struct {
 	departures uint32 // how many connections of publishers have ended, plus one
 	topic      lastTopic
 	bad        badSignatures
-	noticed    time.Time // when it got the last notice of a refusal
+	failures   *keyFailures // of a device with public keys; nil: it has secrets
+	noticed    time.Time    // when it got the last notice of a refusal
 	verdicts   verdicts
 }
 
-// signed reports whether the envelope is signed with any of the device's current secrets.
+// signed reports whether the envelope is signed with any of the device's current secrets or public keys. Of a device with public
+// keys that is only for keyBudget to ask.
 func (d *device) signed(e *envelope.Envelope) bool {
 	for i, verifier := range d.verifiers {
 		if verifier.Verify(e) {
@@ -70,7 +72,7 @@ func (ds *devices) limited(d *device) {
 	}
 }
 
-// of returns the device of a registry entry, with its present secrets and its unchanged token bucket; nil for nil.
+// of returns the device of a registry entry, with its present secrets or keys and its unchanged token bucket; nil for nil.
 func (ds *devices) of(registered *registry.Device) *device {
 	if registered == nil {
 		return nil
@@ -89,13 +91,28 @@ func (ds *devices) of(registered *registry.Device) *device {
 		ds.limited(d)
 	}
 	if d.registered != registered {
-		d.registered = registered
-		d.verifiers = make([]envelope.Verifier, len(registered.Secrets))
-		for i, secret := range registered.Secrets {
-			d.verifiers[i] = envelope.NewVerifier(secret)
-		}
+		d.adopt(registered)
 	}
 	return d
+}
+
+// adopt takes over what the registry says of the device.
+func (d *device) adopt(registered *registry.Device) {
+	d.registered = registered
+	keys := registered.Keys()
+	d.verifiers = make([]envelope.Verifier, 0, len(registered.Secrets)+len(keys))
+	for _, secret := range registered.Secrets {
+		d.verifiers = append(d.verifiers, envelope.NewVerifier(secret))
+	}
+	for _, key := range keys {
+		d.verifiers = append(d.verifiers, envelope.NewKeyVerifier(key))
+	}
+	switch {
+	case len(keys) == 0:
+		d.failures = nil
+	case d.failures == nil:
+		d.failures = new(keyFailures)
+	}
 }
 
 // known returns the device of a registry entry if it has published before, else nil.

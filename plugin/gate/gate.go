@@ -207,7 +207,7 @@ func New(o Options, s Settings) *Gate {
 func (g *Gate) Configure(s Settings) {
 	g.decision.maxBytes = s.MaxBytes
 	g.devices.setLimit(s.Rate, s.Burst)
-	g.refusals.maxBad = s.MaxBadSignatures
+	g.refusals.maxBad, g.decision.keys.maxBad = s.MaxBadSignatures, s.MaxBadSignatures
 	g.sessions.unasked = !s.AsksSessions
 	g.confinement.configure(s.DenyUnknown, s.KnownCertificates, s.NamesAreCertificates)
 	g.settleStrangers()

@@ -35,7 +35,7 @@ var reasons = [ReasonCount]struct {
 	RateLimited: {
 		name:    "rate_limited",
 		summary: "the device sends more than it may",
-		meaning: "The device publishes more than `[publish] rate` and `burst` allow. Refused publishes count too",
+		meaning: "The device publishes more than `[publish] rate` and `burst` allow. Refused publishes count too. Or, of a device with a public key, so many signatures were bad that no more are verified: at most one a second after `[publish] max_bad_signatures` in a minute",
 		remedy:  "Device: send less often, and wait before sending again. Operator: raise the limit",
 	},
 	TooLarge: {

@@ -28,7 +28,10 @@ const (
 //
 //	messageTag = MAC[0:16] XOR SHA-256(topic)[0:16] XOR (0, 0, 0, 0, 0, 0, 0, retain * 4 + QoS, 0, 0, 0, 0, 0, 0, 0, 0)
 //
-// The MAC is of the signed bytes, and it cannot be chosen without the secret. Topic, QoS and retain are not signed: an attacker
+// The MAC is of the signed bytes, and it cannot be chosen without the secret. Of a device with a public key, the SHA-256 of
+// the signed bytes, with the payload as sent, is in its place: such a device may sign the same message again, and ECDSA then gives
+// another signature. The SHA-256 is no secret, but the text that it stands for is verified, and 96 bits of it are
+// kept: only the device itself could sign another text with the same bits. Topic, QoS and retain are not signed: an attacker
 // who changes one of them changes the tag, and would need a second topic whose hash cancels the change.
 type messageTag [16]byte
 
@@ -81,7 +84,15 @@ func (l *lastTopic) hashOf(topic []byte) *[16]byte {
 
 // tag returns the tag of the message of p.
 func (d *device) tag(p *Publish, e *envelope.Envelope) messageTag {
-	return newMessageTag(e.Signature, d.topic.hashOf(p.Topic), p.QoS, p.Retain)
+	return newMessageTag(d.mac(e), d.topic.hashOf(p.Topic), p.QoS, p.Retain)
+}
+
+// mac returns what stands for the signed bytes in a tag.
+func (d *device) mac(e *envelope.Envelope) []byte {
+	if d.failures == nil {
+		return e.Signature
+	}
+	return e.Digest()[:]
 }
 
 // remember returns what the replay memory keeps of the message of p.
@@ -144,7 +155,7 @@ func (d *device) redelivers(p *Publish, e *envelope.Envelope, known replay.Entry
 	if known.Session&sessionLegacy == 0 {
 		tag = d.tag(p, e).from(client)
 	} else {
-		tag = legacyTag(newMessageTag(e.Signature, d.topic.hashOf(p.Topic), p.QoS, false), client)
+		tag = legacyTag(newMessageTag(d.mac(e), d.topic.hashOf(p.Topic), p.QoS, false), client)
 	}
 	came := known.Session & sessionCount
 	if came == 0 && userNameIsClientID && bytes.Equal(p.ClientID, p.Identity) {

@@ -2,6 +2,7 @@ package gate
 
 import (
 	"bytes"
+	"time"
 	"unsafe"
 
 	"mosquitto-bouncer/plugin/envelope"
@@ -44,12 +45,22 @@ func (g *Gate) mayServe(p *Publish, level []byte) bool {
 	}
 	if !g.retained.verified.Verified(p.Topic, p.Payload) {
 		e, err := g.retained.decoder.Decode(p.Payload)
-		if err != nil || !bytes.Equal(e.DeviceID, level) || !g.devices.of(registered).signed(e) {
+		if err != nil || !bytes.Equal(e.DeviceID, level) || !g.signedRetained(g.devices.of(registered), e) {
 			return false
 		}
 		g.retained.verified.Note(p.Topic, p.Payload)
 	}
 	return true
+}
+
+// signedRetained reports whether a retained message is signed. What is not verified, because too much has failed, is not
+// served either.
+func (g *Gate) signedRetained(d *device, e *envelope.Envelope) bool {
+	if d.failures == nil {
+		return d.signed(e)
+	}
+	good, _ := g.decision.keys.verify(d, e, time.Now())
+	return good
 }
 
 // Retained decides whether the source of a retained message may still write to its topic, a gated one or one of the

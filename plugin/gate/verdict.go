@@ -2,6 +2,7 @@ package gate
 
 import (
 	"bytes"
+	"errors"
 	"time"
 
 	"mosquitto-bouncer/plugin/envelope"
@@ -15,13 +16,15 @@ type circumstances struct {
 	maxBytes  int   // the largest size of a message
 	decoder   *envelope.Decoder
 	seen      *replay.Set // the message ids accepted before
+	keys      keyBudget
 
 	userNameIsClientID bool // the broker uses the user name of a client as its client id
 }
 
 // judge returns the verdict on a publish to a gated topic: the first check that fails gives the reason. level is the
 // topic's device level; d is the registered device of the publish's identity, or nil. It does no I/O and changes nothing
-// except the device's token bucket and the stored hash of the device's last topic.
+// except the device's token bucket, the stored hash of the device's last topic, and the count of what failed verifications of
+// public keys have taken.
 //
 // The envelope is returned as far as it was parsed, for the log; its contents can be trusted only with Accepted. The error
 // says more about a malformed message.
@@ -65,13 +68,23 @@ func judge(p *Publish, level []byte, d *device, c *circumstances) (*envelope.Env
 		return e, Stale, nil
 	}
 	if entry, seen := c.seen.Lookup(d.registered.Serial, e.MessageID); seen {
-		if d.redelivers(p, e, entry, c.userNameIsClientID) && d.signed(e) {
-			return e, Redelivered, nil
+		if d.redelivers(p, e, entry, c.userNameIsClientID) {
+			switch good, limited := c.signed(d, e); {
+			case limited:
+				return e, RateLimited, errBadSignatures
+			case good:
+				return e, Redelivered, nil
+			}
 		}
 		return e, Replay, nil
 	}
-	if !d.signed(e) {
+	switch good, limited := c.signed(d, e); {
+	case limited:
+		return e, RateLimited, errBadSignatures
+	case !good:
 		return e, BadSignature, nil
 	}
 	return e, Accepted, nil
 }
+
+var errBadSignatures = errors.New("too many bad signatures: of this device in this minute ([publish] max_bad_signatures), or of all devices with public keys; not verified")

@@ -206,6 +206,19 @@ func Inspect(certPEM []byte) (notAfter time.Time, fingerprint [sha256.Size]byte,
 	return cert.NotAfter, sha256.Sum256(cert.Raw), nil
 }
 
+// PublicKey returns the key of the first certificate in PEM.
+func PublicKey(certPEM []byte) (crypto.PublicKey, error) {
+	block, _ := pem.Decode(certPEM)
+	if block == nil || block.Type != "CERTIFICATE" {
+		return nil, errors.New("no certificate in PEM")
+	}
+	cert, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		return nil, err
+	}
+	return cert.PublicKey, nil
+}
+
 var hostName = regexp.MustCompile(`\A(\*\.)?([A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?\.)*[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?\z`)
 
 // SplitNames sorts what a server is called into DNS names and IP addresses,

@@ -20,6 +20,7 @@ const (
 	Disabled    ChangeKind = "disabled"
 	Enabled     ChangeKind = "enabled"
 	NewSecrets  ChangeKind = "secrets"      // rotated, replaced, or an old one has ended
+	NewKeys     ChangeKind = "public_keys"  // likewise
 	Certificate ChangeKind = "certificates" // which are pinned
 )
 
@@ -51,6 +52,9 @@ func (r *Registry) tell(before *snapshot, d *delta) {
 		}
 		if !sameSecrets(device, known) {
 			changes = append(changes, Change{device.ID, NewSecrets})
+		}
+		if !sameKeys(device, known) {
+			changes = append(changes, Change{device.ID, NewKeys})
 		}
 		if !samePins(device, known) {
 			changes = append(changes, Change{device.ID, Certificate})

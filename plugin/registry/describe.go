@@ -17,6 +17,7 @@ type schema struct {
 	devices  bool     // has the devices table, or a view of that name
 	disabled bool     // has the table of disabled devices
 	rotation bool     // has the tables of rotated secrets and of certificates
+	keys     bool     // has the table of public keys
 	logged   bool     // its changes are logged without exception
 	foreign  bool     // has tables that are not of this package
 	wrong    error    // a table of this package is another one's, or the devices table lacks a column; nil: neither
@@ -29,7 +30,7 @@ type schema struct {
 
 // current tells whether there is nothing to migrate or to repair.
 func (s schema) current(version int) bool {
-	return s.version == version && s.disabled && s.rotation && s.logged
+	return s.version == version && s.disabled && s.rotation && s.keys && s.logged
 }
 
 // check refuses a database that cannot be used.
@@ -54,7 +55,7 @@ func (s schema) repair(ctx context.Context, conn *sql.Conn) error {
 			return err
 		}
 	}
-	_, err := conn.ExecContext(ctx, additions+rotation)
+	_, err := conn.ExecContext(ctx, additions+rotation+";"+publicKeys)
 	return err
 }
 
@@ -180,6 +181,7 @@ func describe(ctx context.Context, conn *sql.Conn) (schema, error) {
 	has := func(name string) bool { _, any := found[name]; return any && found[name].kind != "trigger" }
 	s.disabled = has("disabled_devices")
 	s.rotation = has("device_details") && has("old_secrets") && has("pinned_certificates")
+	s.keys = has("public_keys")
 	s.logged = s.logged && has("device_changes")
 	for name, o := range found {
 		_, own := own[name]

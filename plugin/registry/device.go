@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"mosquitto-bouncer/plugin/publickey"
 	"mosquitto-bouncer/plugin/secret"
 )
 
@@ -18,14 +19,15 @@ type Device struct {
 	ID       string
 	Serial   uint32 // counted from 0, its own for the life of the Registry, also across removal and return
 	Disabled bool
-	Secrets  []Secret // the HMAC keys in force, newest first; never empty, and no secret is
+	Secrets  []Secret // the HMAC keys in force, newest first; no secret is empty. nil: it has Keys, and only then
 
 	rare *rare // what few devices have; nil: nothing of it
 }
 
 // rare is kept apart so that a million devices without it do not pay for it.
 type rare struct {
-	ends []int64 // when the secrets from the second on end, in seconds since 1970
+	keys []*publickey.Key // in force, newest first
+	ends []int64          // when the secrets or keys from the second on end, in seconds since 1970
 	pins []Fingerprint
 }
 
@@ -55,7 +57,7 @@ func (d *Device) Pinned() bool { return d.rare != nil && len(d.rare.pins) > 0 }
 // Allows tells whether the device may come with this certificate: any, unless some are pinned.
 func (d *Device) Allows(f Fingerprint) bool { return !d.Pinned() || slices.Contains(d.rare.pins, f) }
 
-// nextEnd returns when the first of the secrets ends, in seconds since 1970; 0: none does.
+// nextEnd returns when the first of the secrets or keys ends, in seconds since 1970; 0: none does.
 func (d *Device) nextEnd() int64 {
 	if d.rare == nil || len(d.rare.ends) == 0 {
 		return 0
@@ -63,40 +65,54 @@ func (d *Device) nextEnd() int64 {
 	return slices.Min(d.rare.ends)
 }
 
-// At returns the device with the secrets that are in force at a time; the newest always is.
+// At returns the device with the secrets or keys that are in force at a time; the newest always is.
 func (d *Device) At(now time.Time) *Device { return d.at(now.Unix()) }
 
-// at returns the device with the secrets that are in force at a time, itself where all are. It keeps the serial.
+// at returns the device with the secrets or keys that are in force at a time, itself where all are. It keeps the serial.
 func (d *Device) at(now int64) *Device {
 	if end := d.nextEnd(); end == 0 || end > now {
 		return d
 	}
 	next := *d
-	next.Secrets = []Secret{d.Secrets[0]}
 	next.rare = nil
 	kept := rare{pins: d.rare.pins}
+	last := []int{0} // those that are in force
 	for i, end := range d.rare.ends {
 		if end > now {
-			next.Secrets = append(next.Secrets, d.Secrets[i+1])
+			last = append(last, i+1)
 			kept.ends = append(kept.ends, end)
 		}
 	}
-	if len(kept.ends) > 0 || len(kept.pins) > 0 {
+	if d.rare.keys == nil {
+		next.Secrets = only(d.Secrets, last)
+	} else {
+		kept.keys = only(d.rare.keys, last)
+	}
+	if len(kept.ends) > 0 || len(kept.pins) > 0 || len(kept.keys) > 0 {
 		next.rare = &kept
 	}
 	return &next
 }
 
+// only returns the elements of all with these indices.
+func only[T any](all []T, indices []int) []T {
+	some := make([]T, len(indices))
+	for i, at := range indices {
+		some[i] = all[at]
+	}
+	return some
+}
+
 // same tells whether two devices differ in nothing but their serials.
 func (d *Device) same(o *Device) bool {
-	return d.ID == o.ID && d.Disabled == o.Disabled && sameSecrets(d, o) && samePins(d, o)
+	return d.ID == o.ID && d.Disabled == o.Disabled && sameSecrets(d, o) && sameKeys(d, o) && samePins(d, o)
 }
 
 func sameSecrets(d, o *Device) bool {
 	if !slices.EqualFunc(d.Secrets, o.Secrets, Secret.Equal) {
 		return false
 	}
-	return len(d.Secrets) == 1 || slices.Equal(d.rare.ends, o.rare.ends)
+	return len(d.Secrets) < 2 || slices.Equal(d.rare.ends, o.rare.ends)
 }
 
 func samePins(d, o *Device) bool {

@@ -58,6 +58,8 @@ func (r *Registry) state(id string) string {
 	switch {
 	case d == nil:
 		return "unknown"
+	case len(d.Secrets) == 0:
+		return "keyed"
 	case d.Disabled:
 		return "disabled " + string(d.Secrets[0])
 	default:

@@ -83,8 +83,8 @@ func TestOpenRefuses(t *testing.T) {
 		}, []string{"the devices table has no column device_id", "RENAME COLUMN"}},
 		{"not a database", func(path string) { write(t, path, strings.Repeat("text ", 1000)) }, []string{"not a database"}},
 		{"newer", func(path string) {
-			execute(t, pythonDatabase(t, path), "PRAGMA user_version = 3")
-		}, []string{"database version 3, newest known 2", "upgrade"}},
+			execute(t, pythonDatabase(t, path), "PRAGMA user_version = 4")
+		}, []string{"database version 4, newest known 3", "upgrade"}},
 		{"directory", func(path string) {
 			if err := os.Mkdir(path, 0o700); err != nil {
 				t.Fatal(err)
@@ -120,12 +120,12 @@ func TestNewerVersionWhileRunning(t *testing.T) {
 	db := pythonDatabase(t, path)
 	insert(t, db, "a", "one")
 	r, log := openRegistry(t, path)
-	execute(t, db, "PRAGMA user_version = 3; UPDATE devices SET shared_secret = 'two'")
-	within(t, 2*time.Second, "reported", func() bool { return log.Count("newest known 2") == 1 })
+	execute(t, db, "PRAGMA user_version = 4; UPDATE devices SET shared_secret = 'two'")
+	within(t, 2*time.Second, "reported", func() bool { return log.Count("newest known 3") == 1 })
 	if got := r.state("a"); got != "one" {
 		t.Errorf("a is %s", got)
 	}
-	execute(t, db, "PRAGMA user_version = 2")
+	execute(t, db, "PRAGMA user_version = 3")
 	r.becomes(t, "a", "two")
 }
 
@@ -168,11 +168,11 @@ func TestMigrationsAreIdempotentAndAtomic(t *testing.T) {
 		"CREATE TABLE second (x)",
 		"CREATE TABLE third (x); INSERT INTO third VALUES (1); INSERT INTO nowhere VALUES (1)")
 	err = migrate(t.Context(), conn, steps)
-	if err == nil || !strings.Contains(err.Error(), "migration to version 4: no such table: nowhere") {
+	if err == nil || !strings.Contains(err.Error(), "migration to version 5: no such table: nowhere") {
 		t.Fatal(err)
 	}
-	if got := scalar[string](t, db, "SELECT group_concat(name) || (SELECT user_version FROM pragma_user_version) FROM sqlite_schema WHERE name IN ('second', 'third')"); got != "second3" {
-		t.Errorf("after a failed migration to version 4: %s", got)
+	if got := scalar[string](t, db, "SELECT group_concat(name) || (SELECT user_version FROM pragma_user_version) FROM sqlite_schema WHERE name IN ('second', 'third')"); got != "second4" {
+		t.Errorf("after a failed migration to version 5: %s", got)
 	}
 }
 

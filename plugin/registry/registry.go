@@ -61,7 +61,7 @@ type Registry struct {
 	compare comparison
 	fault   fault           // as last reported
 	waits   int             // polls in a row that found the database locked
-	ending  map[string]bool // devices with a secret that ends
+	ending  map[string]bool // devices with a secret or key that ends
 	nextEnd int64           // when the first of them does, in seconds since 1970; 0: none
 	keyless bool            // reported that secrets cannot be opened
 }
@@ -272,7 +272,7 @@ func (r *Registry) publish(before *snapshot, d *delta) (after *snapshot, added i
 	return after, added, nil
 }
 
-// noteEnds remembers which devices have a secret that ends.
+// noteEnds remembers which devices have a secret or key that ends.
 func (r *Registry) noteEnds(devices []*Device) {
 	for _, d := range devices {
 		if end := d.nextEnd(); end != 0 {
@@ -284,7 +284,7 @@ func (r *Registry) noteEnds(devices []*Device) {
 	}
 }
 
-// endSecrets takes out of force the secrets whose time has come.
+// endSecrets takes out of force the secrets and keys whose time has come.
 func (r *Registry) endSecrets(now int64) {
 	if r.nextEnd == 0 || now < r.nextEnd {
 		return
@@ -313,5 +313,5 @@ func (r *Registry) endSecrets(now int64) {
 	}
 	r.current.Store(before.with(d.put, nil))
 	r.tell(before, d)
-	r.log.Info("rotated secrets have expired", "devices", len(d.put))
+	r.log.Info("rotated secrets or public keys have expired", "devices", len(d.put))
 }

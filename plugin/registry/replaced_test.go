@@ -170,7 +170,7 @@ func TestOpenBesideAWriter(t *testing.T) {
 		}
 	}
 	r.becomes(t, "a", "two")
-	if got := scalar[int](t, db, "PRAGMA user_version"); got != 2 {
+	if got := scalar[int](t, db, "PRAGMA user_version"); got != 3 {
 		t.Errorf("version %d once the writer was done", got)
 	}
 }

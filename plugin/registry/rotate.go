@@ -8,20 +8,23 @@ import (
 	"time"
 )
 
-// maxOldSecrets is how many replaced secrets of a device are valid at a time: each costs a signature check that fails.
+// maxOldSecrets is how many replaced secrets or public keys of a device are valid at a time: each costs a signature check that fails.
 const maxOldSecrets = 3
 
 // ErrTooManySecrets is the error of a rotation beyond the number of secrets that may be valid at once.
-var ErrTooManySecrets = fmt.Errorf("the device has %d old secrets that are still valid", maxOldSecrets)
+var ErrTooManySecrets = fmt.Errorf("the device has %d old secrets or public keys that are still valid", maxOldSecrets)
 
 // Rotate gives a device a new secret. Those it has stay valid with it, the one that is replaced until it ends, to the
 // second, and older ones as long as they were to be; where ends is zero or not in the future, all of them end at once. The
-// error is ErrNotFound or ErrTooManySecrets where one of them is the reason.
+// error is ErrNotFound, ErrTooManySecrets or ErrPublicKey where one of them is the reason.
 func (s *Store) Rotate(ctx context.Context, id string, secret Secret, ends time.Time) error {
 	if err := checkSecret(id, secret); err != nil {
 		return err
 	}
 	return s.change(ctx, id, func(tx *sql.Tx) error {
+		if err := hasKeys(ctx, tx, id); err != nil {
+			return err
+		}
 		now := time.Now()
 		grace := ends.Unix() > now.Unix()
 		var replaced string
@@ -67,18 +70,20 @@ func (s *Store) Rotate(ctx context.Context, id string, secret Secret, ends time.
 // SetCertificate notes that a device has a new certificate and when it expires. Where certificates are pinned, this one
 // is with the others. The error is ErrNotFound where there is no such device.
 func (s *Store) SetCertificate(ctx context.Context, id string, expires time.Time, f Fingerprint) error {
-	return s.change(ctx, id, func(tx *sql.Tx) error {
-		if err := exists(ctx, tx, id); err != nil {
-			return err
-		}
-		if _, err := tx.ExecContext(ctx, `INSERT INTO device_details (device_id, certificate_expires) VALUES (?, ?)
-			ON CONFLICT (device_id) DO UPDATE SET certificate_expires = excluded.certificate_expires`, id, expires.Unix()); err != nil {
-			return err
-		}
-		_, err := tx.ExecContext(ctx, `INSERT OR IGNORE INTO pinned_certificates (device_id, fingerprint)
-			SELECT ?, ? WHERE EXISTS (SELECT 1 FROM pinned_certificates WHERE device_id = ?)`, id, f.String(), id)
+	return s.change(ctx, id, func(tx *sql.Tx) error { return setCertificate(ctx, tx, id, expires, f) })
+}
+
+func setCertificate(ctx context.Context, tx *sql.Tx, id string, expires time.Time, f Fingerprint) error {
+	if err := exists(ctx, tx, id); err != nil {
 		return err
-	})
+	}
+	if _, err := tx.ExecContext(ctx, `INSERT INTO device_details (device_id, certificate_expires) VALUES (?, ?)
+		ON CONFLICT (device_id) DO UPDATE SET certificate_expires = excluded.certificate_expires`, id, expires.Unix()); err != nil {
+		return err
+	}
+	_, err := tx.ExecContext(ctx, `INSERT OR IGNORE INTO pinned_certificates (device_id, fingerprint)
+		SELECT ?, ? WHERE EXISTS (SELECT 1 FROM pinned_certificates WHERE device_id = ?)`, id, f.String(), id)
+	return err
 }
 
 // Pin has a device accepted only with these certificates; with none, any of its CA is. The error is ErrNotFound where
@@ -113,10 +118,15 @@ func exists(ctx context.Context, tx *sql.Tx, id string) error {
 }
 
 // Secrets returns the secrets of a device that are valid now, the newest first. The error is ErrNotFound where there is no
-// such device.
+// such device, ErrPublicKey where it has none.
 func (s *Store) Secrets(ctx context.Context, id string) ([]Secret, error) {
+	if keys, err := s.Keys(ctx, id); err != nil {
+		return nil, err
+	} else if len(keys) > 0 {
+		return nil, fmt.Errorf("device %q: %w", id, ErrPublicKey)
+	}
 	rows, err := s.db.QueryContext(ctx, `SELECT shared_secret FROM (
-		SELECT shared_secret, 1 AS newest, 0 AS row FROM devices WHERE device_id = ?1
+		SELECT shared_secret, 1 AS newest, 0 AS row FROM devices WHERE device_id = ?1 AND typeof(shared_secret) = 'text'
 		UNION ALL SELECT shared_secret, 0, rowid FROM old_secrets WHERE device_id = ?1 AND expires_at > ?2)
 		ORDER BY newest DESC, row DESC`, id, time.Now().Unix())
 	if err != nil {

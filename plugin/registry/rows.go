@@ -27,26 +27,32 @@ const (
 	oldSecrets = `(SELECT group_concat(o.since || ':' || o.expires_at || ':' || hex('A') || ':' || hex(o.shared_secret), ' ' ORDER BY o.rowid DESC)
 		FROM old_secrets AS o WHERE o.device_id = d.device_id)`
 	pins = `(SELECT group_concat(p.fingerprint, ' ') FROM pinned_certificates AS p WHERE p.device_id = d.device_id)`
+	// keys is "expires:KEY" of each public key, that without an end first, then the one that was replaced last.
+	keys = `(SELECT group_concat(coalesce(k.expires_at, '') || ':' || k.public_key, ' ' ORDER BY k.expires_at IS NOT NULL, k.rowid DESC)
+		FROM public_keys AS k WHERE k.device_id = d.device_id)`
 )
 
 // selectDevices is the query for every device, to which a condition and an order may be added.
 func (s *source) selectDevices(ctx context.Context, tables schema) string {
-	disabled, join, old, pinned := "FALSE", "", "NULL", "NULL"
+	disabled, join, old, pinned, public := "FALSE", "", "NULL", "NULL", "NULL"
 	if tables.disabled {
 		disabled, join = "x.device_id IS NOT NULL", " LEFT JOIN disabled_devices AS x ON x.device_id = d.device_id"
 	}
-	if tables.disabled && tables.rotation && s.anyRare(ctx) {
+	if tables.disabled && tables.rotation && s.any(ctx, "old_secrets", "pinned_certificates") {
 		old, pinned = oldSecrets, pins
 	}
+	if tables.keys && s.any(ctx, "public_keys") {
+		public = keys
+	}
 	return `SELECT CASE typeof(d.device_id) WHEN 'text' THEN d.device_id END, CASE typeof(d.shared_secret) WHEN 'text' THEN d.shared_secret END,
-		TRUE, ` + disabled + ", " + old + ", " + pinned + ", " + odd + " FROM devices AS d" + join
+		TRUE, ` + disabled + ", " + old + ", " + pinned + ", " + public + ", " + odd + " FROM devices AS d" + join
 }
 
 // A row is one device as it is stored. Its slices are valid during a call only.
 type row struct {
 	id, secret       sql.RawBytes // nil where they are not text
 	exists, disabled bool         // there is such a row in devices; in disabled_devices
-	old, pins        sql.RawBytes // see oldSecrets and pins
+	old, pins, keys  sql.RawBytes // see the queries of these names
 	odd              sql.RawBytes // see odd
 
 	taken bool // it is a device
@@ -68,10 +74,14 @@ func (r *row) notText() (id, why string) {
 	return parts[2], why
 }
 
-// anyRare tells whether any device has an old secret or a pinned certificate: to look for them of each of a million devices
-// takes a second.
-func (s *source) anyRare(ctx context.Context) (any bool) {
-	err := s.conn.QueryRowContext(ctx, "SELECT EXISTS (SELECT 1 FROM old_secrets) OR EXISTS (SELECT 1 FROM pinned_certificates)").Scan(&any)
+// any tells whether there is a row in any of the tables, which have what few devices have: to look for it of each of a
+// million devices takes a second.
+func (s *source) any(ctx context.Context, tables ...string) (any bool) {
+	query := "SELECT FALSE"
+	for _, table := range tables {
+		query += " OR EXISTS (SELECT 1 FROM " + table + ")"
+	}
+	err := s.conn.QueryRowContext(ctx, query).Scan(&any)
 	return any || err != nil
 }
 
@@ -84,7 +94,7 @@ func (s *source) rows(ctx context.Context, do func(*row), query string, args ...
 	defer func() { _ = rows.Close() }()
 	var r row
 	for rows.Next() {
-		if err := rows.Scan(&r.id, &r.secret, &r.exists, &r.disabled, &r.old, &r.pins, &r.odd); err != nil {
+		if err := rows.Scan(&r.id, &r.secret, &r.exists, &r.disabled, &r.old, &r.pins, &r.keys, &r.odd); err != nil {
 			return err
 		}
 		r.taken = false
@@ -97,6 +107,9 @@ func (s *source) rows(ctx context.Context, do func(*row), query string, args ...
 // by that id, or nil.
 func (s *source) take(d *delta, known *Device, r *row) {
 	switch {
+	case r.keys != nil && r.id != nil:
+		s.takeKeyed(d, known, r)
+		return
 	case r.odd != nil:
 		id, why := r.notText()
 		d.skip(r.id, id, why)
@@ -112,7 +125,7 @@ func (s *source) take(d *delta, known *Device, r *row) {
 	switch {
 	case isKeyMissing(err):
 		d.keyless = err
-		if known == nil {
+		if known == nil || len(known.Secrets) == 0 {
 			return // it may well be a device
 		}
 		secret = known.Secrets[0] // as long as it is not known what replaced it; a revocation counts all the same
@@ -137,6 +150,11 @@ func (s *source) take(d *delta, known *Device, r *row) {
 			return
 		}
 	}
+	d.putChanged(known, device)
+}
+
+// putChanged puts a device that is new or differs from what is known of it.
+func (d *delta) putChanged(known, device *Device) {
 	if known == nil || !known.same(device) {
 		d.put = append(d.put, device)
 	}
@@ -165,6 +183,16 @@ func (s *source) takeRare(device *Device, r *row) error {
 			extra.ends = append(extra.ends, end)
 		}
 	}
+	if err := extra.takePins(r); err != nil {
+		return err
+	}
+	if len(extra.ends) > 0 || len(extra.pins) > 0 {
+		device.rare = &extra
+	}
+	return nil
+}
+
+func (extra *rare) takePins(r *row) error {
 	for text := range strings.FieldsSeq(string(r.pins)) {
 		f, err := ParseFingerprint(text)
 		if err != nil {
@@ -173,9 +201,6 @@ func (s *source) takeRare(device *Device, r *row) error {
 		extra.pins = append(extra.pins, f)
 	}
 	slices.SortFunc(extra.pins, func(a, b Fingerprint) int { return bytes.Compare(a[:], b[:]) })
-	if len(extra.ends) > 0 || len(extra.pins) > 0 {
-		device.rare = &extra
-	}
 	return nil
 }
 

@@ -68,7 +68,7 @@ INSERT INTO device_changes (device_id) VALUES (NULL);`
 // rotation is what rotated secrets and certificates need, also in addition to the devices table. It may be applied again.
 //
 // The secret in the devices table is always the newest, so that another program that reads only that table has the one
-// that signs. Those it replaced are in old_secrets until they end; they need not be removed for that. Who inserts a
+// that signs. Those it replaced are in old_secrets until they end; they need not be removed for that. A program that inserts a
 // device, by INSERT OR REPLACE too, begins again: no old secret outlives that. Pinned certificates do, for the reason for
 // which disabled devices stay so.
 const rotation = `
@@ -120,10 +120,51 @@ CREATE TRIGGER IF NOT EXISTS pinned_certificates_delete AFTER DELETE ON pinned_c
 	INSERT INTO device_changes (device_id) VALUES (OLD.device_id);
 END;`
 
+// publicKeys is what devices with public keys need, also in addition to the devices table. It may be applied again.
+//
+// Every device has a row in the devices table, also one with public keys, so that there is one list of devices. In the place
+// of its secret it has a BLOB of random bytes that is given to no one. The other way, a list of its own for these
+// devices, would make every reading of all devices two, and two programs could register one id twice. The BLOB keeps
+// the row from being taken for one with a secret: programs that read text, the Python gateway and earlier versions of this
+// one among them, find none and refuse the device. An empty text would be an HMAC key that everyone knows, and so would the
+// public key; and a program that takes a BLOB for a key all the same has one that can at least not be guessed.
+//
+// A device has a secret or public keys, not both: if its row has a text, and there are keys, it is no device. The one key
+// without an end is the newest; those it replaced are valid until they end, and need not be removed for that. One that is
+// its certificate's (of_certificate) is replaced when the certificate is renewed with another key. A program that inserts a
+// device, by INSERT OR REPLACE too, begins again: its keys are gone, as old secrets are.
+const publicKeys = `
+CREATE TABLE IF NOT EXISTS public_keys (
+	device_id      TEXT NOT NULL,
+	public_key     TEXT NOT NULL,
+	of_certificate INTEGER NOT NULL DEFAULT 0,
+	since          INTEGER NOT NULL,
+	expires_at     INTEGER
+);
+CREATE INDEX IF NOT EXISTS public_keys_device ON public_keys (device_id);
+CREATE UNIQUE INDEX IF NOT EXISTS public_keys_newest ON public_keys (device_id) WHERE expires_at IS NULL;
+
+CREATE TRIGGER IF NOT EXISTS devices_insert_keys AFTER INSERT ON devices BEGIN
+	DELETE FROM public_keys WHERE device_id = NEW.device_id;
+END;
+CREATE TRIGGER IF NOT EXISTS devices_delete_keys AFTER DELETE ON devices BEGIN
+	DELETE FROM public_keys WHERE device_id = OLD.device_id;
+END;
+CREATE TRIGGER IF NOT EXISTS public_keys_insert AFTER INSERT ON public_keys BEGIN
+	INSERT INTO device_changes (device_id) VALUES (NEW.device_id);
+END;
+CREATE TRIGGER IF NOT EXISTS public_keys_update AFTER UPDATE ON public_keys BEGIN
+	INSERT INTO device_changes (device_id) VALUES (NEW.device_id);
+	INSERT INTO device_changes (device_id) SELECT OLD.device_id WHERE OLD.device_id IS NOT NEW.device_id;
+END;
+CREATE TRIGGER IF NOT EXISTS public_keys_delete AFTER DELETE ON public_keys BEGIN
+	INSERT INTO device_changes (device_id) VALUES (OLD.device_id);
+END;`
+
 var errNoTable = errors.New("no devices table; name another file, or create it with \"bouncerctl device add\"")
 
 // migrations returns the statements that lead from each PRAGMA user_version to the next, from 0 on.
-func migrations() []string { return []string{additions, rotation} }
+func migrations() []string { return []string{additions, rotation, publicKeys} }
 
 // migrate brings a database up to the version the migrations lead to, each in a transaction of its own, and repairs one
 // that has lost a part.

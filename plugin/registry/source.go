@@ -172,7 +172,7 @@ func (s *source) readLocked(ctx context.Context, from *snapshot, version int64) 
 		if before, err = stampOf(s.path); err != nil {
 			return err
 		}
-		if tables.logged && tables.disabled && tables.rotation {
+		if tables.logged && tables.disabled && tables.rotation && tables.keys {
 			if head, err = s.head(ctx); err != nil {
 				return err
 			}
@@ -277,7 +277,7 @@ func (s *source) readChanges(ctx context.Context, from *snapshot, head position)
 			d.drop = append(d.drop, known)
 		}
 	}, `SELECT CASE typeof(c.device_id) WHEN 'text' THEN c.device_id END, CASE typeof(d.shared_secret) WHEN 'text' THEN d.shared_secret END,
-			d.shared_secret IS NOT NULL OR d.device_id IS NOT NULL, x.device_id IS NOT NULL, `+oldSecrets+", "+pins+", "+odd+`
+			d.shared_secret IS NOT NULL OR d.device_id IS NOT NULL, x.device_id IS NOT NULL, `+oldSecrets+", "+pins+", "+keys+", "+odd+`
 		FROM (SELECT DISTINCT device_id FROM device_changes WHERE seq > ?) AS c
 		LEFT JOIN devices AS d ON d.device_id IS c.device_id AND d.device_id IS c.device_id COLLATE BINARY
 		LEFT JOIN disabled_devices AS x ON x.device_id = c.device_id`, s.at.seq)

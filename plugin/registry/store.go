@@ -15,13 +15,16 @@ import (
 	"github.com/mattn/go-sqlite3"
 
 	"mosquitto-bouncer/plugin/deviceid"
+	"mosquitto-bouncer/plugin/publickey"
 	"mosquitto-bouncer/plugin/sqlite"
 )
 
 // What a Store's methods answer with where a caller may want to distinguish the cases.
 var (
-	ErrExists    = errors.New("device is already registered")
-	ErrNotFound  = errors.New("device is not registered")
+	ErrExists   = errors.New("device is already registered")
+	ErrNotFound = errors.New("device is not registered")
+	// ErrPublicKey is the error of what needs a secret, of a device with public keys.
+	ErrPublicKey = errors.New("the device signs with a public key and has no secret")
 	ErrInvalidID = errors.New("not a device id (" + deviceid.Rule + ")")
 )
 
@@ -48,7 +51,8 @@ type Entry struct {
 	OldSecrets         []OldSecret // that are still valid, newest first
 	CertificateExpires time.Time   // of the newest certificate made for the device; zero where none was
 	Pins               []Fingerprint
-	Encrypted          bool // the newest secret is
+	Encrypted          bool        // the newest secret is
+	Keys               []PublicKey // that are valid, newest first; of a device without a secret
 }
 
 // An OldSecret is one that has been replaced and is valid for a while yet.
@@ -57,9 +61,11 @@ type OldSecret struct{ Since, Ends time.Time }
 // A Registration is a device to register.
 type Registration struct {
 	ID                 string
-	Secret             Secret      // the HMAC key as it is: text, UTF-8 without NUL bytes, as other programs read it
-	CertificateExpires time.Time   // zero: not known
-	Pin                Fingerprint // the only certificate to come with; zero: any
+	Secret             Secret         // the HMAC key as it is: text, UTF-8 without NUL bytes, as other programs read it
+	Key                *publickey.Key // the device signs with, in place of a secret; nil: none
+	KeyOfCertificate   bool           // Key is the certificate\'s
+	CertificateExpires time.Time      // zero: not known
+	Pin                Fingerprint    // the only certificate to come with; zero: any
 }
 
 // OpenStore opens the database at path and migrates it. It makes one where there is none, with mode 0640 and the
@@ -173,7 +179,7 @@ func (r *Registration) check() error {
 	if !deviceid.Valid(r.ID) {
 		return fmt.Errorf("%q: %w", r.ID, ErrInvalidID)
 	}
-	return checkSecret(r.ID, r.Secret)
+	return checkCredential(r)
 }
 
 func checkSecret(id string, secret Secret) error {
@@ -193,8 +199,13 @@ func checkSecret(id string, secret Secret) error {
 }
 
 func (s *Store) insert(ctx context.Context, tx *sql.Tx, r Registration, now int64) error {
-	_, err := tx.ExecContext(ctx, "INSERT INTO devices (device_id, shared_secret, created_at) VALUES (?, ?, ?)",
-		r.ID, s.key.seal(r.ID, r.Secret), now)
+	var err error
+	if r.Key != nil {
+		_, err = tx.ExecContext(ctx, "INSERT INTO devices (device_id, shared_secret, created_at) VALUES (?, randomblob(32), ?)", r.ID, now)
+	} else {
+		_, err = tx.ExecContext(ctx, "INSERT INTO devices (device_id, shared_secret, created_at) VALUES (?, ?, ?)",
+			r.ID, s.key.seal(r.ID, r.Secret), now)
+	}
 	if e, ok := errors.AsType[sqlite3.Error](err); ok && e.ExtendedCode == sqlite3.ErrConstraintPrimaryKey {
 		return ErrExists
 	}
@@ -209,6 +220,11 @@ func (s *Store) insert(ctx context.Context, tx *sql.Tx, r Registration, now int6
 	if !r.CertificateExpires.IsZero() {
 		if _, err := tx.ExecContext(ctx, "INSERT INTO device_details (device_id, certificate_expires) VALUES (?, ?)",
 			r.ID, r.CertificateExpires.Unix()); err != nil {
+			return err
+		}
+	}
+	if r.Key != nil {
+		if err := insertKey(ctx, tx, r.ID, r.Key, r.KeyOfCertificate, now); err != nil {
 			return err
 		}
 	}
@@ -302,7 +318,7 @@ var entryColumns = `d.device_id, ` + seconds("d.created_at") + `,
 	x.device_id IS NOT NULL, ` + seconds("e.secret_since") + ", " + seconds("e.certificate_expires") + `,
 	(SELECT group_concat(coalesce(` + seconds("o.since") + `, 0) || ':' || ` + seconds("o.expires_at") + `, ' ') FROM old_secrets AS o WHERE o.device_id = d.device_id),
 	(SELECT group_concat(p.fingerprint, ' ') FROM pinned_certificates AS p WHERE p.device_id = d.device_id),
-	typeof(d.shared_secret) = 'text' AND substr(d.shared_secret, 1, 10) = '` + envelopeMark + `'
+	typeof(d.shared_secret) = 'text' AND substr(d.shared_secret, 1, 10) = '` + envelopeMark + `', ` + entryKeys + `
 	FROM devices AS d
 	LEFT JOIN disabled_devices AS x ON x.device_id = d.device_id
 	LEFT JOIN device_details AS e ON e.device_id = d.device_id`
@@ -310,8 +326,8 @@ var entryColumns = `d.device_id, ` + seconds("d.created_at") + `,
 func scanEntry(scan func(...any) error) (Entry, error) {
 	var e Entry
 	var created, since, expires sql.NullInt64
-	var old, pins sql.NullString
-	if err := scan(&e.ID, &created, &e.Disabled, &since, &expires, &old, &pins, &e.Encrypted); err != nil {
+	var old, pins, public sql.NullString
+	if err := scan(&e.ID, &created, &e.Disabled, &since, &expires, &old, &pins, &e.Encrypted, &public); err != nil {
 		return Entry{}, err
 	}
 	set := func(t *time.Time, from sql.NullInt64) {
@@ -320,10 +336,12 @@ func scanEntry(scan func(...any) error) (Entry, error) {
 		}
 	}
 	set(&e.CreatedAt, created)
-	set(&e.SecretSince, created)
-	set(&e.SecretSince, since)
-	set(&e.CertificateExpires, expires)
 	now := time.Now()
+	if e.Keys = publicKeysOf(public.String, now); len(e.Keys) == 0 {
+		set(&e.SecretSince, created)
+		set(&e.SecretSince, since)
+	}
+	set(&e.CertificateExpires, expires)
 	for field := range strings.FieldsSeq(old.String) {
 		var since, ends int64
 		if _, err := fmt.Sscanf(field, "%d:%d", &since, &ends); err == nil && now.Unix() < ends {

@@ -224,7 +224,7 @@ func TestOpenStoreRefuses(t *testing.T) {
 		t.Error(err)
 	}
 	path = newPath(t)
-	execute(t, pythonDatabase(t, path), "PRAGMA user_version = 3")
+	execute(t, pythonDatabase(t, path), "PRAGMA user_version = 4")
 	if _, err := OpenStore(path); !errors.Is(err, sqlite.ErrNewer) {
 		t.Error(err)
 	}

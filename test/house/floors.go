@@ -29,6 +29,7 @@ var floors = map[string]floor{
 	"plugin/mailbox":   ground,
 	"plugin/mqtt":      ground,
 	"plugin/metrics":   ground,
+	"plugin/publickey": ground,
 	"plugin/secret":    ground,
 	"plugin/smalldisk": ground,
 	"plugin/sqlite":    ground,

@@ -10,7 +10,9 @@
 package bundle
 
 import (
+	"crypto"
 	"embed"
+	"fmt"
 	"io/fs"
 	"path/filepath"
 	"strings"
@@ -21,6 +23,7 @@ import (
 	"mosquitto-bouncer/cmd/bouncerctl/output"
 	"mosquitto-bouncer/plugin/config"
 	"mosquitto-bouncer/plugin/pki"
+	"mosquitto-bouncer/plugin/publickey"
 	"mosquitto-bouncer/plugin/registry"
 )
 
@@ -45,6 +48,14 @@ type File struct {
 type Certificate struct {
 	Expires     time.Time // zero: there is none
 	Fingerprint registry.Fingerprint
+	PublicKey   crypto.PublicKey
+}
+
+// A Credential is what a new device signs with: a secret, a key of its own, or the key of its certificate.
+type Credential struct {
+	Secret      []byte
+	Key         *publickey.Key // in place of a secret
+	Certificate bool           // the certificate's key signs, in place of both
 }
 
 // A Maker makes bundles. Safe for concurrent use.
@@ -62,50 +73,67 @@ type readmeValues struct {
 	Host                string
 	Port                int
 	NotAfter            string // "" if the bundle has no certificate
-	OwnKey              bool   // the device has its private key, the bundle has not
+	OwnKey              bool   // the device has the certificate's private key, the bundle has not
+	Algorithm           string // of the public key that the device signs with; "" with a secret
+	SigningKey          string // the name of the file with its private half
 	Secret              bool   // the bundle has a secret
 	Ends                string // when the old secret ends; "" at once
 }
 
-// New makes the files for a new device.
-func (m *Maker) New(id string, secret []byte) (Bundle, Certificate, error) {
-	return m.make("README.tmpl", id, secret, time.Time{})
+// New makes the files for a new device, and returns the public key that it signs with; nil: it has a secret.
+func (m *Maker) New(id string, c Credential) (Bundle, Certificate, *publickey.Key, error) {
+	b, cert, err := m.certificate(id)
+	if err != nil {
+		return nil, Certificate{}, nil, err
+	}
+	values := readmeValues{SigningKey: "signing.key"}
+	key := c.Key
+	if c.Certificate {
+		values.SigningKey = "device.key"
+		if key, err = publickey.Of(cert.PublicKey); err != nil {
+			return nil, Certificate{}, nil, fmt.Errorf("the certificate's key cannot sign messages: %w", err)
+		}
+	}
+	if key != nil {
+		values.Algorithm = string(key.Algorithm())
+	}
+	b, err = m.finish(b, cert, "README.tmpl", id, c.Secret, values)
+	return b, cert, key, err
 }
 
 // Update makes the files for a device that has a bundle: a new secret, or without one a new certificate. ends is when the
 // old secret does; zero: at once.
 func (m *Maker) Update(id string, secret []byte, ends time.Time) (Bundle, Certificate, error) {
-	return m.make("UPDATE.tmpl", id, secret, ends)
-}
-
-func (m *Maker) make(readme, id string, secret []byte, ends time.Time) (Bundle, Certificate, error) {
 	b, cert, err := m.certificate(id)
 	if err != nil {
 		return nil, Certificate{}, err
 	}
-	if secret != nil {
-		b = append(b, File{"secret", secret, 0o600})
-	}
-	values := readmeValues{
-		ID:       id,
-		Topic:    strings.Replace(m.Config.Publish.Topics[0], "+", id, 1),
-		Response: strings.Replace(m.Config.Response.Topic, config.DeviceID, id, 1),
-		Host:     m.Host,
-		Port:     m.Port,
-		OwnKey:   m.Request != nil,
-		Secret:   secret != nil,
-	}
-	if !cert.Expires.IsZero() {
-		values.NotAfter = cert.Expires.UTC().Format(time.DateOnly)
-	}
+	var values readmeValues
 	if !ends.IsZero() {
 		values.Ends = output.Instant(ends)
 	}
+	b, err = m.finish(b, cert, "UPDATE.tmpl", id, secret, values)
+	return b, cert, err
+}
+
+// finish adds the secret, and a README with values and what is the same for all.
+func (m *Maker) finish(b Bundle, cert Certificate, readme, id string, secret []byte, values readmeValues) (Bundle, error) {
+	if secret != nil {
+		b = append(b, File{"secret", secret, 0o600})
+	}
+	values.ID = id
+	values.Topic = strings.Replace(m.Config.Publish.Topics[0], "+", id, 1)
+	values.Response = strings.Replace(m.Config.Response.Topic, config.DeviceID, id, 1)
+	values.Host, values.Port = m.Host, m.Port
+	values.OwnKey, values.Secret = m.Request != nil, secret != nil
+	if !cert.Expires.IsZero() {
+		values.NotAfter = cert.Expires.UTC().Format(time.DateOnly)
+	}
 	var text strings.Builder
 	if err := templates.ExecuteTemplate(&text, readme, values); err != nil {
-		return nil, Certificate{}, err
+		return nil, err
 	}
-	return append(b, File{"README", []byte(text.String()), 0o640}), cert, nil
+	return append(b, File{"README", []byte(text.String()), 0o640}), nil
 }
 
 // certificate makes the files of the device's certificate, none without a CA.
@@ -127,11 +155,15 @@ func (m *Maker) certificate(id string) (Bundle, Certificate, error) {
 	if err != nil {
 		return nil, Certificate{}, err
 	}
+	public, err := pki.PublicKey(cert)
+	if err != nil {
+		return nil, Certificate{}, err
+	}
 	b := Bundle{{"ca.crt", m.CA.CertPEM(), 0o640}, {"device.crt", cert, 0o640}}
 	if key != nil {
 		b = append(b, File{"device.key", key, 0o600})
 	}
-	return b, Certificate{expires, fingerprint}, nil
+	return b, Certificate{expires, fingerprint, public}, nil
 }
 
 // Write makes the directory, which must not exist, and the files in it. If it fails, the caller undoes c.

@@ -21,7 +21,7 @@ func TestBundle(t *testing.T) {
 	m := Maker{Config: &settings, Host: "broker.example", Port: 8883}
 	text := func(b Bundle) string { return string(b[len(b)-1].Content) }
 
-	b, cert, err := m.New("sensor_001", []byte("s3cret"))
+	b, cert, _, err := m.New("sensor_001", Credential{Secret: []byte("s3cret")})
 	if err != nil || !slices.Equal(b.Names(), []string{"secret", "README"}) || !cert.Expires.IsZero() {
 		t.Errorf("%v, %v, %v", b.Names(), cert, err)
 	}
@@ -30,7 +30,7 @@ func TestBundle(t *testing.T) {
 	}
 
 	m.CA, settings.Response.Topic = ca, "device/"+config.DeviceID+"/response"
-	b, cert, err = m.New("sensor_001", []byte("s3cret"))
+	b, cert, _, err = m.New("sensor_001", Credential{Secret: []byte("s3cret")})
 	if err != nil || !slices.Equal(b.Names(), []string{"ca.crt", "device.crt", "device.key", "secret", "README"}) || cert.Expires.IsZero() {
 		t.Errorf("%v, %v, %v", b.Names(), cert, err)
 	}

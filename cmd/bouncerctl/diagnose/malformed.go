@@ -184,8 +184,12 @@ func repairSignature(text string) (what, right string) {
 	case err == nil && len(raw) == 32 && what == "" && separated != text:
 		what = "has separators or blanks in it; " + digits + " only"
 	case err == nil && len(raw) == 32:
-	case err == nil && (len(raw) == 20 || len(raw) == 48 || len(raw) == 64 || len(raw) == 16):
-		name := map[int]string{16: "MD5", 20: "SHA-1", 48: "SHA-384", 64: "SHA-512"}[len(raw)]
+	case err == nil && len(raw) == 64:
+		return "", "" // of a public key, maybe: see Length
+	case err == nil && len(raw) > 64 && isDER(raw):
+		return "is in DER; write r and s, each as 64 hexadecimal digits", string(mustQuote(text))
+	case err == nil && (len(raw) == 20 || len(raw) == 48 || len(raw) == 16):
+		name := map[int]string{16: "MD5", 20: "SHA-1", 48: "SHA-384"}[len(raw)]
 		return fmt.Sprintf("is as long as one of HMAC-%s; use HMAC-SHA256", name), string(mustQuote(text))
 	default:
 		for _, encoding := range []*base64.Encoding{base64.StdEncoding, base64.RawStdEncoding, base64.URLEncoding, base64.RawURLEncoding} {

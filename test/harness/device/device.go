@@ -28,6 +28,8 @@ type Device struct {
 	ID string
 	// Secret is the HMAC key, as the text the registry holds.
 	Secret []byte
+	// Signer signs in place of the secret: of a device with a public key. nil: the secret does.
+	Signer envelope.Signer
 	// Addr is the broker's host:port.
 	Addr string
 	// Certificate is presented to the broker; one without a private key means none is presented.
@@ -147,7 +149,11 @@ func (d *Device) Sign(payload string, changes ...Change) Message {
 	for _, change := range changes {
 		change(&m)
 	}
-	signed, err := envelope.Sign(envelope.NewSigner(d.Secret), m.DeviceID, m.Timestamp, m.MessageID, m.Payload)
+	signer := d.Signer
+	if signer == nil {
+		signer = envelope.NewSigner(d.Secret)
+	}
+	signed, err := envelope.Sign(signer, m.DeviceID, m.Timestamp, m.MessageID, m.Payload)
 	if err != nil {
 		panic(fmt.Sprintf("device: signing as %q: %v", m.DeviceID, err))
 	}
