@@ -132,7 +132,7 @@ func TestDevicesWithPublicKeys(t *testing.T) {
 	g.Accept(g.Connect(withSecret, harness.MQTT5), 1, withSecret.Sign("1"))
 }
 
-// TestKeyRedeliveryOverARestart: a message of a device with a public key that was accepted before the broker was killed is
+// TestKeyRedeliveryOverARestart: a message of a device with a public key that was accepted before a restart of the broker is
 // acknowledged after it, signed with another signature, and goes to nobody again.
 func TestKeyRedeliveryOverARestart(t *testing.T) {
 	program := harness.BuildBouncerctl(t)
@@ -141,26 +141,25 @@ func TestKeyRedeliveryOverARestart(t *testing.T) {
 	g.Bouncerctl(program, "device", "add", d.ID, "--key", public, "--no-cert", "--out", filepath.Join(t.TempDir(), "bundle"))
 	at := time.Now()
 	var m device.Message
-	var c *harness.Client
 	g.Eventually("the device is registered", func() bool {
 		m, at = d.Sign("22"), time.Now()
 		m = d.Sign("22", device.WithMessageID(m.MessageID), device.SignedAt(at))
-		c = g.Connect(d, harness.MQTT5)
-		return g.Publish(c, d.DataTopic(), 1, m.Bytes).Accepted()
+		c := g.Open(d, harness.MQTT5, "fixed", true)
+		defer c.Cut()
+		return c.Publish(d.DataTopic(), harness.Packet{QoS: 1, ID: 1, Message: m}).Accepted()
 	})
 	g.Posted(m)
-	g.Must(g.Broker.Process().Kill())
-	g.Must(g.Broker.Start())
+	g.Must(g.Broker.Restart())
 	resent := d.Sign("22", device.WithMessageID(m.MessageID), device.SignedAt(at))
 	if string(resent.Bytes) == string(m.Bytes) {
 		t.Fatal("the same signature twice")
 	}
-	c = g.Connect(d, harness.MQTT5)
-	if ack := g.Publish(c, d.DataTopic(), 1, resent.Bytes); !ack.Accepted() {
+	c := g.Open(d, harness.MQTT5, "fixed", true)
+	if ack := c.Publish(d.DataTopic(), harness.Packet{QoS: 1, ID: 2, Message: resent}); !ack.Accepted() {
 		t.Errorf("sent again: %v", ack)
 	}
 	next := d.Sign("23")
-	g.Publish(c, d.DataTopic(), 1, next.Bytes)
+	c.Publish(d.DataTopic(), harness.Packet{QoS: 1, ID: 3, Message: next})
 	g.Posted(next)
 	if n := len(g.Backend.Requests()); n != 2 {
 		t.Errorf("%d requests for 2 messages", n)

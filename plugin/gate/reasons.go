@@ -88,8 +88,8 @@ var reasons = [ReasonCount]struct {
 	},
 	BadSignature: {
 		name:    "bad_signature",
-		summary: "not signed with the device's secret",
-		meaning: "The signature was made with another secret, or over other bytes",
+		summary: "not signed with the device's secret or key",
+		meaning: "The signature was made with another secret or key, or over other bytes",
 		remedy:  "Device maker: see [A signature does not verify](#a-signature-does-not-verify). Otherwise the message was changed in transit",
 	},
 	Overloaded: {
