@@ -17,6 +17,7 @@ import (
 
 // The errors of RotateKey.
 var (
+	ErrTooManyKeys = fmt.Errorf("the device has %d old public keys that are still valid", maxOldSecrets)
 	ErrNoPublicKey = errors.New("the device has a secret and no public key")
 	ErrSameKey     = errors.New("the device has this public key already")
 )
@@ -186,7 +187,7 @@ func (s *Store) Keys(ctx context.Context, id string) ([]*publickey.Key, error) {
 }
 
 // RotateKey gives a device with a public key a new one, as Rotate does with secrets. The error is ErrNotFound,
-// ErrTooManySecrets, ErrNoPublicKey or ErrSameKey where one of them is the reason.
+// ErrTooManyKeys, ErrNoPublicKey or ErrSameKey where one of them is the reason.
 func (s *Store) RotateKey(ctx context.Context, id string, key *publickey.Key, ends time.Time) error {
 	return s.change(ctx, id, func(tx *sql.Tx) error {
 		if err := exists(ctx, tx, id); err != nil {
@@ -246,7 +247,7 @@ func rotateKey(ctx context.Context, tx *sql.Tx, id string, key *publickey.Key, o
 			return err
 		}
 		if valid > maxOldSecrets { // with the newest
-			return ErrTooManySecrets
+			return ErrTooManyKeys
 		}
 		if _, err := tx.ExecContext(ctx, "UPDATE public_keys SET expires_at = ? WHERE device_id = ? AND expires_at IS NULL", ends.Unix(), id); err != nil {
 			return err

@@ -179,3 +179,79 @@ func TestEarlierVersionOfTheDatabase(t *testing.T) {
 	}
 	r.becomesKeyed(t, "k", key)
 }
+
+// TestRotateKey: a new key is accepted with the old ones, until they end; at most so many at once; and of the certificate's key
+// that a renewal brings the new one.
+func TestRotateKey(t *testing.T) {
+	t.Parallel()
+	path := newPath(t)
+	s := openStore(t, path)
+	keys := make([]*publickey.Key, 7)
+	for i := range keys {
+		keys[i] = newPublicKey(t)
+	}
+	if err := s.Register(t.Context(), Registration{ID: "k", Key: keys[0]}); err != nil {
+		t.Fatal(err)
+	}
+	add(t, s, "a", "one")
+	r, _ := openRegistry(t, path)
+	told := make(chan []Change, 100)
+	r.OnChanges(func(c []Change) { told <- c })
+	rotate := func(key *publickey.Key, grace time.Duration, want error) {
+		t.Helper()
+		if err := s.RotateKey(t.Context(), "k", key, in(grace)); !errors.Is(err, want) {
+			t.Fatalf("%v, want %v", err, want)
+		}
+	}
+	serial := r.Lookup([]byte("k")).Serial
+	rotate(keys[1], time.Hour, nil)
+	r.becomesKeyed(t, "k", keys[1], keys[0])
+	if changes := <-told; !slices.Equal(changes, []Change{{"k", NewKeys}}) {
+		t.Errorf("told %v", changes)
+	}
+	rotate(keys[1], time.Hour, ErrSameKey)
+	rotate(keys[2], time.Second, nil)
+	r.becomesKeyed(t, "k", keys[2], keys[1], keys[0])
+	within(t, 5*time.Second, "one ends by itself", func() bool { return r.keyed("k", keys[2], keys[0]) })
+	rotate(keys[3], time.Hour, nil)
+	rotate(keys[4], time.Hour, nil)
+	rotate(keys[5], time.Hour, ErrTooManyKeys)
+	rotate(keys[0], 0, nil) // an old one again, and it alone
+	r.becomesKeyed(t, "k", keys[0])
+	if got := r.Lookup([]byte("k")).Serial; got != serial {
+		t.Errorf("serial %d, was %d", got, serial)
+	}
+	if later, _ := openRegistry(t, path); !later.keyed("k", keys[0]) {
+		t.Error("another state after opening it again")
+	}
+	if err := s.RotateKey(t.Context(), "a", keys[0], time.Time{}); !errors.Is(err, ErrNoPublicKey) {
+		t.Error(err)
+	}
+	if err := s.RotateKey(t.Context(), "nobody", keys[0], time.Time{}); !errors.Is(err, ErrNotFound) {
+		t.Error(err)
+	}
+
+	of := func(k *publickey.Key) func() (*publickey.Key, error) {
+		return func() (*publickey.Key, error) { return k, nil }
+	}
+	if err := s.Register(t.Context(), Registration{ID: "c", Key: keys[1], KeyOfCertificate: true, CertificateExpires: time.Now().Add(time.Hour)}); err != nil {
+		t.Fatal(err)
+	}
+	for _, k := range []*publickey.Key{keys[2], keys[2]} {
+		if err := s.RenewCertificate(t.Context(), "c", time.Now().Add(2*time.Hour), Fingerprint{1}, of(k)); err != nil {
+			t.Fatal(err)
+		}
+		r.becomesKeyed(t, "c", keys[2], keys[1])
+	}
+	if e, err := s.Get(t.Context(), "c"); err != nil || len(e.Keys) != 2 || !e.Keys[0].OfCertificate || time.Until(e.Keys[1].Ends) > time.Hour {
+		t.Errorf("%+v, %v", e, err)
+	}
+	if err := s.RenewCertificate(t.Context(), "k", time.Now().Add(time.Hour), Fingerprint{1}, of(keys[6])); err != nil || !r.keyed("k", keys[0]) {
+		t.Errorf("a key of its own was replaced, or %v", err)
+	}
+	refused := errors.New("refused")
+	err := s.RenewCertificate(t.Context(), "c", time.Now().Add(9*time.Hour), Fingerprint{1}, func() (*publickey.Key, error) { return nil, refused })
+	if e, _ := s.Get(t.Context(), "c"); !errors.Is(err, refused) || time.Until(e.CertificateExpires) > 3*time.Hour {
+		t.Errorf("half of it was done: %v", err)
+	}
+}

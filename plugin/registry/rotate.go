@@ -12,7 +12,7 @@ import (
 const maxOldSecrets = 3
 
 // ErrTooManySecrets is the error of a rotation beyond the number of secrets that may be valid at once.
-var ErrTooManySecrets = fmt.Errorf("the device has %d old secrets or public keys that are still valid", maxOldSecrets)
+var ErrTooManySecrets = fmt.Errorf("the device has %d old secrets that are still valid", maxOldSecrets)
 
 // Rotate gives a device a new secret. Those it has stay valid with it, the one that is replaced until it ends, to the
 // second, and older ones as long as they were to be; where ends is zero or not in the future, all of them end at once. The
