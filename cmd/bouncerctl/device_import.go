@@ -34,12 +34,15 @@ func newDeviceImport(configFile *string) *cobra.Command {
 		Long: `Register the devices in a file of comma-separated values, - for standard input:
 all of them, or none if anything is wrong with one. The first line names the
 columns: id, or device_id; and secret, or shared_secret. If the secret is left out
-or empty, a secret is made. Semicolons or tabs may separate the columns. A byte
+or empty, a secret is made. A device that signs with a private key has its public
+key in a column key, or public_key: the base64 between the lines of its PEM file, on
+one line. Semicolons or tabs may separate the columns. A byte
 order mark is ignored, and so is the line that Windows PowerShell's Export-Csv
 writes before the columns. The file may be UTF-16.
 
 With --out, it makes a bundle for each device as "device add" does, in a
-directory named after the device. Without --out, each line must have a secret.`,
+directory named after the device. Without --out, each line must have a secret
+or a key.`,
 		Example: `  bouncerctl device import fleet.csv
   printf 'id\nsensor_001\nsensor_002\n' | bouncerctl device import - --out bundles`,
 		Args: func(c *cobra.Command, args []string) error {
@@ -163,7 +166,7 @@ func (o *importOptions) makeBundles(ctx context.Context, cfg *config.Config, con
 		}
 		group.Go(func() error {
 			d := &devices[i]
-			b, cert, _, err := m.New(d.ID, bundle.Credential{Secret: d.Secret})
+			b, cert, _, err := m.New(d.ID, bundle.Credential{Secret: d.Secret, Key: d.Key})
 			if err != nil {
 				return err
 			}

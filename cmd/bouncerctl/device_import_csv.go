@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"mosquitto-bouncer/plugin/deviceid"
+	"mosquitto-bouncer/plugin/publickey"
 	"mosquitto-bouncer/plugin/registry"
 	"mosquitto-bouncer/plugin/textfile"
 )
@@ -47,7 +48,7 @@ func readCSV(name string, stdin io.Reader, makeSecrets bool) (devices []registry
 	if strings.ContainsRune(strings.Join(header, ""), '\r') {
 		return nil, nil, fmt.Errorf("%s: its lines end with only CR, as on old Macs; save it with LF or CRLF", name)
 	}
-	id, secret, err := columns(header)
+	at, err := columns(header)
 	if err != nil {
 		return nil, nil, fmt.Errorf("%s:%d: %w", name, before+1, err)
 	}
@@ -62,27 +63,34 @@ func readCSV(name string, stdin io.Reader, makeSecrets bool) (devices []registry
 		}
 		line, _ := r.FieldPos(0)
 		line += before
-		d := registry.Registration{ID: strings.Clone(record[id])}
-		at := fmt.Sprintf("%s:%d", name, line)
+		d := registry.Registration{ID: strings.Clone(record[at.id])}
+		place := fmt.Sprintf("%s:%d", name, line)
 		switch first, twice := lines[d.ID]; {
 		case !deviceid.Valid(d.ID) || d.ID == "." || d.ID == "..":
-			return nil, nil, fmt.Errorf("%s: %q is not a device id%s", at, d.ID, idRule)
+			return nil, nil, fmt.Errorf("%s: %q is not a device id%s", place, d.ID, idRule)
 		case twice:
-			return nil, nil, fmt.Errorf("%s: device %q is in line %d already; remove one", at, d.ID, first)
+			return nil, nil, fmt.Errorf("%s: device %q is in line %d already; remove one", place, d.ID, first)
 		}
 		lines[d.ID] = line
+		given := func(column int) bool { return column >= 0 && record[column] != "" }
 		switch {
-		case secret >= 0 && record[secret] != "":
-			if d.Secret, err = parseSecret([]byte(record[secret]), at); err != nil {
+		case given(at.secret) && given(at.key):
+			return nil, nil, fmt.Errorf("%s: device %q has a secret and a public key; leave one empty", place, d.ID)
+		case given(at.key):
+			if d.Key, err = publickey.ParseText(record[at.key]); err != nil {
+				return nil, nil, fmt.Errorf("%s: device %q: %w", place, d.ID, err)
+			}
+		case given(at.secret):
+			if d.Secret, err = parseSecret([]byte(record[at.secret]), place); err != nil {
 				return nil, nil, err
 			}
-			if note := blanksNote(d.Secret, at); note != "" && len(notes) < maxNotes {
+			if note := blanksNote(d.Secret, place); note != "" && len(notes) < maxNotes {
 				notes = append(notes, note)
 			}
 		case makeSecrets:
 			d.Secret = newSecret()
 		default:
-			return nil, nil, fmt.Errorf("%s: device %q has no secret; write one there, or use --out DIR to make one", at, d.ID)
+			return nil, nil, fmt.Errorf("%s: device %q has no secret; write one there, or use --out DIR to make one", place, d.ID)
 		}
 		devices = append(devices, d)
 	}
@@ -107,26 +115,31 @@ func dialect(text *bufio.Reader) (before int, comma rune) {
 	return before, ','
 }
 
-// columns finds the columns in the header; secret is -1 if there is none.
-func columns(header []string) (id, secret int, err error) {
-	id, secret = -1, -1
+// csvColumns are where the columns are; -1: nowhere.
+type csvColumns struct{ id, secret, key int }
+
+// columns finds the columns in the header.
+func columns(header []string) (csvColumns, error) {
+	c := csvColumns{-1, -1, -1}
 	for i, column := range header {
 		var at *int
 		switch strings.ToLower(strings.TrimSpace(column)) {
 		case "id", "device_id":
-			at = &id
+			at = &c.id
 		case "secret", "shared_secret":
-			at = &secret
+			at = &c.secret
+		case "key", "public_key":
+			at = &c.key
 		default:
-			return 0, 0, fmt.Errorf("unknown column %q; the first line must name the columns: id,secret", column)
+			return c, fmt.Errorf("unknown column %q; the first line must name the columns: id,secret", column)
 		}
 		if *at >= 0 {
-			return 0, 0, fmt.Errorf("column %q is given twice; remove one", column)
+			return c, fmt.Errorf("column %q is given twice; remove one", column)
 		}
 		*at = i
 	}
-	if id < 0 {
-		return 0, 0, errors.New("no column id; the first line must name the columns: id,secret")
+	if c.id < 0 {
+		return c, errors.New("no column id; the first line must name the columns: id,secret")
 	}
-	return id, secret, nil
+	return c, nil
 }

@@ -286,3 +286,31 @@ func TestKeyMistakes(t *testing.T) {
 		}
 	}
 }
+
+// TestImportKeys: public keys and secrets in one file, with bundles and without; a line has one of them.
+func TestImportKeys(t *testing.T) {
+	dir := newDir(t)
+	k, p := newKeyPair(t, publickey.Ed25519).signer.Public(), newKeyPair(t, publickey.P256).signer.Public()
+	file := filepath.Join(t.TempDir(), "fleet.csv")
+	writeFile(t, file, "id,secret,public_key\na,,"+k.Text()+"\nb,s3cret,\nc,,"+p.Text()+"\nd,,\n")
+	fail(t, 1, file+`:5: device "d" has no secret; write one there, or use --out DIR to make one`, deviceArgs(dir, "import", file)...)
+	out := filepath.Join(t.TempDir(), "bundles")
+	device(t, dir, "import", file, "--out", out)
+	for id, key := range map[string]*publickey.Key{"a": k, "b": nil, "c": p, "d": nil} {
+		shown := device(t, dir, "show", id)
+		_, err := os.Stat(filepath.Join(out, id, "secret"))
+		if (key == nil) != (err == nil) || key != nil && !strings.Contains(shown, key.Fingerprint().String()) {
+			t.Errorf("%s: %v, %s", id, err, shown)
+		}
+	}
+	for want, line := range map[string]string{
+		`device "x" has a secret and a public key; leave one empty`: "x,s," + k.Text(),
+		`device "x": not a public key in base64`:                    "x,,???",
+		`device "x": not a public key that can be read`:             "x,,AAAA",
+	} {
+		writeFile(t, file, "id,secret,key\n"+line+"\n")
+		if got := bouncerctl(t, "", deviceArgs(dir, "import", file)...); got.code != 1 || !strings.Contains(got.stderr, want) {
+			t.Errorf("%s: %+v", want, got)
+		}
+	}
+}

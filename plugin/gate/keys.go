@@ -6,7 +6,8 @@ import (
 	"mosquitto-bouncer/plugin/envelope"
 )
 
-// To verify the signature of a public key takes some 50 to 150 µs of the broker's thread, a hundred times as long as an HMAC.
+// To verify the signature of a public key takes some 60 to 80 µs of the broker's thread, a hundred times as long as an HMAC, and
+// a bad one twice that for each of up to four keys.
 // Who has the certificate of such a device, and not the key that signs, could spend that time with bad signatures. So
 // before a signature is verified:
 //

@@ -17,6 +17,7 @@ import (
 	"mosquitto-bouncer/plugin/envelope"
 	"mosquitto-bouncer/plugin/publickey"
 	"mosquitto-bouncer/plugin/registry"
+	"mosquitto-bouncer/plugin/replay"
 )
 
 func newSigner(t testing.TB, a publickey.Algorithm) *publickey.Signer {
@@ -41,29 +42,56 @@ func newSigner(t testing.TB, a publickey.Algorithm) *publickey.Signer {
 // registerKey has a device with a public key in the place of the one of that id, as a registry has it.
 func (b *aBench) registerKey(id string, key *publickey.Key) {
 	b.Helper()
-	path := filepath.Join(b.TempDir(), "devices.db")
-	store, err := registry.OpenStore(path)
-	if err == nil {
-		err = store.Register(b.Context(), registry.Registration{ID: id, Key: key})
-	}
-	if err != nil {
-		b.Fatal(err)
-	}
-	if err := store.Close(); err != nil {
-		b.Fatal(err)
-	}
-	r, err := registry.Open(path, slog.New(slog.DiscardHandler))
-	if err != nil {
-		b.Fatal(err)
-	}
-	if err := r.Close(); err != nil {
-		b.Fatal(err)
-	}
-	d := *r.Lookup([]byte(id))
+	d := keyedDevice(b.T, id, key)
 	if d.Serial = uint32(len(b.registered)); b.registered[id] != nil {
 		d.Serial = b.registered[id].Serial
 	}
-	b.registered[id] = &d
+	b.registered[id] = d
+}
+
+// keyedDevice returns a device with a public key, as a registry has it.
+func keyedDevice(t testing.TB, id string, key *publickey.Key) *registry.Device {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "devices.db")
+	store, err := registry.OpenStore(path)
+	if err == nil {
+		err = store.Register(t.Context(), registry.Registration{ID: id, Key: key})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := store.Close(); err != nil {
+		t.Fatal(err)
+	}
+	r, err := registry.Open(path, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Close(); err != nil {
+		t.Fatal(err)
+	}
+	d := *r.Lookup([]byte(id))
+	return &d
+}
+
+// BenchmarkVerdictKey measures the verdict on a good message of a device with a public key.
+func BenchmarkVerdictKey(b *testing.B) {
+	for _, a := range algorithms {
+		b.Run(string(a), func(b *testing.B) {
+			own := newSigner(b, a)
+			var all devices
+			d := all.of(keyedDevice(b, "sensor_001", own.Public()))
+			d.limiter = nil
+			c := circumstances{now: time.Unix(now, 0), tolerance: 300, maxBytes: 65536, decoder: new(envelope.Decoder), seen: replay.New(1000, 5*time.Minute)}
+			p := publish("sensor_001", signWith(b, own, "sensor_001", now, anID, `{"battery":3.71,"humidity":60,"temperature":22.5,"unit":"degC"}`))
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, reason, _ := judge(p, p.Identity, d, &c); reason != Accepted {
+					b.Fatal(reason)
+				}
+			}
+		})
+	}
 }
 
 func signWith(t testing.TB, s envelope.Signer, device string, timestamp int64, id, payload string) []byte {

@@ -142,6 +142,15 @@ func (k *Key) Text() string {
 	return base64.StdEncoding.EncodeToString(der)
 }
 
+// ParseText reads what Text returns.
+func ParseText(text string) (*Key, error) {
+	der, err := base64.StdEncoding.DecodeString(text)
+	if err != nil {
+		return nil, errors.New("not a public key in base64, as it is between the lines of PEM")
+	}
+	return Parse(der)
+}
+
 // Verify reports whether the signature is the key's over text. It takes a public value and hides nothing by its timing.
 //
 // A signature can be written in one way only: who has one cannot make another one of it, which would be the same message

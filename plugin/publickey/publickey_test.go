@@ -177,6 +177,12 @@ func TestForms(t *testing.T) {
 		if k.Text() != base64.StdEncoding.EncodeToString(der) || !strings.Contains(strings.ReplaceAll(string(file), "\n", ""), k.Text()) {
 			t.Errorf("%s: %s", a, k.Text())
 		}
+		if again, err := ParseText(k.Text()); err != nil || !again.Equal(k) {
+			t.Errorf("%s: %v", a, err)
+		}
+		if _, err := ParseText("?"); err == nil {
+			t.Error("what is not base64 is taken")
+		}
 		if _, err := Parse(append(der, 0)); err == nil {
 			t.Errorf("%s: something behind the key is taken", a)
 		}
