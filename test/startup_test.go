@@ -179,7 +179,7 @@ func TestRefusesToStart(t *testing.T) {
 					t.Fatal(err)
 				}
 			},
-			want: [][]string{{`{dir}/bouncer.toml:2: database: device database: {dir}/devices.db: made by a newer version of this program: database version 99, newest known 2; `,
+			want: [][]string{{`{dir}/bouncer.toml:2: database: device database: {dir}/devices.db: made by a newer version of this program: database version 99, newest known 3; `,
 				`upgrade this program, or use another database`}},
 		},
 	} {

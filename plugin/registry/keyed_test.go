@@ -97,6 +97,26 @@ func TestPublicKeys(t *testing.T) {
 	}
 }
 
+// TestPublicKeysInUTF16: in a database in another encoding too.
+func TestPublicKeysInUTF16(t *testing.T) {
+	t.Parallel()
+	path := newPath(t)
+	execute(t, openDatabase(t, path), "PRAGMA encoding = 'UTF-16be'; "+devicesTable)
+	s := openStore(t, path)
+	key, next := newPublicKey(t), newPublicKey(t)
+	if err := s.Register(t.Context(), Registration{ID: "k", Key: key}); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.RotateKey(t.Context(), "k", next, in(time.Hour)); err != nil {
+		t.Fatal(err)
+	}
+	r, _ := openRegistry(t, path)
+	r.becomesKeyed(t, "k", next, key)
+	if keys, err := s.Keys(t.Context(), "k"); err != nil || len(keys) != 2 {
+		t.Errorf("%v, %v", keys, err)
+	}
+}
+
 // TestNotBoth: a device with a secret and public keys is none, whatever program made it so; nor is one with neither. One
 // that another program inserts in its place has the secret alone.
 func TestNotBoth(t *testing.T) {

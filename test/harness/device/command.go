@@ -61,7 +61,7 @@ func (v *CommandVerifier) Verify(message []byte, now time.Time) (Command, error)
 	if string(e.DeviceID) != v.device.ID {
 		return Command{}, ErrCommandForeign
 	}
-	if !envelope.NewVerifier(v.device.Secret).Verify(e) {
+	if len(v.device.Secret) == 0 || !envelope.NewVerifier(v.device.Secret).Verify(e) { // everyone has the empty key
 		return Command{}, ErrCommandForged
 	}
 	// What the device itself has signed has an id of another version, and is no command.
