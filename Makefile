@@ -139,6 +139,7 @@ KILLS ?= 1000
 .PHONY: torture
 torture: deps-test build/test/mosquitto_bouncer.so ## kill the broker KILLS times under load, and check that nothing is lost (KILLS=1000)
 	KILLS=$(KILLS) $(GO) test -run TestTorture -count=1 -timeout 60m -v ./test
+
 .PHONY: bench-response
 bench-response: deps-test build ## the time from PUBACK to response on an idle broker
 	BOUNCER_SO=$(CURDIR)/build/mosquitto_bouncer.so $(GO) test -run '^$$' -bench BenchmarkResponse -benchtime 1000x -timeout 20m ./test/bench
