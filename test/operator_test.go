@@ -139,7 +139,7 @@ func TestLiveDevices(t *testing.T) {
 	}
 
 	g.Must(g.Broker.Stop())
-	holds(g.Bouncerctl(program, "device", "show", "slow"), `State +enabled`, `Gateway +not known: .*connection refused; does the broker run, and listen there\?`)
+	holds(g.Bouncerctl(program, "device", "show", "slow"), `State +enabled`, `Gateway +not known: .*connection refused; is the broker running, and does it listen there\?`)
 	if out, err := exec.Command(program, "top", "--config", g.Broker.Path("bouncer.toml")).CombinedOutput(); err == nil ||
 		!strings.Contains(string(out), "connection refused") || bytes.Count(out, []byte("\n")) != 1 {
 		t.Errorf("%v %s", err, out)

@@ -31,8 +31,8 @@ func TestPanics(t *testing.T) {
 	g.NothingElse(ids[0])
 	for _, want := range []string{
 		`bouncer: internal error, caught; please report it where=message panic="injected fault"`,
-		`bouncer:   mosquitto-bouncer/plugin.injectFault(`,
-		`bouncer:   mosquitto-bouncer/plugin.(*Gateway).Message(`,
+		`bouncer:   mosquitto-bouncer/plugin/gate.injectFault(`,
+		`bouncer:   mosquitto-bouncer/plugin/gate.(*Gate).Message(`,
 	} {
 		// Once for the first, and then not so often that a device could fill the log.
 		if n := g.Broker.Log().Count(0, broker.Contains(want)); n == 0 || n > each/10 {
