@@ -18,7 +18,7 @@ import (
 //     at once, and then 1,000 a second of all the certificates that he has.
 //
 // What is not verified is refused as rate_limited. A signature that is good costs the budget nothing: [publish] rate bounds
-// those. The other way, to bound all verifications and not only those that fail, would have a thief stop every device.
+// those. Retained messages, which subscribers ask for, have a budget of their own. The other way, to bound all verifications and not only those that fail, would have a thief stop every device.
 //
 // What a thief of a certificate achieves is to slow down its device: while he keeps failing in its name, it has one chance a
 // second, which he can take. Disable the device, or pin a new certificate.
@@ -43,8 +43,8 @@ type keyFailures struct {
 }
 
 // verify reports whether the envelope of a device with public keys is signed with one of them; or that it was not verified.
-func (b *keyBudget) verify(d *device, e *envelope.Envelope, now time.Time) (good, limited bool) {
-	f := d.failures
+// f are the failures that count against it.
+func (b *keyBudget) verify(d *device, f *keyFailures, e *envelope.Envelope, now time.Time) (good, limited bool) {
 	if minute := now.Unix() / 60; minute != f.minute {
 		f.minute, f.count = minute, 0
 	}
@@ -71,14 +71,18 @@ func (b *keyBudget) verify(d *device, e *envelope.Envelope, now time.Time) (good
 		return true, false
 	}
 	f.count++
-	b.spent += time.Since(began)
+	b.charge(time.Since(began))
 	return false, false
 }
+
+// charge takes a failed verification from the budget; not for more than all of it, in case that the process stood still
+// meanwhile: all these devices would be refused for ten times as long.
+func (b *keyBudget) charge(took time.Duration) { b.spent += min(took, keyBurst) }
 
 // signed reports whether an envelope is signed by its device; or, of one with public keys, that it was not verified.
 func (c *circumstances) signed(d *device, e *envelope.Envelope) (good, limited bool) {
 	if d.failures == nil {
 		return d.signed(e), false
 	}
-	return c.keys.verify(d, e, c.now)
+	return c.keys.verify(d, d.failures, e, c.now)
 }

@@ -13,6 +13,7 @@ import (
 type retainedMessages struct {
 	verified *retained.Memory
 	decoder  envelope.Decoder
+	keys     keyBudget // not that of the devices that publish, which a subscriber could use up
 	served   served
 }
 
@@ -54,12 +55,13 @@ func (g *Gate) mayServe(p *Publish, level []byte) bool {
 }
 
 // signedRetained reports whether a retained message is signed. What is not verified, because too much has failed, is not
-// served either.
+// served either. Failures count against no device: any subscriber can ask for the message again and again.
 func (g *Gate) signedRetained(d *device, e *envelope.Envelope) bool {
 	if d.failures == nil {
 		return d.signed(e)
 	}
-	good, _ := g.decision.keys.verify(d, e, time.Now())
+	var failures keyFailures
+	good, _ := g.retained.keys.verify(d, &failures, e, time.Now())
 	return good
 }
 
