@@ -186,14 +186,18 @@ func (s *Store) Keys(ctx context.Context, id string) ([]*publickey.Key, error) {
 	return keys, nil
 }
 
-// RotateKey gives a device with a public key a new one, as Rotate does with secrets. The error is ErrNotFound,
-// ErrTooManyKeys, ErrNoPublicKey or ErrSameKey where one of them is the reason.
+// RotateKey gives a device with a public key a new one, as Rotate does with secrets. With the key that it has, and no grace,
+// the old ones end. The error is ErrNotFound, ErrTooManyKeys, ErrNoPublicKey or ErrSameKey where one of them is the reason.
 func (s *Store) RotateKey(ctx context.Context, id string, key *publickey.Key, ends time.Time) error {
 	return s.change(ctx, id, func(tx *sql.Tx) error {
 		if err := exists(ctx, tx, id); err != nil {
 			return err
 		}
-		return rotateKey(ctx, tx, id, key, false, ends)
+		err := rotateKey(ctx, tx, id, key, false, ends)
+		if errors.Is(err, ErrSameKey) && ends.Unix() <= time.Now().Unix() {
+			return endOldKeys(ctx, tx, id)
+		}
+		return err
 	})
 }
 
@@ -254,6 +258,18 @@ func rotateKey(ctx context.Context, tx *sql.Tx, id string, key *publickey.Key, o
 		}
 	}
 	return insertKey(ctx, tx, id, key, ofCertificate, now)
+}
+
+// endOldKeys leaves a device its newest key alone. The error is ErrSameKey where it has no other.
+func endOldKeys(ctx context.Context, tx *sql.Tx, id string) error {
+	result, err := tx.ExecContext(ctx, "DELETE FROM public_keys WHERE device_id = ? AND expires_at IS NOT NULL", id)
+	if err != nil {
+		return err
+	}
+	if ended, err := result.RowsAffected(); err != nil || ended > 0 {
+		return err
+	}
+	return ErrSameKey
 }
 
 func checkCredential(r *Registration) error {

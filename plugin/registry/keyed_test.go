@@ -275,3 +275,57 @@ func TestRotateKey(t *testing.T) {
 		t.Errorf("half of it was done: %v", err)
 	}
 }
+
+// TestEndOldKeysNow: rotating to the key that the device has ends the old ones where there is no grace, as for one that was
+// stolen; a certificate's key stays that.
+func TestEndOldKeysNow(t *testing.T) {
+	t.Parallel()
+	path := newPath(t)
+	s := openStore(t, path)
+	first, next := newPublicKey(t), newPublicKey(t)
+	if err := s.Register(t.Context(), Registration{ID: "c", Key: first, KeyOfCertificate: true, CertificateExpires: time.Now().Add(time.Hour)}); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.RotateKey(t.Context(), "c", first, time.Time{}); !errors.Is(err, ErrSameKey) {
+		t.Errorf("without an old key: %v", err)
+	}
+	if err := s.RenewCertificate(t.Context(), "c", time.Now().Add(2*time.Hour), Fingerprint{1}, func() (*publickey.Key, error) { return next, nil }); err != nil {
+		t.Fatal(err)
+	}
+	r, _ := openRegistry(t, path)
+	if !r.keyed("c", next, first) {
+		t.Fatal("not renewed")
+	}
+	if err := s.RotateKey(t.Context(), "c", next, in(time.Hour)); !errors.Is(err, ErrSameKey) {
+		t.Errorf("with grace: %v", err)
+	}
+	if err := s.RotateKey(t.Context(), "c", next, time.Time{}); err != nil {
+		t.Fatal(err)
+	}
+	r.becomesKeyed(t, "c", next)
+	if e, err := s.Get(t.Context(), "c"); err != nil || len(e.Keys) != 1 || !e.Keys[0].OfCertificate {
+		t.Errorf("%+v, %v", e, err)
+	}
+}
+
+// TestPlaceholderBecomesNoSecret: what is in the place of a secret is no old secret after a rotation, where the device's keys
+// were lost.
+func TestPlaceholderBecomesNoSecret(t *testing.T) {
+	t.Parallel()
+	path := newPath(t)
+	s := openStore(t, path)
+	if err := s.Register(t.Context(), Registration{ID: "k", Key: newPublicKey(t)}); err != nil {
+		t.Fatal(err)
+	}
+	db := openDatabase(t, path)
+	execute(t, db, "DELETE FROM public_keys")
+	if err := s.Rotate(t.Context(), "k", Secret("new"), in(time.Hour)); err != nil {
+		t.Fatal(err)
+	}
+	if n := scalar[int](t, db, "SELECT count(*) FROM old_secrets"); n != 0 {
+		t.Errorf("%d old secrets", n)
+	}
+	if r, _ := openRegistry(t, path); r.state("k") != "new" {
+		t.Errorf("k is %s", r.state("k"))
+	}
+}

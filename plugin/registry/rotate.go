@@ -27,9 +27,9 @@ func (s *Store) Rotate(ctx context.Context, id string, secret Secret, ends time.
 		}
 		now := time.Now()
 		grace := ends.Unix() > now.Unix()
-		var replaced string
+		var replaced sql.NullString // not what is in its place, of a device that has lost its public keys
 		var since sql.NullInt64
-		err := tx.QueryRowContext(ctx, `SELECT d.shared_secret, coalesce(`+seconds("e.secret_since")+", "+seconds("d.created_at")+`)
+		err := tx.QueryRowContext(ctx, `SELECT CASE typeof(d.shared_secret) WHEN 'text' THEN d.shared_secret END, coalesce(`+seconds("e.secret_since")+", "+seconds("d.created_at")+`)
 			FROM devices AS d LEFT JOIN device_details AS e ON e.device_id = d.device_id WHERE d.device_id = ?`, id).Scan(&replaced, &since)
 		if errors.Is(err, sql.ErrNoRows) {
 			return ErrNotFound
@@ -53,7 +53,7 @@ func (s *Store) Rotate(ctx context.Context, id string, secret Secret, ends time.
 			if valid >= maxOldSecrets {
 				return ErrTooManySecrets
 			}
-			if _, err := tx.ExecContext(ctx, "INSERT INTO old_secrets (device_id, shared_secret, since, expires_at) VALUES (?, ?, ?, ?)",
+			if _, err := tx.ExecContext(ctx, "INSERT INTO old_secrets (device_id, shared_secret, since, expires_at) SELECT ?1, ?2, ?3, ?4 WHERE ?2 IS NOT NULL",
 				id, replaced, since.Int64, ends.Unix()); err != nil {
 				return err
 			}
