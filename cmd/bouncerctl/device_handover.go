@@ -9,6 +9,7 @@ import (
 	"mosquitto-bouncer/cmd/bouncerctl/bundle"
 	"mosquitto-bouncer/plugin/config"
 	"mosquitto-bouncer/plugin/deviceid"
+	"mosquitto-bouncer/plugin/publickey"
 	"mosquitto-bouncer/plugin/registry"
 )
 
@@ -33,15 +34,23 @@ func hand(id, configFile, out string, certify bool, request, secret []byte, ends
 		return "", err
 	}
 	defer func() { _ = store.Close() }()
-	if _, err := store.Get(ctx, id); err != nil {
+	known, err := store.Get(ctx, id)
+	if err != nil {
 		return "", deviceError(id, err)
+	}
+	var signing *publickey.Key
+	if certify && len(known.Keys) > 0 && known.Keys[0].OfCertificate {
+		signing = known.Keys[0].Key
+		if known.CertificateExpires.After(time.Now()) {
+			ends = known.CertificateExpires
+		}
 	}
 	m, err := newMaker(cfg, filepath.Dir(configFile), certify)
 	if err != nil {
 		return "", err
 	}
 	m.Request = request
-	b, cert, err := m.Update(id, secret, ends)
+	b, cert, err := m.Update(id, secret, signing, ends)
 	if err != nil {
 		return "", err
 	}

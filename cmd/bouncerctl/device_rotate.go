@@ -37,7 +37,8 @@ In the file of --secret-file, a byte order mark at the beginning and one line en
 LF or CRLF, at the end are not part of the secret. The file may be UTF-16.
 
 A device that signs with a private key is given a new one with --key, which names the
-file with its public half. Nothing has to be handed over, so no directory is made.`,
+file with its public half. Nothing has to be handed over, so no directory is made.
+With its present key and --now, the old ones end.`,
 		Example: `  bouncerctl device rotate sensor_001
   bouncerctl device rotate sensor_001 --now --out /media/usb/sensor_001
   bouncerctl device rotate sensor_005 --key sensor_005.pub --grace 7d`,
@@ -92,7 +93,7 @@ func (o *rotateOptions) runKey(ctx context.Context, id, configFile string, stdin
 	if err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(stdout, "%s signs with another key, %s; the fingerprint of its public half is\n  %s\n%s\n", id, key.Algorithm(), key.Fingerprint(), said)
+	_, err = fmt.Fprintf(stdout, "%s signs with this key from now on, %s; the fingerprint of its public half is\n  %s\n%s\n", id, key.Algorithm(), key.Fingerprint(), said)
 	return err
 }
 

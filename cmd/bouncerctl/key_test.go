@@ -216,11 +216,36 @@ func TestSignWithCertificate(t *testing.T) {
 	}
 	renewed := filepath.Join(t.TempDir(), "renewed")
 	device(t, dir, "renew", "made", "--out", renewed)
+	if got := readFile(t, filepath.Join(renewed, "README")); !strings.Contains(got, "The certificate's key, ECDSA P-256, signs the messages too: from now on the\ndevice must sign with the new one. Messages signed with the old one are accepted\nas well until 2") {
+		t.Error(got)
+	}
 	good(example(bundle), "Good: signed by made with a public key that has been replaced")
 	if err := os.Rename(filepath.Join(renewed, "device.key"), filepath.Join(bundle, "device.key")); err != nil {
 		t.Fatal(err)
 	}
 	good(example(bundle), "Good: signed by made, at")
+
+	// Renewed too often: the old keys are ended with the present one.
+	for range 2 {
+		device(t, dir, "renew", "made", "--out", filepath.Join(t.TempDir(), "more"))
+	}
+	last := filepath.Join(t.TempDir(), "last")
+	if got := bouncerctl(t, "", deviceArgs(dir, "renew", "made", "--out", last)...); got.code != 1 || !strings.Contains(got.stderr, "end all of them: bouncerctl device rotate made --key FILE --now") {
+		t.Errorf("%+v", got)
+	}
+	present := filepath.Join(t.TempDir(), "present.pub")
+	var text string
+	if err := openDatabase(t, dir).QueryRow("SELECT public_key FROM public_keys WHERE device_id = 'made' AND expires_at IS NULL").Scan(&text); err != nil {
+		t.Fatal(err)
+	}
+	writeFile(t, present, "-----BEGIN PUBLIC KEY-----\n"+text+"\n-----END PUBLIC KEY-----\n")
+	if got := device(t, dir, "rotate", "made", "--key", present, "--now"); !strings.Contains(got, "The old ones are no longer accepted.") {
+		t.Error(got)
+	}
+	if got := device(t, dir, "show", "made"); strings.Contains(got, "Old") || !strings.Contains(got, "of the certificate") {
+		t.Error(got)
+	}
+	device(t, dir, "renew", "made", "--out", last)
 
 	// The device's own key, of both kinds.
 	for _, a := range []publickey.Algorithm{publickey.Ed25519, publickey.P256} {
@@ -230,10 +255,14 @@ func TestSignWithCertificate(t *testing.T) {
 		bundle := filepath.Join(dir, "devices", id)
 		writeFile(t, filepath.Join(bundle, "device.key"), readFile(t, k.private))
 		good(example(bundle), "Good: signed by "+id+", at")
-		device(t, dir, "renew", id, "--csr", k.csr, "--out", filepath.Join(t.TempDir(), "again"))
+		again := filepath.Join(t.TempDir(), "again")
+		device(t, dir, "renew", id, "--csr", k.csr, "--out", again)
 		good(example(bundle), "Good: signed by "+id+", at")
 		if got := device(t, dir, "show", id); strings.Contains(got, "Old") {
 			t.Error(got)
+		}
+		if got := readFile(t, filepath.Join(again, "README")); strings.Contains(got, "messages") {
+			t.Errorf("the key is the same, and the README says\n%s", got)
 		}
 		// A key of its own is not touched by a renewal.
 		device(t, dir, "add", id+"-apart", "--key", k.public)

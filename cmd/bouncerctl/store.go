@@ -75,7 +75,9 @@ func deviceError(id string, err error) error {
 		return fmt.Errorf("device %q has a secret and no public key; to give it one, remove it and register it again", id)
 	case errors.Is(err, registry.ErrSameKey):
 		return fmt.Errorf("device %q has this public key already; make a new one", id)
-	case errors.Is(err, registry.ErrTooManySecrets), errors.Is(err, registry.ErrTooManyKeys):
+	case errors.Is(err, registry.ErrTooManyKeys):
+		return fmt.Errorf("%w; wait until one ends (bouncerctl device show), or end all of them: bouncerctl device rotate %s --key FILE --now, with its present public key or a new one", err, id)
+	case errors.Is(err, registry.ErrTooManySecrets):
 		return fmt.Errorf("%w; wait until one ends (bouncerctl device show), or end all of them with --grace 0", err)
 	}
 	return err

@@ -102,13 +102,23 @@ func (m *Maker) New(id string, c Credential) (Bundle, Certificate, *publickey.Ke
 }
 
 // Update makes the files for a device that has a bundle: a new secret, or without one a new certificate. ends is when the
-// old secret does; zero: at once.
-func (m *Maker) Update(id string, secret []byte, ends time.Time) (Bundle, Certificate, error) {
+// old secret does, or the old certificate; zero: at once. signing is the key of the old certificate if the device signs
+// with that, else nil.
+func (m *Maker) Update(id string, secret []byte, signing *publickey.Key, ends time.Time) (Bundle, Certificate, error) {
 	b, cert, err := m.certificate(id)
 	if err != nil {
 		return nil, Certificate{}, err
 	}
 	var values readmeValues
+	if signing != nil {
+		key, err := publickey.Of(cert.PublicKey)
+		if err != nil {
+			return nil, Certificate{}, fmt.Errorf("the certificate's key cannot sign messages: %w", err)
+		}
+		if !key.Equal(signing) {
+			values.Algorithm = string(key.Algorithm())
+		}
+	}
 	if !ends.IsZero() {
 		values.Ends = output.Instant(ends)
 	}

@@ -45,7 +45,7 @@ func TestBundle(t *testing.T) {
 		}
 	}
 
-	b, _, err = m.Update("sensor_001", nil, time.Time{})
+	b, _, err = m.Update("sensor_001", nil, nil, time.Time{})
 	if err != nil || !slices.Equal(b.Names(), []string{"ca.crt", "device.crt", "device.key", "README"}) {
 		t.Errorf("%v, %v", b.Names(), err)
 	}
