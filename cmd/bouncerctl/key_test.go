@@ -12,9 +12,11 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"encoding/pem"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -310,6 +312,24 @@ func TestKeyMistakes(t *testing.T) {
 		"None of the usual mistakes":                                                            make([]byte, 64),
 	} {
 		message := `{"device_id":"k1","timestamp":1727712000,"message_id":"550e8400-e29b-41d4-a716-446655440000","payload":1,"signature":"` + hex.EncodeToString(signature) + `"}`
+		if got := bouncerctl(t, message, "verify", "--key", k.public); !strings.Contains(got.stdout, want) {
+			t.Errorf("no %q in %+v", want, got)
+		}
+	}
+}
+
+// TestEd25519BytesTurned: RFC 8032 has the least significant byte first, so the cure is not that of ECDSA.
+func TestEd25519BytesTurned(t *testing.T) {
+	k := newKeyPair(t, publickey.Ed25519)
+	for i := range 6 {
+		signature, err := k.signer.Signature(fmt.Appendf(nil, "k11727712000550e8400-e29b-41d4-a716-446655440000%d", i))
+		if err != nil {
+			t.Fatal(err)
+		}
+		slices.Reverse(signature[:32])
+		slices.Reverse(signature[32:])
+		message := fmt.Sprintf(`{"device_id":"k1","timestamp":1727712000,"message_id":"550e8400-e29b-41d4-a716-446655440000","payload":%d,"signature":"%x"}`, i, signature)
+		const want = "good but for the order of its bytes: write R and S as they are, with the least significant byte first"
 		if got := bouncerctl(t, message, "verify", "--key", k.public); !strings.Contains(got.stdout, want) {
 			t.Errorf("no %q in %+v", want, got)
 		}

@@ -34,7 +34,9 @@ func KeySignature(e *envelope.Envelope, keys []*publickey.Key) string {
 			switch {
 			case key.Algorithm() == publickey.P256 && key.Verify(text, publickey.LowS(e.Signature)):
 				return "good but for s, which is above half the order of P-256: send n - s in its place"
-			case key.Verify(text, littleEndian(e.Signature)):
+			case key.Algorithm() == publickey.Ed25519 && key.Verify(text, turned(e.Signature)):
+				return "good but for the order of its bytes: write R and S as they are, with the least significant byte first"
+			case key.Algorithm() == publickey.P256 && key.Verify(text, publickey.LowS(turned(e.Signature))):
 				return "good but for the order of its bytes: write r and s with the most significant byte first"
 			}
 		}
@@ -42,12 +44,12 @@ func KeySignature(e *envelope.Envelope, keys []*publickey.Key) string {
 	return ""
 }
 
-// littleEndian returns r and s with their bytes in the other order.
-func littleEndian(signature []byte) []byte {
-	turned := slices.Clone(signature)
-	slices.Reverse(turned[:len(turned)/2])
-	slices.Reverse(turned[len(turned)/2:])
-	return publickey.LowS(turned)
+// turned returns a signature with the bytes of each half in the other order.
+func turned(signature []byte) []byte {
+	t := slices.Clone(signature)
+	slices.Reverse(t[:len(t)/2])
+	slices.Reverse(t[len(t)/2:])
+	return t
 }
 
 // isDER tells whether a signature is one of ECDSA as most libraries return it.
