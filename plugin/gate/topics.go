@@ -76,11 +76,10 @@ func (t *Topics) Reserved(topic []byte) bool {
 }
 
 // Of returns all topics of a device, except those below the response topic: first the gated ones.
-func (t *Topics) Of(device string) (all []string) {
-	for _, topics := range [][]Topic{t.gated, t.own} {
-		for _, topic := range topics {
-			all = append(all, topic.Of(device))
-		}
+func (t *Topics) Of(device string) []string {
+	all := t.gatedOf(device)
+	for _, topic := range t.own {
+		all = append(all, topic.Of(device))
 	}
 	return all
 }
