@@ -2,11 +2,6 @@ package test
 
 import (
 	"bytes"
-	"crypto"
-	"crypto/ecdsa"
-	"crypto/ed25519"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/x509"
 	"database/sql"
 	"encoding/hex"
@@ -19,6 +14,7 @@ import (
 
 	"mosquitto-bouncer/plugin/envelope"
 	"mosquitto-bouncer/plugin/publickey"
+	"mosquitto-bouncer/plugin/testkit"
 	"mosquitto-bouncer/test/harness"
 	"mosquitto-bouncer/test/harness/broker"
 	"mosquitto-bouncer/test/harness/device"
@@ -27,14 +23,7 @@ import (
 // keyed returns a device with a new key, and the file of its public half.
 func keyed(g *harness.Gateway, id string, a publickey.Algorithm) (d *device.Device, public string) {
 	g.Helper()
-	var private crypto.Signer
-	var err error
-	if a == publickey.Ed25519 {
-		_, private, err = ed25519.GenerateKey(rand.Reader)
-	} else {
-		private, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	}
-	g.Must(err)
+	private := testkit.PrivateKey(g, string(a))
 	signer, err := publickey.NewSigner(private)
 	g.Must(err)
 	der, err := x509.MarshalPKIXPublicKey(private.Public())
@@ -135,7 +124,7 @@ func TestDevicesWithPublicKeys(t *testing.T) {
 }
 
 // TestKeyRedeliveryOverARestart: a message of a device with a public key that was accepted before a restart of the broker is
-// acknowledged after it, signed with another signature, and goes to nobody again.
+// acknowledged after it, signed with another signature, and is not delivered again.
 func TestKeyRedeliveryOverARestart(t *testing.T) {
 	program := harness.BuildBouncerctl(t)
 	g := harness.New(t, broker.Options{})

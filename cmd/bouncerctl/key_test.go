@@ -2,9 +2,6 @@ package main
 
 import (
 	"bytes"
-	"crypto"
-	"crypto/ecdsa"
-	"crypto/ed25519"
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/x509"
@@ -21,6 +18,7 @@ import (
 	"testing"
 
 	"mosquitto-bouncer/plugin/publickey"
+	"mosquitto-bouncer/plugin/testkit"
 )
 
 // aKeyPair is the files of a key, and what signs with it.
@@ -32,16 +30,7 @@ type aKeyPair struct {
 
 func newKeyPair(t *testing.T, a publickey.Algorithm) aKeyPair {
 	t.Helper()
-	var private crypto.Signer
-	var err error
-	if a == publickey.Ed25519 {
-		_, private, err = ed25519.GenerateKey(rand.Reader)
-	} else {
-		private, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	private := testkit.PrivateKey(t, string(a))
 	dir := t.TempDir()
 	k := aKeyPair{public: filepath.Join(dir, "key.pub"), private: filepath.Join(dir, "signing.key"), csr: filepath.Join(dir, "key.csr")}
 	write := func(file, kind string, der []byte, err error) {

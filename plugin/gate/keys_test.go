@@ -1,11 +1,6 @@
 package gate
 
 import (
-	"crypto"
-	"crypto/ecdsa"
-	"crypto/ed25519"
-	"crypto/elliptic"
-	"crypto/rand"
 	"encoding/json"
 	"fmt"
 	"log/slog"
@@ -18,20 +13,12 @@ import (
 	"mosquitto-bouncer/plugin/publickey"
 	"mosquitto-bouncer/plugin/registry"
 	"mosquitto-bouncer/plugin/replay"
+	"mosquitto-bouncer/plugin/testkit"
 )
 
 func newSigner(t testing.TB, a publickey.Algorithm) *publickey.Signer {
 	t.Helper()
-	var private crypto.Signer
-	var err error
-	if a == publickey.Ed25519 {
-		_, private, err = ed25519.GenerateKey(rand.Reader)
-	} else {
-		private, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	private := testkit.PrivateKey(t, string(a))
 	s, err := publickey.NewSigner(private)
 	if err != nil {
 		t.Fatal(err)

@@ -2,7 +2,6 @@ package publickey
 
 import (
 	"bytes"
-	"crypto"
 	"crypto/ecdh"
 	"crypto/ecdsa"
 	"crypto/ed25519"
@@ -16,20 +15,13 @@ import (
 	"math/big"
 	"strings"
 	"testing"
+
+	"mosquitto-bouncer/plugin/testkit"
 )
 
 func newSigner(t testing.TB, a Algorithm) *Signer {
 	t.Helper()
-	var private crypto.Signer
-	var err error
-	if a == Ed25519 {
-		_, private, err = ed25519.GenerateKey(rand.Reader)
-	} else {
-		private, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	private := testkit.PrivateKey(t, string(a))
 	s, err := NewSigner(private)
 	if err != nil {
 		t.Fatal(err)

@@ -4,6 +4,11 @@ package testkit
 
 import (
 	"bytes"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/elliptic"
+	"crypto/rand"
 	"log/slog"
 	"strings"
 	"sync"
@@ -54,4 +59,22 @@ func Eventually(t testing.TB, what string, cond func() bool) {
 			t.Fatalf("never: %s", what)
 		}
 	}
+}
+
+// PrivateKey returns a new private key: "Ed25519" or "ECDSA P-256", as publickey.Algorithm has it.
+func PrivateKey(t testing.TB, algorithm string) (key crypto.Signer) {
+	t.Helper()
+	var err error
+	switch algorithm {
+	case "Ed25519":
+		_, key, err = ed25519.GenerateKey(rand.Reader)
+	case "ECDSA P-256":
+		key, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	default:
+		t.Fatalf("no algorithm %q", algorithm)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return key
 }
