@@ -65,6 +65,9 @@ var floors = map[string]floor{
 	"plugin/httpd":           room,
 	"plugin/outbox":          room,
 
+	"device/go":      outside,
+	"device/vectors": outside,
+
 	"plugin/forward/forwardtest": outside,
 	"plugin/testkit":             outside,
 
