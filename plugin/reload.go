@@ -11,6 +11,7 @@ import (
 	"mosquitto-bouncer/plugin/audit"
 	"mosquitto-bouncer/plugin/config"
 	"mosquitto-bouncer/plugin/crash"
+	"mosquitto-bouncer/plugin/downlink"
 	"mosquitto-bouncer/plugin/forward/webhook"
 	"mosquitto-bouncer/plugin/gate"
 	"mosquitto-bouncer/plugin/httpd"
@@ -82,6 +83,7 @@ type reloading struct {
 	config   *config.Config // in force now
 	gate     *gate.Gate
 	registry *registry.Registry
+	commands *downlink.Commands // nil: without an HTTP listener there are none
 	sink     *webhook.Sink
 	server   *httpd.Server // nil: none
 	audit    *audit.Log    // nil: none
@@ -160,6 +162,7 @@ func (r *reloading) adopt(next *config.Config, changes config.Changes, key *regi
 	if slices.Contains(changes.Live, "registry.key_file") {
 		r.registry.SetKey(key)
 	}
+	r.commands.SetKeys(next.Command.Keys)
 	r.audit.Reopen(auditOptions(next))
 }
 

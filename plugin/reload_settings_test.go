@@ -28,9 +28,12 @@ import (
 	"time"
 
 	"mosquitto-bouncer/plugin/audit"
+	"mosquitto-bouncer/plugin/commandkey"
 	"mosquitto-bouncer/plugin/config"
 	"mosquitto-bouncer/plugin/gate"
+	"mosquitto-bouncer/plugin/publickey"
 	"mosquitto-bouncer/plugin/registry"
+	"mosquitto-bouncer/plugin/testkit"
 )
 
 // settingsFile is a bouncer.toml: TOML by the key of the setting.
@@ -93,6 +96,7 @@ var changedSettings = map[string]settingsFile{
 	"acl.others":                  {"acl.others": `"allow"`},
 	"acl.unknown_certificates":    {"acl.unknown_certificates": `"deny"`},
 	"acl.certificates":            {"acl.unknown_certificates": `"deny"`, "acl.certificates": `["dashboard"]`},
+	"command.keys_file":           {"command.keys_file": `"command-keys.toml"`},
 	"registry.key_file":           {"registry.key_file": `"registry.key"`},
 	"audit.file":                  {"audit.file": `"other.jsonl"`},
 	"audit.max_bytes":             {"audit.max_bytes": `"1GiB"`},
@@ -153,6 +157,16 @@ func TestReloadOfEverySetting(t *testing.T) {
 	for _, id := range []string{"sensor_001", "bad_before", "bad_after"} {
 		add(id)
 	}
+	addKeyed(t, filepath.Join(dir, "devices.db"), "keyed")
+	keys, err := (*commandkey.Set)(nil).With(time.Now(), time.Now(), commandkey.Algorithms()...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := keys.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	write("command-keys.toml", text)
 
 	free, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -220,14 +234,15 @@ func TestReloadOfEverySetting(t *testing.T) {
 			return "nothing"
 		}
 	}
-	asked := func(of func(*http.Response) string) func() string {
+	asks := func(method, path, body string, of func(*http.Response) string) func() string {
 		return func() string {
 			transport := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, DisableKeepAlives: true}
-			r, err := http.NewRequest("GET", "https://"+address+"/metrics", nil)
+			r, err := http.NewRequest(method, "https://"+address+path, strings.NewReader(body))
 			if err != nil {
 				t.Fatal(err)
 			}
 			r.Header.Set("Authorization", "Bearer "+strings.Repeat("1", 40))
+			r.Header.Set("Content-Type", "application/json")
 			answer, err := transport.RoundTrip(r)
 			if err != nil {
 				t.Fatal(err)
@@ -237,6 +252,7 @@ func TestReloadOfEverySetting(t *testing.T) {
 			return of(answer)
 		}
 	}
+	asked := func(of func(*http.Response) string) func() string { return asks("GET", "/metrics", "", of) }
 	recorded := func() string {
 		for i := range 1000 {
 			g.audit.Add(audit.Record{Event: audit.Stop, Device: fmt.Sprint(i), Detail: strings.Repeat("x", 250), Topic: strings.Repeat("y", 250)})
@@ -268,6 +284,7 @@ func TestReloadOfEverySetting(t *testing.T) {
 		"acl.others":               func() string { return fmt.Sprint(host.others) },
 		"acl.unknown_certificates": func() string { return fmt.Sprint(stranger("dashboard"), stranger("someone")) },
 		"acl.certificates":         func() string { return fmt.Sprint(stranger("dashboard"), stranger("someone")) },
+		"command.keys_file":        asks("POST", "/v1/devices/keyed/commands", "1", func(r *http.Response) string { return r.Status }),
 		"registry.key_file": func() string {
 			return fmt.Sprint(g.send(g.fresh("encrypted")) == gate.Route)
 		},
@@ -329,6 +346,22 @@ func TestReloadOfEverySetting(t *testing.T) {
 		if !slices.ContainsFunc(config.Settings(), func(s config.Setting) bool { return s.Key == key }) {
 			t.Errorf("changedSettings: %s is not in the table of settings", key)
 		}
+	}
+}
+
+// addKeyed registers a device with a public key.
+func addKeyed(t *testing.T, database, id string) {
+	t.Helper()
+	key, err := publickey.Of(testkit.PrivateKey(t, string(publickey.Ed25519)).Public())
+	if err != nil {
+		t.Fatal(err)
+	}
+	store, err := registry.OpenStore(database)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(store.Register(t.Context(), registry.Registration{ID: id, Key: key}), store.Close()); err != nil {
+		t.Fatal(err)
 	}
 }
 

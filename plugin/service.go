@@ -49,8 +49,8 @@ func (s *service) send(ctx context.Context, n httpd.NewCommand) (httpd.Command, 
 		return httpd.Command{}, errNoSuchDevice
 	case errors.Is(err, downlink.ErrDisabled):
 		return httpd.Command{}, &httpd.Error{Status: 409, Reason: "device_disabled", Detail: err.Error() + "; enable it with bouncerctl device enable"}
-	case errors.Is(err, downlink.ErrNoSecret):
-		return httpd.Command{}, &httpd.Error{Status: 409, Reason: "device_has_no_secret", Detail: err.Error() + "; this version cannot send it commands"}
+	case isNoCommandKey(err):
+		return httpd.Command{}, &httpd.Error{Status: 409, Reason: "no_command_key", Detail: err.Error() + "; make one with bouncerctl command-key make"}
 	case errors.Is(err, downlink.ErrBody):
 		return httpd.Command{}, &httpd.Error{Status: 400, Reason: "bad_json", Detail: err.Error()}
 	case errors.Is(err, command.ErrKeyReused):
@@ -69,6 +69,11 @@ func (s *service) send(ctx context.Context, n httpd.NewCommand) (httpd.Command, 
 	shown := show(c)
 	shown.Seen = !created
 	return shown, nil
+}
+
+func isNoCommandKey(err error) bool {
+	_, is := errors.AsType[downlink.NoCommandKeyError](err)
+	return is
 }
 
 func (s *service) Command(ctx context.Context, id string, wait bool) (c httpd.Command, err error) {

@@ -199,7 +199,7 @@ func (s *starter) openCommands() (err error) {
 		return nil
 	}
 	s.commands, err = downlink.StartCommands(downlink.CommandOptions{
-		StateDir: c.StateDir, Topic: c.Command.Topic, Registry: s.registry, Journal: s.outbox.Journal(), Log: s.log,
+		StateDir: c.StateDir, Topic: c.Command.Topic, Registry: s.registry, Keys: c.Command.Keys, Journal: s.outbox.Journal(), Log: s.log,
 		Changed: func(c command.Command) {
 			s.audit.Add(audit.Record{Event: audit.Command, Device: c.Device, MessageID: c.ID, Change: string(c.State)})
 		},
@@ -252,7 +252,7 @@ func (s *starter) openGate() error {
 		if s.Revoke(changes) {
 			s.waker.Wake()
 		}
-		s.commands.SecretsChanged(changes)
+		s.commands.CredentialsChanged(changes)
 	})
 	return s.broker.check(len(s.config.Publish.Issuers) > 0)
 }
@@ -269,7 +269,7 @@ func (s *starter) watch() error {
 	reader := newConfigReader(s.broker.file, s.waker.Wake, s.log)
 	s.closers.do("reload", reader.stop)
 	s.reloading = &reloading{
-		host: s.host, reader: reader, broker: s.broker, config: s.config, gate: s.Gate, registry: s.registry, sink: s.sink,
+		host: s.host, reader: reader, broker: s.broker, config: s.config, gate: s.Gate, registry: s.registry, commands: s.commands, sink: s.sink,
 		audit: s.audit, log: s.log,
 	}
 	s.tasks = tasks{

@@ -37,7 +37,7 @@ func keyed(g *harness.Gateway, id string, a publickey.Algorithm) (d *device.Devi
 
 // TestDevicesWithPublicKeys: registered while the broker runs, such a device is accepted over both protocols, and refused with
 // any other signature; its message is known again after a lost acknowledgement and after a restart, signed with another
-// signature too. The database, stolen, signs nothing. Commands are refused.
+// signature too. The database, stolen, signs nothing. Commands are refused as long as the gateway has no key to sign them with.
 func TestDevicesWithPublicKeys(t *testing.T) {
 	program := harness.BuildBouncerctl(t)
 	g := harness.New(t, broker.Options{Devices: []string{"sensor_001"}, HTTP: true})
@@ -98,7 +98,7 @@ func TestDevicesWithPublicKeys(t *testing.T) {
 			second.Refuse(d.DataTopic(), again(), "replay")
 			second.Cut()
 		}
-		if s := g.Ask("POST", "/v1/devices/"+id+"/commands", "1"); s.Status != 409 || s.Reason != "device_has_no_secret" {
+		if s := g.Ask("POST", "/v1/devices/"+id+"/commands", "1"); s.Status != 409 || s.Reason != "no_command_key" {
 			t.Errorf("a command: %d %s", s.Status, s.Text)
 		}
 

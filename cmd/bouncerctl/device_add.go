@@ -6,6 +6,7 @@ import (
 	"io"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -140,6 +141,9 @@ func (o *addOptions) run(id, configFile string, stdin io.Reader, stdout io.Write
 	fmt.Fprintf(stdout, "Registered %s. Its bundle is in %s:\n  %s\n", id, out, strings.Join(b.Names(), "  "))
 	if key != nil {
 		fmt.Fprintf(stdout, "It signs with %s; the fingerprint of its public key is\n  %s\n", key.Algorithm(), key.Fingerprint())
+		if len(cfg.Command.Keys.Valid(key.Algorithm(), time.Now())) == 0 {
+			fmt.Fprintf(stdout, "The gateway has no key to sign commands to it with; bouncerctl command-key make%s\n", elsewhere(configFile))
+		}
 	}
 	return nil
 }

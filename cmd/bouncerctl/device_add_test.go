@@ -17,7 +17,7 @@ func TestDeviceAdd(t *testing.T) {
 	dir := newDir(t)
 	bundle := filepath.Join(dir, "devices", "sensor_001")
 	got := device(t, dir, "add", "sensor_001")
-	if want := "Registered sensor_001. Its bundle is in " + bundle + ":\n  ca.crt  device.crt  device.key  secret  README\n"; got != want {
+	if want := "Registered sensor_001. Its bundle is in " + bundle + ":\n  ca.crt  device.crt  device.key  secret  device.json  README\n"; got != want {
 		t.Errorf("got %q\nwant %q", got, want)
 	}
 
@@ -142,7 +142,7 @@ func TestDeviceAddNothingHalfDone(t *testing.T) {
 	if got := device(t, dir, "list", "--json"); got != "[]\n" {
 		t.Errorf("registered all the same: %s", got)
 	}
-	want := "Registered sensor_001. Its bundle is in " + dir + "/devices/sensor_001:\n  secret  README\n"
+	want := "Registered sensor_001. Its bundle is in " + dir + "/devices/sensor_001:\n  secret  device.json  README\n"
 	if got := device(t, dir, "add", "sensor_001", "--no-cert"); got != want {
 		t.Errorf("got %q\nwant %q", got, want)
 	}

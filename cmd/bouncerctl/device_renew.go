@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -35,19 +36,15 @@ expires.`,
 				}
 			}
 			id, expires := args[0], time.Time{}
-			made, err := hand(id, *configFile, out, true, request, nil, time.Time{}, func(ctx context.Context, s *registry.Store, cert bundle.Certificate) error {
+			made, names, err := hand(id, *configFile, out, true, request, nil, time.Time{}, func(ctx context.Context, s *registry.Store, cert bundle.Certificate) error {
 				expires = cert.Expires
 				return s.RenewCertificate(ctx, id, cert.Expires, cert.Fingerprint, func() (*publickey.Key, error) { return publickey.Of(cert.PublicKey) })
 			})
 			if err != nil {
 				return err
 			}
-			names := "ca.crt  device.crt  device.key  README"
-			if request != nil {
-				names = "ca.crt  device.crt  README"
-			}
 			_, err = fmt.Fprintf(c.OutOrStdout(), "Made a certificate for %s, valid until %s. It is in %s:\n  %s\n",
-				id, expires.UTC().Format(time.DateOnly), made, names)
+				id, expires.UTC().Format(time.DateOnly), made, strings.Join(names, "  "))
 			return err
 		},
 	}

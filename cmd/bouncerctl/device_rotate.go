@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -108,12 +109,12 @@ func (o *rotateOptions) run(id, configFile string, stdin io.Reader, stdout io.Wr
 		said = fmt.Sprintf("The old one is still accepted until %s. Commands are signed with it until then, or until a message signed with the new one is accepted.",
 			ends.UTC().Format(time.RFC3339))
 	}
-	out, err := hand(id, configFile, o.add.out, false, nil, secret, ends, func(ctx context.Context, s *registry.Store, _ bundle.Certificate) error {
+	out, names, err := hand(id, configFile, o.add.out, false, nil, secret, ends, func(ctx context.Context, s *registry.Store, _ bundle.Certificate) error {
 		return s.Rotate(ctx, id, secret, ends)
 	})
 	if err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(stdout, "Made a new secret for %s. It is in %s:\n  secret  README\n%s\n", id, out, said)
+	_, err = fmt.Fprintf(stdout, "Made a new secret for %s. It is in %s:\n  %s\n%s\n", id, out, strings.Join(names, "  "), said)
 	return err
 }

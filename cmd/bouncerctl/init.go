@@ -142,12 +142,18 @@ func (o *initOptions) create(c *files.Creation, dir, plugin string, owner *files
 	if err != nil {
 		return err
 	}
-	settings := config.Example(", but for the paths, the URL and unknown_certificates. Paths are relative to this file's directory", map[string]string{
+	keys, err := newCommandKeys()
+	if err != nil {
+		return err
+	}
+	settings := config.Example(", but for the paths, the URL, unknown_certificates and the topic of notices. Paths are relative to this file's directory", map[string]string{
 		"state_dir":                `"` + stateDir + `"`,
 		"database":                 `"` + database + `"`,
 		"publish.issuers":          `["` + caCert + `"]`,
 		"backend.url":              `"` + o.backend + `"`,
 		"acl.unknown_certificates": `"` + config.UnknownDeny + `"`,
+		"command.keys_file":        `"` + commandKeys + `"`,
+		"rejected.topic":           `"device/` + config.DeviceID + `/rejected"`,
 	})
 
 	// The broker may read what it needs, and write only its state: who may
@@ -183,6 +189,7 @@ func (o *initOptions) create(c *files.Creation, dir, plugin string, owner *files
 		{caCert, ca.CertPEM(), 0o640, ours},
 		{serverKey, serverKeyPEM, 0o640, ours},
 		{serverCert, serverCertPEM, 0o640, ours},
+		{commandKeys, keys, 0o640, ours},
 		{bouncerTOML, []byte(settings), 0o640, ours},
 		{mosquittoConf, conf, 0o640, ours},
 		{database, nil, 0o640, ours}, // to SQLite an empty file is an empty database
@@ -210,6 +217,7 @@ func (o *initOptions) report(w io.Writer, dir, plugin string, owner *files.Accou
   mosquitto.conf         the broker: TLS on port %d, the plugin
   bouncer.toml           the plugin's settings
   devices.db             the registry of devices
+  command-keys.toml      sign commands to devices that have a public key
   pki/server.crt, .key   for %s
   pki/ca.crt             what the devices trust
   pki/ca.key             signs devices; with it, anyone can impersonate any device

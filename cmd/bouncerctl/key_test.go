@@ -61,7 +61,7 @@ func TestDeviceWithAKey(t *testing.T) {
 		k, next := newKeyPair(t, a), newKeyPair(t, a)
 		fingerprint := k.signer.Public().Fingerprint().String()
 		got := device(t, dir, "add", "k1", "--key", k.public)
-		if !strings.Contains(got, "ca.crt  device.crt  device.key  README\n") || !strings.Contains(got, string(a)) || !strings.Contains(got, fingerprint) {
+		if !strings.Contains(got, "ca.crt  device.crt  device.key  command-keys.pem  device.json  README\n") || !strings.Contains(got, string(a)) || !strings.Contains(got, fingerprint) {
 			t.Errorf("add: %s", got)
 		}
 		if got := device(t, dir, "show", "k1"); !strings.Contains(got, "Public key") || !strings.Contains(got, string(a)+", since") || !strings.Contains(got, fingerprint) || strings.Contains(got, "Secret") {

@@ -69,7 +69,7 @@ The exit code is 0 on success, 1 on failure, 2 for a wrong call.`,
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error { return usage(c, "%v", err) })
 	var configFile string
 	root.PersistentFlags().StringVar(&configFile, "config", defaultConfig, "the bouncer.toml `file`")
-	root.AddCommand(newInit(), newDevice(&configFile), newRegistry(&configFile), newQueue(&configFile), newDead(&configFile), newRetained(&configFile),
+	root.AddCommand(newInit(), newDevice(&configFile), newRegistry(&configFile), newCommandKey(&configFile), newQueue(&configFile), newDead(&configFile), newRetained(&configFile),
 		newCheck(&configFile), newSign(&configFile), newVerify(&configFile), newTop(&configFile), newHealth(&configFile), newManual())
 	root.InitDefaultCompletionCmd()
 	completeDevices(root, &configFile)

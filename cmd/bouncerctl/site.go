@@ -28,6 +28,7 @@ const (
 	serverCert    = "pki/server.crt"
 	serverKey     = "pki/server.key"
 	database      = "devices.db"
+	commandKeys   = "command-keys.toml"
 	stateDir      = "state"
 	brokerDir     = "broker"
 )

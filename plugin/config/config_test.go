@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"mosquitto-bouncer/plugin/commandkey"
 	"mosquitto-bouncer/plugin/secret"
 )
 
@@ -64,6 +65,15 @@ func TestEverySetting(t *testing.T) {
 	write(t, dir, "token", []byte("backend-token\n"), 0o640)
 	write(t, dir, "signing", []byte("whsec_x\r\n"), 0o600)
 	write(t, dir, "http-token", []byte("http-token"), 0o600)
+	keys, err := (*commandkey.Set)(nil).With(time.Now(), time.Now(), commandkey.Algorithms()...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := keys.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	write(t, dir, "command-keys", text, 0o640)
 	const source = `
 state_dir = "state"
 database  = "../devices.db"
@@ -101,6 +111,7 @@ at_limit     = "drop-oldest"
 
 [command]
 topic = "to/{device_id}"
+keys_file = "command-keys"
 
 [rejected]
 topic = "device/{device_id}/rejected"
@@ -161,7 +172,7 @@ keep      = 3
 			TLS:           got.Backend.TLS,
 		},
 		Response: Response{MaxAge: 10 * time.Minute, Wrap: true},
-		Command:  Command{Topic: "to/{device_id}"},
+		Command:  Command{Topic: "to/{device_id}", Keys: got.Command.Keys},
 		Rejected: Rejected{Topic: "device/{device_id}/rejected"},
 		ACL:      ACL{Others: OthersDefer, UnknownCertificates: UnknownDeny, Certificates: []string{"dashboard", "Größe 1"}},
 		Journal:  Journal{MaxBytes: 500e6, DeviceShare: 0.5},
@@ -171,7 +182,7 @@ keep      = 3
 
 		DeadLetters: DeadLetters{MaxBytes: 2 << 30, DeviceShare: 0.25, AtLimit: AtLimitDropOldest},
 	}
-	if files := got.Files(); len(files) != 9 || !slices.Contains(files, File{"http.token_file", filepath.Join(dir, "http-token")}) {
+	if files := got.Files(); len(files) != 10 || !keys.Equal(got.Command.Keys) || !slices.Contains(files, File{"http.token_file", filepath.Join(dir, "http-token")}) {
 		t.Errorf("files: %v", files)
 	}
 	got.file, got.lines, got.files = "", nil, nil // TestWhere's business

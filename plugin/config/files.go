@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"mosquitto-bouncer/plugin/ascii"
+	"mosquitto-bouncer/plugin/commandkey"
 	"mosquitto-bouncer/plugin/secret"
 	"mosquitto-bouncer/plugin/textfile"
 )
@@ -33,6 +34,19 @@ func (d *document) secret(key string) secret.Secret {
 		return secret.Secret(s)
 	}
 	return nil
+}
+
+// commandKeys reads the gateway's own keys; nil if no file is named.
+func (d *document) commandKeys(key string) *commandkey.Set {
+	path, content, ok := d.content(key, 0o007)
+	if !ok {
+		return nil
+	}
+	keys, err := commandkey.Parse(content)
+	if err != nil {
+		d.problem(key, "%q: %v", path, err)
+	}
+	return keys
 }
 
 // certPool reads the certificates in the PEM file that key names; nil if none

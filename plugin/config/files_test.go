@@ -105,6 +105,8 @@ func TestTLSFiles(t *testing.T) {
 		https + "ca_file = \"key.pem\"\n":                                 fmt.Sprintf("3: backend.ca_file: %q has no certificate in it; name a PEM file of CA certificates", in("key.pem")),
 		https + "ca_file = \"none.pem\"\n":                                fmt.Sprintf("3: backend.ca_file: %q cannot be read: no such file or directory; the broker's user must be able to read it", in("none.pem")),
 		https + "ca_file = \".\"\n":                                       fmt.Sprintf("3: backend.ca_file: %q cannot be read: not a regular file; the broker's user must be able to read it", dir),
+		"[command]\nkeys_file = \"key.pem\"\n":                            fmt.Sprintf("2: command.keys_file: %q: not a file of command keys; make one with bouncerctl command-key make", in("key.pem")),
+		"[command]\nkeys_file = \"open.pem\"\n":                           fmt.Sprintf("2: command.keys_file: %q can be read or changed by every user (mode 0644); run: chmod o= %q", in("open.pem"), in("open.pem")),
 		"[backend]\n\nca_file = \"cert.pem\"\n":                           "3: backend.ca_file: has no effect with an http URL; use https in backend.url, or remove the line",
 		"[backend]\n\ncert_file = \"cert.pem\"\nkey_file = \"key.pem\"\n": "3: backend.cert_file: has no effect with an http URL; use https in backend.url, or remove the line\nb.toml:4: backend.key_file: has no effect with an http URL; use https in backend.url, or remove the line",
 	} {

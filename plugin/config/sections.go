@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"time"
 
+	"mosquitto-bouncer/plugin/commandkey"
 	"mosquitto-bouncer/plugin/secret"
 )
 
@@ -81,6 +82,8 @@ type Response struct {
 type Command struct {
 	// Topic is where a device gets its commands: a topic in which one level is {device_id}, and which is not gated.
 	Topic string
+	// Keys are the gateway's own, for devices with public keys; nil: it has none.
+	Keys *commandkey.Set
 }
 
 // ResultTopic is where a device publishes its answers to commands: Topic with "/result" behind it.

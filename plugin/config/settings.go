@@ -83,6 +83,8 @@ func (c *Config) table() []Setting {
 
 		{Key: "command.topic", value: deviceTopic(&c.Command.Topic, "device/{device_id}/command"),
 			Text: "where a device gets its commands; with `/result` appended, where it answers them. Commands are created over `[http]`"},
+		{Key: "command.keys_file", Reload: Live, value: commandKeys(&c.Command.Keys),
+			Text: "the gateway's own private keys, which sign the commands to devices with public keys: see `bouncerctl command-key`. `\"\"`: such devices get no commands"},
 
 		{Key: "rejected.topic", value: optionalDeviceTopic(&c.Rejected.Topic, ""),
 			Text: "where a device gets the reason why its publish was refused, at most once a second, for example `\"device/{device_id}/rejected\"`. `\"\"`: no notices"},

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"mosquitto-bouncer/plugin/commandkey"
 	"mosquitto-bouncer/plugin/secret"
 )
 
@@ -151,6 +152,14 @@ func secretFile(at *secret.Secret) value {
 	return value{
 		field: at, kind: "file that holds a secret", byDefault: `""`,
 		read: func(d *document, key string) { *at = d.secret(key) },
+	}
+}
+
+func commandKeys(at **commandkey.Set) value {
+	return value{
+		field: at, kind: "path, TOML; other users may have no access", byDefault: `""`,
+		read:  func(d *document, key string) { *at = d.commandKeys(key) },
+		equal: func(a, b any) bool { return (*a.(**commandkey.Set)).Equal(*b.(**commandkey.Set)) },
 	}
 }
 

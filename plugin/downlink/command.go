@@ -10,9 +10,11 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"mosquitto-bouncer/plugin/command"
+	"mosquitto-bouncer/plugin/commandkey"
 	"mosquitto-bouncer/plugin/config"
 	"mosquitto-bouncer/plugin/envelope"
 	"mosquitto-bouncer/plugin/journal"
@@ -43,6 +45,7 @@ type CommandOptions struct {
 	StateDir string // of the store, and of the record of which secrets devices use; made where there is none
 	Topic    string // of commands, with config.DeviceID in it
 	Registry Registry
+	Keys     *commandkey.Set // of the gateway, for devices with public keys; nil: it has none
 	Journal  Journal
 	Changed  func(command.Command) // when the state of a command has changed; any goroutine
 	Log      *slog.Logger
@@ -54,6 +57,7 @@ type Commands struct {
 	log     *slog.Logger
 	store   *command.Store
 	used    *rotation.Memory // which of its secrets a device has
+	keys    atomic.Pointer[commandkey.Set]
 	down    *Dispatcher
 	queue   *Queue
 
@@ -86,6 +90,7 @@ func StartCommands(o CommandOptions, down *Dispatcher) (*Commands, error) {
 		underway:   make(map[string]struct{}),
 		subscribed: make(map[string]time.Time),
 	}
+	cs.keys.Store(o.Keys)
 	cs.used, err = rotation.Open(filepath.Join(o.StateDir, rotation.FileName), rotation.Options{
 		Adopted:  cs.resend,
 		Rotating: cs.rotating,
@@ -110,13 +115,12 @@ func (cs *Commands) Close() error {
 var (
 	ErrNoSuchDevice = errors.New("no device with this id is registered")
 	ErrDisabled     = errors.New("the device is disabled")
-	ErrNoSecret     = errors.New("the device signs with a public key and has no secret, and commands are signed with a device's secret")
 	ErrBody         = errors.New("the body") // cannot be sent
 )
 
 // Create stores a new command, for Send. Where there is one with the same key already it returns that, and created is false.
-// It waits for the disk. The errors that a caller tells apart are ErrNoSuchDevice, ErrDisabled, ErrNoSecret, ErrBody, and
-// those of command.Store.Create.
+// It waits for the disk. The errors that a caller tells apart are ErrNoSuchDevice, ErrDisabled, NoCommandKeyError,
+// ErrBody, and those of command.Store.Create.
 func (cs *Commands) Create(ctx context.Context, r command.Request) (c command.Command, created bool, err error) {
 	device := cs.options.Registry.Lookup([]byte(r.Device))
 	switch {
@@ -124,15 +128,17 @@ func (cs *Commands) Create(ctx context.Context, r command.Request) (c command.Co
 		return c, false, ErrNoSuchDevice
 	case device.Disabled:
 		return c, false, ErrDisabled
-	case len(device.Secrets) == 0:
-		return c, false, ErrNoSecret
+	}
+	signs, err := cs.credentialOf(device)
+	if err != nil {
+		return c, false, err
 	}
 	// The body is put between other members of an object: it must be exactly one value.
 	if _, err := envelope.AppendCanonical(nil, r.Body); err != nil {
 		return c, false, fmt.Errorf("%w: %w", ErrBody, err)
 	}
 	now := time.Now()
-	if _, err := sign(device.Secrets[0], &command.Command{ID: command.NewID(now), Device: device.ID, Body: r.Body, Created: now, Expires: now}); err != nil {
+	if _, err := sign(signs.signer, &command.Command{ID: command.NewID(now), Device: device.ID, Body: r.Body, Created: now, Expires: now}); err != nil {
 		return c, false, fmt.Errorf("%w does not fit into an envelope: %w", ErrBody, err)
 	}
 	r.Device = device.ID
@@ -155,7 +161,7 @@ func (cs *Commands) Writable(ctx context.Context) error { return cs.store.Writab
 // Send sends a command that was created just now. Where that cannot be done yet it is done later. Any goroutine.
 func (cs *Commands) Send(c command.Command) { cs.send(c) }
 
-// send signs a command with the secret that the device has and leaves it to the broker's thread. Where that cannot be done
+// send signs a command so that the device can verify it, and leaves it to the broker's thread. Where that cannot be done
 // now the command stays as it is; done is false where only room was wanting. Any goroutine.
 func (cs *Commands) send(c command.Command) (done bool) {
 	now := time.Now()
@@ -163,12 +169,12 @@ func (cs *Commands) send(c command.Command) (done bool) {
 	if device == nil || device.Disabled || remaining(c.Expires, now) <= 0 {
 		return true
 	}
-	secret := cs.signingSecret(device)
-	if secret == nil {
-		cs.log.Warn("a command is not sent, because its device has a public key now and no secret to sign it with", "device", c.Device, "command", c.ID)
+	signs, err := cs.credentialOf(device)
+	if err != nil {
+		cs.log.Warn("a command is not sent", "device", c.Device, "command", c.ID, "error", err)
 		return true
 	}
-	signed, err := sign(secret, &c)
+	signed, err := sign(signs.signer, &c)
 	if err != nil {
 		cs.log.Error("a command could not be signed", "device", c.Device, "command", c.ID, "error", err)
 		return true
@@ -184,7 +190,7 @@ func (cs *Commands) send(c command.Command) (done bool) {
 		Message: mqtt.Message{Topic: cs.topicOf(c.Device), Payload: signed, QoS: 1},
 		Expires: c.Expires,
 		Good: func() bool {
-			good := cs.signs(c.Device, secret)
+			good := cs.signs(c.Device, signs)
 			if !good {
 				cs.resend(c.Device)
 			}
@@ -219,10 +225,11 @@ func (cs *Commands) topicOf(device string) string {
 //	{"command":<body>,"expires":<seconds since 1970>}
 //
 // The envelope's message_id is the command's id, and its timestamp when the command was made, so that the same command
-// always is the same bytes, as long as the secret is the same: a device recognises a repetition only by the id.
-func sign(secret registry.Secret, c *command.Command) ([]byte, error) {
+// always is the same bytes, as long as the secret is the same; with ECDSA the signature differs each time. A device recognises
+// a repetition only by the id.
+func sign(signer envelope.Signer, c *command.Command) ([]byte, error) {
 	payload := make([]byte, 0, len(c.Body)+40)
 	payload = append(append(payload, `{"command":`...), c.Body...)
 	payload = append(strconv.AppendInt(append(payload, `,"expires":`...), c.Expires.Unix(), 10), '}')
-	return envelope.Sign(envelope.NewSigner(secret), c.Device, c.Created.Unix(), c.ID, payload)
+	return envelope.Sign(signer, c.Device, c.Created.Unix(), c.ID, payload)
 }

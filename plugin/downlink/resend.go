@@ -14,7 +14,7 @@ const (
 	commandRetry = time.Second
 	// maxSubscribed bounds the devices that have subscribed since the goroutine looked last.
 	maxSubscribed = 65536
-	// maxResent is how many devices with new secrets are gone through one by one; of more at once every device that
+	// maxResent is how many devices with new secrets or keys are gone through one by one; of more at once every device that
 	// commands wait for is sent them again.
 	maxResent = 1000
 )
@@ -29,15 +29,15 @@ func (cs *Commands) Subscribed(identity, topic []byte) {
 	cs.resend(string(identity))
 }
 
-// SecretsChanged has the commands of devices with new secrets sent again: they were signed with a secret that a device may
-// not have. nil Commands send nothing. Any goroutine.
-func (cs *Commands) SecretsChanged(changes []registry.Change) {
+// CredentialsChanged has the commands of devices with new secrets or public keys sent again: they were signed with a secret
+// that a device may not have, or with an algorithm that it cannot verify. nil Commands send nothing. Any goroutine.
+func (cs *Commands) CredentialsChanged(changes []registry.Change) {
 	if cs == nil || cs.store.Len() == 0 {
 		return
 	}
 	var devices []string
 	for _, c := range changes {
-		if c.What == registry.NewSecrets {
+		if c.What == registry.NewSecrets || c.What == registry.NewKeys {
 			devices = append(devices, c.ID)
 		}
 	}

@@ -22,8 +22,9 @@ import (
 //     TLS 1.3 is over 64 spaces and what follows (RFC 8446, section 4.4.3), in TLS 1.2 over the handshake, whose first byte
 //     is 0x01 (RFC 5246, section 7.4.8). A certificate, or a request for one, is DER, of which one of the first three bytes
 //     is not printable ASCII. So a signature of one kind is never one of another.
-//   - Commands. The device's key signs no commands, and the gateway cannot: it has the public half only. The id of a command
-//     is a UUID of version 8, and no message with one is accepted.
+//   - Commands. The device's key signs no commands, and the gateway cannot sign with it: it has the public half only, and signs
+//     commands with a key of its own, with which no message is verified. The id of a command is a UUID of version 8, and no
+//     message with one is accepted.
 //   - Forms. A message has one signature text but for the case of its digits: see publickey.Key.Verify. What makes two
 //     messages the same is not the signature in any case, since a new one of ECDSA differs each time: see Digest.
 

@@ -148,9 +148,9 @@ func (g *Gate) admitAnswer(p *Publish, e *envelope.Envelope) (Reason, error) {
 	return Accepted, nil
 }
 
-// noteSecret notes which of its secrets a device has signed an accepted message with, if it has not been noted before.
+// noteSecret notes which of its secrets or public keys a device has signed an accepted message with, if it has not been noted before.
 func (g *Gate) noteSecret(d *device) {
-	if g.commands == nil || d.signedWith >= len(d.registered.Secrets)-1 { // the oldest is signed with anyway
+	if g.commands == nil || d.signedWith >= len(d.verifiers)-1 { // the oldest is signed with anyway
 		return
 	}
 	if d.noted == d.registered && d.signedWith >= d.notedSecret {

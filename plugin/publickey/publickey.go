@@ -133,13 +133,20 @@ func FingerprintOf(der []byte) Fingerprint { return sha256.Sum256(der) }
 func (k *Key) Equal(other *Key) bool { return k.fingerprint == other.fingerprint }
 
 // Text returns the key as one line: its DER in base64, as it is between the first and the last line of PEM.
-func (k *Key) Text() string {
+func (k *Key) Text() string { return base64.StdEncoding.EncodeToString(k.der()) }
+
+// PEM returns the key as ParsePEM reads it.
+func (k *Key) PEM() string {
+	return string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: k.der()}))
+}
+
+func (k *Key) der() []byte {
 	var key any = k.ed25519
 	if k.p256 != nil {
 		key = k.p256
 	}
 	der, _ := x509.MarshalPKIXPublicKey(key) // Of has done so
-	return base64.StdEncoding.EncodeToString(der)
+	return der
 }
 
 // ParseText reads what Text returns.

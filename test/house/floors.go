@@ -22,6 +22,7 @@ var floors = map[string]floor{
 	"plugin/ascii":      ground,
 	"plugin/backendurl": ground,
 	"plugin/brokerlog":  ground,
+	"plugin/commandkey": ground,
 	"plugin/crash":      ground,
 	"plugin/deviceid":   ground,
 	"plugin/docpart":    ground,

@@ -2,11 +2,13 @@
 //
 // A bundle has these files, each where there is such a thing:
 //
-//	ca.crt      the CA that signed the broker's certificate and the device's
-//	device.crt  the device's certificate
-//	device.key  its private key, mode 0600
-//	secret      the HMAC key, mode 0600
-//	README      what they are, and how to publish with them
+//	ca.crt            the CA that signed the broker's certificate and the device's
+//	device.crt        the device's certificate
+//	device.key        its private key, mode 0600
+//	secret            the HMAC key, mode 0600
+//	command-keys.pem  the gateway's public keys, which verify commands to a device that has a public key itself
+//	device.json       what the libraries for devices read: id, broker, topics, and the names of the files
+//	README            what they are, and how to publish with them
 package bundle
 
 import (
@@ -78,6 +80,7 @@ type readmeValues struct {
 	SigningKey          string // the name of the file with its private half
 	Secret              bool   // the bundle has a secret
 	Ends                string // when the old secret ends; "" at once
+	CommandKeys         bool   // the bundle has the gateway's public keys
 }
 
 // New makes the files for a new device, and returns the public key that it signs with; nil: it has a secret.
@@ -97,6 +100,7 @@ func (m *Maker) New(id string, c Credential) (Bundle, Certificate, *publickey.Ke
 	if key != nil {
 		values.Algorithm = string(key.Algorithm())
 	}
+	b, values.CommandKeys = m.addCommandKeys(b, key)
 	b, err = m.finish(b, cert, "README.tmpl", id, c.Secret, values)
 	return b, cert, key, err
 }
@@ -118,12 +122,31 @@ func (m *Maker) Update(id string, secret []byte, signing *publickey.Key, ends ti
 		if !key.Equal(signing) {
 			values.Algorithm = string(key.Algorithm())
 		}
+		b, values.CommandKeys = m.addCommandKeys(b, key)
 	}
 	if !ends.IsZero() {
 		values.Ends = output.Instant(ends)
 	}
 	b, err = m.finish(b, cert, "UPDATE.tmpl", id, secret, values)
 	return b, cert, err
+}
+
+const commandKeysFile = "command-keys.pem"
+
+// addCommandKeys adds the gateway's public keys for a device that signs with key; any tells whether there are such. nil: it has a
+// secret, and needs none.
+func (m *Maker) addCommandKeys(b Bundle, key *publickey.Key) (_ Bundle, any bool) {
+	if key == nil {
+		return b, false
+	}
+	var text []byte
+	for _, k := range m.Config.Command.Keys.Valid(key.Algorithm(), time.Now()) {
+		text = append(text, k.PEM()...)
+	}
+	if text == nil {
+		return b, false
+	}
+	return append(b, File{commandKeysFile, text, 0o640}), true
 }
 
 // finish adds the secret, and a README with values and what is the same for all.
@@ -138,6 +161,13 @@ func (m *Maker) finish(b Bundle, cert Certificate, readme, id string, secret []b
 	values.OwnKey, values.Secret = m.Request != nil, secret != nil
 	if !cert.Expires.IsZero() {
 		values.NotAfter = cert.Expires.UTC().Format(time.DateOnly)
+	}
+	if readme == "README.tmpl" {
+		text, err := m.describe(id, &values)
+		if err != nil {
+			return nil, err
+		}
+		b = append(b, File{"device.json", text, 0o640})
 	}
 	var text strings.Builder
 	if err := templates.ExecuteTemplate(&text, readme, values); err != nil {

@@ -22,7 +22,7 @@ func TestBundle(t *testing.T) {
 	text := func(b Bundle) string { return string(b[len(b)-1].Content) }
 
 	b, cert, _, err := m.New("sensor_001", Credential{Secret: []byte("s3cret")})
-	if err != nil || !slices.Equal(b.Names(), []string{"secret", "README"}) || !cert.Expires.IsZero() {
+	if err != nil || !slices.Equal(b.Names(), []string{"secret", "device.json", "README"}) || !cert.Expires.IsZero() {
 		t.Errorf("%v, %v, %v", b.Names(), cert, err)
 	}
 	if got := text(b); !strings.Contains(got, "-t device/sensor_001/data") || strings.Contains(got, "mosquitto_rr") || strings.Contains(got, "s3cret") {
@@ -31,7 +31,7 @@ func TestBundle(t *testing.T) {
 
 	m.CA, settings.Response.Topic = ca, "device/"+config.DeviceID+"/response"
 	b, cert, _, err = m.New("sensor_001", Credential{Secret: []byte("s3cret")})
-	if err != nil || !slices.Equal(b.Names(), []string{"ca.crt", "device.crt", "device.key", "secret", "README"}) || cert.Expires.IsZero() {
+	if err != nil || !slices.Equal(b.Names(), []string{"ca.crt", "device.crt", "device.key", "secret", "device.json", "README"}) || cert.Expires.IsZero() {
 		t.Errorf("%v, %v, %v", b.Names(), cert, err)
 	}
 	// One command publishes and waits for the answer: a second connection of the device would end the first.
