@@ -285,9 +285,9 @@ func TestFileSystemIsAway(t *testing.T) {
 		"read-only": {
 			func(dir string) error {
 				err := unix.Mount(dir, dir, "", unix.MS_BIND, "")
-				for tries := 0; err == nil; tries++ {
+				for deadline := time.Now().Add(20 * time.Second); err == nil; {
 					remounted := unix.Mount("", dir, "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY, "")
-					if !errors.Is(remounted, unix.EBUSY) || tries == 1000 { // the journal has a file open for a moment
+					if !errors.Is(remounted, unix.EBUSY) || time.Now().After(deadline) { // the journal has a file open for a moment
 						return remounted
 					}
 					time.Sleep(time.Millisecond)
