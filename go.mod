@@ -3,6 +3,7 @@ module mosquitto-bouncer
 go 1.26.0
 
 require (
+	filippo.io/edwards25519 v1.2.0
 	github.com/cpuguy83/go-md2man/v2 v2.0.6
 	github.com/eclipse/paho.golang v0.23.0
 	github.com/eclipse/paho.mqtt.golang v1.5.1
