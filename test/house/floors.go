@@ -66,8 +66,10 @@ var floors = map[string]floor{
 	"plugin/httpd":           room,
 	"plugin/outbox":          room,
 
-	"device/go":      outside,
-	"device/vectors": outside,
+	"device/go":            outside,
+	"device/go/agent":      outside,
+	"device/go/crosscheck": outside,
+	"device/vectors":       outside,
 
 	"plugin/forward/forwardtest": outside,
 	"plugin/testkit":             outside,

@@ -1,0 +1,53 @@
+package devices
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+)
+
+// A library is one of the libraries for devices: how its agent and its cross-checker are started.
+type library struct {
+	name              string
+	agent, crosscheck []string
+}
+
+// built is where TestMain puts the programs that have to be built.
+var built string
+
+// libraries is the table of them. Each scenario runs with each of them.
+func libraries() []library {
+	return []library{
+		{"go", []string{filepath.Join(built, "agent")}, []string{filepath.Join(built, "crosscheck")}},
+	}
+}
+
+func TestMain(m *testing.M) {
+	code, err := 0, build()
+	if err == nil {
+		code = m.Run()
+	}
+	if err := os.RemoveAll(built); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		code = 1
+	}
+	os.Exit(code)
+}
+
+func build() (err error) {
+	if built, err = os.MkdirTemp("", "devices"); err != nil {
+		return err
+	}
+	for _, program := range []string{"agent", "crosscheck"} {
+		out, err := exec.Command("go", "build", "-o", filepath.Join(built, program), "mosquitto-bouncer/device/go/"+program).CombinedOutput()
+		if err != nil {
+			return fmt.Errorf("building %s: %w\n%s", program, err, out)
+		}
+	}
+	return nil
+}
