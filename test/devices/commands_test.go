@@ -3,6 +3,8 @@ package devices
 import (
 	"fmt"
 	"testing"
+
+	"mosquitto-bouncer/test/harness/broker"
 )
 
 const commands = "/v1/devices/" + deviceID + "/commands"
@@ -68,30 +70,58 @@ func TestCommandInterrupted(t *testing.T) {
 	})
 }
 
-// TestCommandOnce: a command that comes again, over restarts of the broker and of the agent, is executed once.
-func TestCommandOnce(t *testing.T) {
+// TestCommandAway: a command that waits for the device is executed once, when the device comes back, and not again after a restart
+// of either side.
+func TestCommandAway(t *testing.T) {
 	scenarios(t, withHMAC, func(r *rig) {
 		a := r.agent()
 		a.start()
-		r.network.swallowing(true)
-		r.network.cut()
-		r.network.swallowing(false)
-		id := r.post(`"away"`) // waits for the device
-		r.ends(id, "succeeded", `{"n":1}`)
-
-		// The broker has taken the answer, and the device does not hear so; the answer goes again.
-		a.order(`{"op":"on_command","do":"answer"}`)
-		r.network.swallowing(false)
-		lost := r.post(`"lost"`)
-		a.commanded(lost)
-		r.ends(lost, "succeeded", `{"n":2}`)
 		a.stop()
+		id := r.post(`"away"`)
+		r.kill()
+		r.Must(r.Broker.Start())
+		a = r.agent()
+		a.start()
+		r.ends(id, "succeeded", `{"n":1}`)
+		a.stop()
+		r.Must(r.Broker.Restart())
 		a = r.agent()
 		a.start()
 		last := r.post(`"last"`)
 		r.ends(last, "succeeded", `{"n":1}`)
 		if n := a.count(func(e event) bool { return e.Event == "command" }); n != 1 {
 			r.Errorf("after the restart the handler was called %d times, want once", n)
+		}
+		a.stop()
+	})
+}
+
+// TestAnswerLost: the acknowledgement of an answer is lost. The answer is sent again, and the command is not executed again.
+func TestAnswerLost(t *testing.T) {
+	scenarios(t, withHMAC, func(r *rig) {
+		a := r.agent()
+		a.start()
+		r.network.hold()
+		id := r.post(`"x"`)
+		a.commanded(id)
+		r.network.swallowing(true)
+		r.network.release()
+		r.ends(id, "succeeded", `{"n":1}`)
+		r.network.cut()
+		r.network.swallowing(false)
+		a.wait("connected again", func(e event) bool {
+			return e.Event == "connected" && a.count(func(e event) bool { return e.Event == "connected" }) == 2
+		})
+		r.Eventually("the answer has come twice", func() bool {
+			return r.Broker.Log().Count(0, broker.Contains("Received PUBLISH", "/command/result'")) == 2
+		})
+		next := r.post(`"next"`)
+		r.ends(next, "succeeded", `{"n":2}`)
+		if n := a.count(func(e event) bool { return e.Event == "command" }); n != 2 {
+			r.Errorf("the handler was called %d times for 2 commands", n)
+		}
+		if n := r.Broker.Log().Count(0, broker.Contains("bouncer: refused ")); n != 0 {
+			r.Errorf("%d messages were refused", n)
 		}
 		a.stop()
 	})

@@ -13,6 +13,7 @@ type proxy struct {
 
 	mu      sync.Mutex
 	swallow bool
+	open    chan struct{} // closed: what the device says reaches the broker at once
 	conns   map[net.Conn]bool
 	closed  bool
 	running sync.WaitGroup
@@ -24,12 +25,14 @@ func newProxy(t *testing.T, broker string) *proxy {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &proxy{listener: listener, broker: broker, conns: map[net.Conn]bool{}}
+	p := &proxy{listener: listener, broker: broker, conns: map[net.Conn]bool{}, open: make(chan struct{})}
+	close(p.open)
 	p.running.Go(p.accept)
 	t.Cleanup(func() {
 		p.mu.Lock()
 		p.closed = true
 		p.mu.Unlock()
+		p.release()
 		if err := listener.Close(); err != nil {
 			t.Error(err)
 		}
@@ -79,8 +82,11 @@ func (p *proxy) pump(to, from net.Conn, fromBroker bool) {
 	for {
 		n, err := from.Read(buffer)
 		p.mu.Lock()
-		drop := fromBroker && p.swallow
+		drop, open := fromBroker && p.swallow, p.open
 		p.mu.Unlock()
+		if !fromBroker {
+			<-open
+		}
 		if n > 0 && !drop {
 			if _, err := to.Write(buffer[:n]); err != nil {
 				break
@@ -104,6 +110,23 @@ func (p *proxy) swallowing(on bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.swallow = on
+}
+
+// hold keeps what the device says from the broker, until release.
+func (p *proxy) hold() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.open = make(chan struct{})
+}
+
+func (p *proxy) release() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	select {
+	case <-p.open:
+	default:
+		close(p.open)
+	}
 }
 
 // cut ends every connection.

@@ -35,6 +35,11 @@ type rig struct {
 	network *proxy
 	bundle  string
 	state   string
+
+	credential struct {
+		file         string // of the bundle
+		right, wrong []byte
+	}
 }
 
 func newRig(t *testing.T, l library, algorithm string) *rig {
@@ -61,17 +66,17 @@ func newRig(t *testing.T, l library, algorithm string) *rig {
 	r.write("ca.crt", r.Broker.CA().CertPEM())
 	r.write("device.crt", certificate)
 	r.write("device.key", key)
+	c := &r.credential
 	if algorithm == hmacSHA256 {
-		description["secret"] = "secret"
-		r.write("secret", append(slices.Clone(r.Device(deviceID).Secret), '\n'))
+		c.file, c.right, c.wrong = "secret", append(slices.Clone(r.Device(deviceID).Secret), '\n'), []byte("another secret")
+		description["secret"] = c.file
 	} else {
-		description["signing_key"] = "signing.key"
 		private := testkit.PrivateKey(t, algorithm)
-		der, err := x509.MarshalPKCS8PrivateKey(private)
-		r.Must(err)
-		r.write("signing.key", pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))
+		c.file, c.right, c.wrong = "signing.key", r.privatePEM(private), r.privatePEM(testkit.PrivateKey(t, algorithm))
+		description["signing_key"] = c.file
 		r.register(private)
 	}
+	r.write(c.file, c.right)
 	text, err := json.Marshal(description)
 	r.Must(err)
 	r.write("device.json", text)
@@ -81,6 +86,13 @@ func newRig(t *testing.T, l library, algorithm string) *rig {
 func (r *rig) write(name string, text []byte) {
 	r.Helper()
 	r.Must(os.WriteFile(filepath.Join(r.bundle, name), text, 0o600))
+}
+
+func (r *rig) privatePEM(private crypto.Signer) []byte {
+	r.Helper()
+	der, err := x509.MarshalPKCS8PrivateKey(private)
+	r.Must(err)
+	return pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})
 }
 
 // register enters the device with the public key of a private one, and waits until the gateway knows it.

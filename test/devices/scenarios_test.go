@@ -61,11 +61,33 @@ func TestResponse(t *testing.T) {
 // TestRefused: a message that is refused says why, and is not sent again.
 func TestRefused(t *testing.T) {
 	scenarios(t, all, func(r *rig) {
+		right := r.credential
+		r.write(right.file, right.wrong)
+		a := r.agent()
+		a.start()
+		if e := a.outcome(a.publish("forged", `{"n": -1}`)); e.Outcome != "refused" || e.Reason != "bad_signature" || e.Sent != 1 || e.MayBeRepeated {
+			r.Errorf("%+v, want it refused once as bad_signature", e)
+		}
+		a.stop()
+		r.write(right.file, right.right)
+		a = r.agent()
+		a.start()
+		a.accepted(a.publish("0", payload(0)))
+		a.stop()
+		r.delivered(1, true)
+	})
+}
+
+// TestDisabled: a device that is disabled may not subscribe, and so does not hear why its messages are refused. Each is tried three
+// times.
+func TestDisabled(t *testing.T) {
+	scenarios(t, withHMAC, func(r *rig) {
 		r.Disable(deviceID, true)
 		a := r.agent()
 		a.start()
-		if e := a.outcome(a.publish("disabled", `{"n": -1}`)); e.Outcome != "refused" || e.Reason != "disabled" || e.Sent != 1 || e.MayBeRepeated {
-			r.Errorf("%+v, want it refused once as disabled", e)
+		a.wait("the refused subscription", func(e event) bool { return e.Event == "error" })
+		if e := a.outcome(a.publish("disabled", `{"n": -1}`)); e.Outcome != "refused" || e.Reason != "unspecified" || e.Sent != 3 || e.MayBeRepeated {
+			r.Errorf("%+v, want it refused after three attempts", e)
 		}
 		r.Disable(deviceID, false)
 		a.accepted(a.publish("0", payload(0)))
@@ -87,6 +109,7 @@ func TestAcknowledgementLost(t *testing.T) {
 			deliveries = append(deliveries, a.publish(fmt.Sprint(i), payload(i)))
 		}
 		r.posted(n)
+		r.WaitDrained(patience) // the gateway knows that the backend has them
 		r.kill()
 		r.network.swallowing(false)
 		r.Must(r.Broker.Start())
