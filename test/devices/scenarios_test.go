@@ -49,7 +49,9 @@ func TestAccepted(t *testing.T) {
 // TestResponse: what the backend answers reaches the device.
 func TestResponse(t *testing.T) {
 	scenarios(t, withHMAC, func(r *rig) {
-		r.Backend.Script(func(*backend.Request) backend.Answer { return backend.Answer{Body: []byte(`{"set": "Zürich", "n": 1.0}`)} })
+		r.Backend.Script(func(*backend.Request) backend.Answer {
+			return backend.Answer{Body: []byte(`{"set": "Zürich", "n": 1.0}`)}
+		})
 		a := r.agent()
 		a.start()
 		a.accepted(a.publish("0", payload(0)))
