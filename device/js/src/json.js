@@ -123,7 +123,11 @@ class Reader {
  * Returns its range and, if it is an object, its members: names with escapes undone, and the ranges of their values.
  */
 function check(bytes, depth) {
-  utf8(bytes); // throws unless it is UTF-8; the reader then looks at ASCII alone
+  try {
+    utf8(bytes); // the reader then looks at ASCII alone
+  } catch {
+    bad('not UTF-8');
+  }
   const r = new Reader(bytes);
   r.space();
   const start = r.at;
@@ -186,7 +190,6 @@ export function checkJSON(bytes, depth, reason) {
     return check(bytes, depth);
   } catch (error) {
     if (error instanceof Bad) throw new BouncerError(reason, error.message);
-    if (error instanceof TypeError) throw new BouncerError(reason, 'not UTF-8');
     throw error;
   }
 }

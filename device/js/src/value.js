@@ -5,7 +5,7 @@ import { bytesOf, checkJSON, utf8 } from './json.js';
 /** JSON text, to be signed and sent as it is. */
 export class RawJSON {
   constructor(text) {
-    if (text instanceof Uint8Array) this.bytes = new Uint8Array(text); // a copy; Buffer.slice makes none
+    if (text instanceof Uint8Array) this.bytes = new Uint8Array(text); // a copy; slice makes none in Node's subclass
     else if (typeof text === 'string') this.bytes = wellFormed(text);
     else throw new BouncerError('payload', 'rawJSON takes a string or a Uint8Array');
   }
