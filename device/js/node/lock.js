@@ -1,74 +1,99 @@
-// One Device for each state directory. Node has no flock. On Linux the lock is an abstract UNIX socket whose name has the
-// directory's device and inode: the kernel takes it away with the process, SIGKILL or not, so it is never stale, and taking it is
-// one atomic operation. Abstract sockets belong to a network namespace, so containers that share the directory do not see each
-// other's; for them there is a second socket, the file "lock" in the directory. It outlives a process that was killed: a file that
-// refuses connections is stale, and replaced.
+// One Device for each state directory. Node has no flock, and abstract UNIX sockets only since version 20. So a Device claims the directory
+// with a UNIX socket in it that it listens on, under a name that is never used again: lock-RANDOM. Whether the claim's process still
+// lives, a connection tells: the kernel refuses it as soon as the process is gone, SIGKILL or not.
+//
+//	1. Listen on lock-RANDOM.new, and rename it to lock-RANDOM: what has that name accepts connections.
+//	2. List the directory. Remove each other claim that refuses connections. If there is one that does not, take back the own claim,
+//	   and try again a few times.
+//	3. Otherwise the lock is taken.
+//
+// Of two Devices the one that lists last sees the other's claim, because each claims before it lists. So never do both go on; both may step
+// back, and try again after different times. A dead claim can be removed by anyone, because its name does not come back.
+import { randomBytes } from 'node:crypto';
 import net from 'node:net';
-import { open, rm, stat } from 'node:fs/promises';
+import { open, readdir, rename, rm } from 'node:fs/promises';
 import path from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { BouncerError } from '../src/errors.js';
 
-const locked = (directory) => new BouncerError('locked', `another Device uses ${directory}`);
+const ATTEMPTS = 5;
+const CLAIM = /^lock-[0-9a-f]{16}$/;
+const UNFINISHED = /^lock-[0-9a-f]{16}\.new$/;
 
 function listen(address) {
   return new Promise((resolve, reject) => {
     const server = net.createServer((socket) => socket.destroy());
-    server.on('error', reject);
-    // exclusive: in a cluster's worker, the primary would listen in its place, and share the socket.
-    server.listen({ path: address, exclusive: true }, () => resolve(server));
+    server.once('error', reject);
+    // exclusive: in a cluster's worker, the primary would listen in its place.
+    server.listen({ path: address, exclusive: true }, () => {
+      server.removeListener('error', reject);
+      server.on('error', () => {});
+      resolve(server);
+    });
     server.unref();
   });
 }
 
-/** Whether a process listens at the address. */
+/** Whether a process listens at the address. In doubt it does. */
 function isAlive(address) {
   return new Promise((resolve) => {
     const socket = net.connect({ path: address });
-    socket.setTimeout(2000, () => { resolve(true); socket.destroy(); }); // a full backlog: there is a process
-    socket.on('connect', () => { resolve(true); socket.destroy(); });
-    socket.on('error', (error) => resolve(!['ECONNREFUSED', 'ENOENT'].includes(error.code)));
+    const done = (alive) => {
+      socket.destroy();
+      resolve(alive);
+    };
+    socket.setTimeout(2000, () => done(true));
+    socket.once('connect', () => done(true));
+    socket.once('error', (error) => done(!['ECONNREFUSED', 'ENOENT'].includes(error.code)));
   });
 }
 
-const closeServer = (server) => new Promise((resolve) => server.close(resolve));
-
-/** Takes the lock of a directory; throws a BouncerError, locked, if another Device has it. */
+/** Takes the lock of a directory; returns the function that frees it. Throws a BouncerError, locked, if another Device has it. */
 export async function lock(directory) {
   const handle = await open(directory, 'r');
-  const servers = [];
-  const release = async () => {
-    await Promise.all(servers.map(closeServer));
-    await handle.close();
-  };
   try {
-    // Through the descriptor the address is short: that of a socket has at most 107 bytes.
-    let file = path.join(directory, 'lock');
-    if (process.platform === 'linux') {
-      const { dev, ino } = await handle.stat({ bigint: true });
-      file = `/proc/self/fd/${handle.fd}/lock`;
-      servers.push(await take(directory, () => listen(`\0mosquitto-bouncer-device:${dev}:${ino}`)));
+    // A socket's address has at most 107 bytes. Through the descriptor it is short, where there is /proc.
+    const base = process.platform === 'linux' ? `/proc/self/fd/${handle.fd}` : directory;
+    for (let i = 0; i < ATTEMPTS; i++) {
+      if (i > 0) await sleep(20 + Math.random() * 100);
+      const release = await claim(base);
+      if (release === null) continue;
+      return async () => {
+        await release();
+        await handle.close();
+      };
     }
-    if (await isAlive(file)) throw locked(directory);
-    await rm(file, { force: true });
-    servers.push(await take(directory, () => listen(file)));
-    if (process.platform !== 'linux') {
-      // Nothing kept another process from replacing the same stale file: look again when it has had the time to.
-      const { ino } = await stat(file);
-      await sleep(100);
-      if ((await stat(file).catch(() => null))?.ino !== ino) throw locked(directory);
-    }
+    throw new BouncerError('locked', `another Device uses ${directory}`);
   } catch (error) {
-    await release();
+    await handle.close();
     throw error;
   }
-  return release;
 }
 
-async function take(directory, work) {
+/** Tries it once: the function that frees the lock, or null. */
+async function claim(base) {
+  const own = `lock-${randomBytes(8).toString('hex')}`;
+  const address = (name) => path.join(base, name);
+  const server = await listen(address(`${own}.new`));
+  const release = async () => {
+    await rm(address(own), { force: true });
+    await new Promise((resolve) => server.close(resolve));
+  };
   try {
-    return await work();
+    await rename(address(`${own}.new`), address(own));
+    let others = 0;
+    for (const name of await readdir(base)) {
+      if (name === own || !(CLAIM.test(name) || UNFINISHED.test(name))) continue;
+      // One that is not listening yet is no claim yet. If it is removed, its rename fails, and it tries again.
+      if (!(await isAlive(address(name)))) await rm(address(name), { force: true });
+      else if (CLAIM.test(name)) others++;
+    }
+    if (others === 0) return release;
   } catch (error) {
-    throw error.code === 'EADDRINUSE' ? locked(directory) : error;
+    await release();
+    if (error.code === 'ENOENT') return null;
+    throw error;
   }
+  await release();
+  return null;
 }

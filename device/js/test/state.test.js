@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { copyFile, open, readFile, readdir, stat, writeFile } from 'node:fs/promises';
+import { copyFile, mkdir, open, readFile, readdir, rename, stat, writeFile } from 'node:fs/promises';
 import path from 'node:path';
 import { test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -86,31 +86,64 @@ test('two Devices on one state', async (t) => {
   await second.close();
 });
 
-test('a lock outlives no process, and is seen from another network namespace', async (t) => {
-  const directory = await temporary(t);
-  const script = `import { lock } from ${JSON.stringify(new URL('../node/lock.js', import.meta.url).href)};
-    await lock(process.argv[1]); console.log('locked'); setInterval(() => {}, 1000);`;
-  const child = spawn(process.execPath, ['--input-type=module', '-e', script, directory], { stdio: ['ignore', 'pipe', 'inherit'] });
+const HOLDER = `import { lock } from ${JSON.stringify(new URL('../node/lock.js', import.meta.url).href)};
+  await lock(process.argv[1]); console.log('locked'); setInterval(() => {}, 1000);`;
+
+async function holder(t, directory) {
+  const child = spawn(process.execPath, ['--input-type=module', '-e', HOLDER, directory], { stdio: ['ignore', 'pipe', 'inherit'] });
   t.after(() => child.kill('SIGKILL'));
   await once(child.stdout, 'data');
+  return child;
+}
+
+test('a lock ends with its process, also when that is killed or stopped', async (t) => {
+  // Longer than the address of a socket may be.
+  const directory = path.join(await temporary(t), 'x'.repeat(120));
+  await mkdir(directory);
+  const child = await holder(t, directory);
+  await assert.rejects(lock(directory), { reason: 'locked' });
+  child.kill('SIGSTOP');
   await assert.rejects(lock(directory), { reason: 'locked' });
   child.kill('SIGKILL');
   await once(child, 'exit');
-  assert.ok((await readdir(directory)).includes('lock')); // the file is stale
-  await (await lock(directory))();
-  // The file alone, as a Device of another network namespace sees it.
+  assert.equal((await readdir(directory)).length, 1); // the dead process's claim
   const release = await lock(directory);
-  await copyName(directory, t);
+  assert.equal((await readdir(directory)).length, 1);
+  await assert.rejects(lock(directory), { reason: 'locked' });
   await release();
+  assert.deepEqual(await readdir(directory), []);
 });
 
-// Another directory that has the same socket file, but another inode: only the file can tell that there is a process.
-async function copyName(directory, t) {
-  const other = await temporary(t);
-  const { link } = await import('node:fs/promises');
-  await link(path.join(directory, 'lock'), path.join(other, 'lock'));
-  await assert.rejects(lock(other), { reason: 'locked' });
-}
+test('of many that start at the same time, at most one has the lock', async (t) => {
+  const directory = await temporary(t);
+  let rounds = 0;
+  for (let i = 0; i < 20; i++) {
+    let holders = 0;
+    const results = await Promise.allSettled(Array.from({ length: 8 }, async () => {
+      const release = await lock(directory);
+      assert.equal(++holders, 1);
+      rounds++;
+      await sleep(5);
+      holders--;
+      await release();
+    }));
+    for (const { reason } of results) if (reason) assert.equal(reason.reason, 'locked');
+  }
+  assert.ok(rounds > 20, `${rounds}`);
+  assert.deepEqual(await readdir(directory), []);
+});
+
+test('what a start that was killed left in the directory is removed', async (t) => {
+  const directory = await temporary(t);
+  const child = await holder(t, directory);
+  child.kill('SIGKILL');
+  await once(child, 'exit');
+  const [name] = await readdir(directory);
+  await rename(path.join(directory, name), path.join(directory, `${name}.new`));
+  await writeFile(path.join(directory, 'lock-other'), '');
+  await (await lock(directory))();
+  assert.deepEqual(await readdir(directory), ['lock-other']);
+});
 
 const record = (n) => ({ n, bytes: new Uint8Array(Buffer.from(`payload ${n}\n{"n":0}\n`)) });
 
