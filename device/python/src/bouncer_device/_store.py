@@ -48,7 +48,8 @@ CREATE TABLE outbox (
     clock_refusals INTEGER NOT NULL DEFAULT 0,
     silent_refusals INTEGER NOT NULL DEFAULT 0
 );
-CREATE UNIQUE INDEX outbox_command ON outbox (command_id) WHERE command_id IS NOT NULL;
+-- One answer of each command waits to be sent.
+CREATE UNIQUE INDEX outbox_command ON outbox (command_id) WHERE command_id IS NOT NULL AND message IS NULL;
 CREATE TABLE command (
     place INTEGER PRIMARY KEY AUTOINCREMENT,
     id BLOB NOT NULL UNIQUE,
@@ -87,8 +88,7 @@ class Store:
         self._lock = threading.RLock()
         self._room = threading.Condition(self._lock)  # messages have left the outbox
         self._db: Optional[sqlite3.Connection] = None
-        #: Messages that have left the outbox, and whose outcomes the program has not taken yet.
-        self.unreported = 0
+        self._unreported = self._messages = self._bytes = 0
         try:
             os.makedirs(directory, mode=0o700, exist_ok=True)
             self._lock_file = os.open(os.path.join(directory, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -133,7 +133,7 @@ class Store:
         """Puts a message into the outbox, and returns its number when it is on the disk. Raises OutboxFull."""
         size = len(payload) + OVERHEAD
         with self._lock:
-            if self._messages + self.unreported >= self._max_messages:
+            if self._messages + self._unreported >= self._max_messages:
                 raise OutboxFull(f"{self._max_messages} messages are waiting")
             if self._bytes + size > self._max_bytes:
                 raise OutboxFull(f"{self._bytes} bytes are waiting, and {self._max_bytes} are allowed")
@@ -142,6 +142,11 @@ class Store:
             self._messages += 1
             self._bytes += size
             return number
+
+    def unreported(self, change: int) -> None:
+        """Counts messages that have left, and whose outcomes the program has not taken yet: they take room until it has."""
+        with self._lock:
+            self._unreported += change
 
     def rows_after(self, number: int, limit: int) -> List[Row]:
         """Returns the next messages in their order."""
@@ -202,11 +207,13 @@ class Store:
             return decision.result, self._answer(decision) if decision.result == REPEATED else None
 
     def answer(self, key: bytes, payload: bytes) -> None:
-        """Keeps the answer of a command and puts it into the outbox, unless it is there already."""
+        """Keeps the answer of a command and puts it into the outbox, unless it waits there already."""
         with self._lock:
             with self._transaction() as db:
                 db.execute("UPDATE command SET answer = ? WHERE id = ?", (payload, key))
-                waiting = db.execute("SELECT 1 FROM outbox WHERE command_id = ?", (key,)).fetchone()
+                waiting = db.execute(
+                    "SELECT 1 FROM outbox WHERE command_id = ? AND message IS NULL", (key,)
+                ).fetchone()
                 if waiting is None:
                     self._insert(db, ANSWER, key, payload)
             if waiting is None:

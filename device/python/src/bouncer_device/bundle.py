@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import ssl
-from typing import Any, Dict, NamedTuple, Optional
+from typing import Any, Dict, NamedTuple, Optional, Union
 
 from . import _json
 from .core import _DEVICE_ID
@@ -13,6 +13,8 @@ from .credentials import ECDSA_P256, ED25519, HMAC_SHA256, Credential, Ed25519Cr
 from .errors import BundleError, CredentialError
 
 _MAX_FILE = 1 << 20
+
+Path = Union[str, "os.PathLike[str]"]
 
 
 class Topics(NamedTuple):
@@ -57,7 +59,7 @@ def _no_password() -> bytes:
     raise ValueError("the private key is encrypted")
 
 
-def read_bundle(directory: "os.PathLike[str] | str", credential: Optional[Credential] = None) -> Bundle:
+def read_bundle(directory: Path, credential: Optional[Credential] = None) -> Bundle:
     """Reads the bundle in the directory. With a credential, that of the bundle is not read. Raises BundleError."""
     directory = os.fspath(directory)
     path = os.path.join(directory, "device.json")
