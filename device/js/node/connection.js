@@ -51,7 +51,7 @@ export class Connection {
     client.on('error', (error) => this.#finish(error));
     client.on('close', () => this.#finish(new Error('the connection was closed')));
     client.on('disconnect', (packet) => this.#finish(new Error(`the broker closed the connection: ${hexCode(packet?.reasonCode ?? 0)}`)));
-    client.once('connect', (connack) => this.#subscribe(connack, topics));
+    client.once('connect', (connack) => { this.#subscribe(connack, topics).catch((error) => this.#finish(error)); });
     // mqtt.js acknowledges a message of QoS 1 when done is called.
     client.handleMessage = (packet, done) => {
       Promise.resolve()

@@ -170,6 +170,7 @@ export class Device extends EventEmitter {
     await Promise.all([this.#sender.stop(this.#ready ? closeTimeout : 0), this.#commands.stop(closeTimeout)]);
     await this.#connection?.end();
     this.#connection = null;
+    this.#sender.end();
     if (this.#ready) {
       this.#ready = false;
       this.#sender.disconnected();
@@ -222,7 +223,10 @@ export class Device extends EventEmitter {
 
   #message(topic, bytes) {
     const { topics } = this.#bundle;
-    if (topic === topics.command) return this.#commands.take(bytes);
+    if (topic === topics.command) {
+      // An error of a function of the application that verifies: the command is not taken, and can come again.
+      return this.#commands.take(bytes).catch((error) => this.#report(error));
+    }
     if (topic === topics.rejected) {
       const notice = readNotice(bytes);
       if (notice) this.#sender.notice(notice);

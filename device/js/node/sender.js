@@ -26,6 +26,7 @@ export class Sender {
   #pumping = false;
   #again = false;
   #stopped = false;
+  #ended = false;
   #idle = [];
 
   /** device: deviceId, credential, maxMessageBytes, tolerance, whenUncertain, topicOf(kind), time(), setClock(t), finished(entry, outcome), error(e). */
@@ -68,6 +69,11 @@ export class Sender {
       ]);
       clearTimeout(timer);
     }
+  }
+
+  /** Ends what still waits for a time: after it nothing has an outcome. */
+  end() {
+    this.#ended = true;
     clearTimeout(this.#hold?.timer);
     clearTimeout(this.#pauseTimer);
     for (const e of this.#state.entries.values()) clearTimeout(e.timer);
@@ -230,6 +236,7 @@ export class Sender {
   }
 
   #refused(e, reason) {
+    if (this.#ended) return;
     clearTimeout(e.timer);
     e.timer = null;
     e.notice = null;

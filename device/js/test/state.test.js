@@ -15,7 +15,7 @@ import { Fake, fakeBundle, fakeDevice } from './support/fake.js';
 
 const KEEPER = fileURLToPath(new URL('./support/keeper.js', import.meta.url));
 
-test('SIGKILL at 50 random points loses nothing that was queued, and invents nothing', { timeout: 50_000 }, async (t) => {
+test('SIGKILL at 50 random points loses nothing that was queued, and invents nothing', { timeout: 100_000 }, async (t) => {
   const directory = await temporary(t);
   const bundle = await fakeBundle(path.join(directory, 'bundle'));
   const tried = new Set(), queued = new Set(), acknowledged = new Set(), done = new Set();
