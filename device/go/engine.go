@@ -199,7 +199,7 @@ func (s *exchange) end() {
 	for _, m := range slices.Clone(s.active) {
 		switch m.phase {
 		case inFlight:
-			m.uncertain = true
+			m.uncertain, m.held = true, false
 			s.setPhase(m, idle)
 		case refused: // no notice will come
 			s.refusal(m, "")
@@ -354,6 +354,7 @@ func (s *exchange) refusal(m *message, reason string) {
 
 // finish has a message end, as soon as flush has written so.
 func (s *exchange) finish(m *message, kind OutcomeKind, reason string) {
+	m.held = false
 	s.setPhase(m, idle)
 	s.done = append(s.done, finished{m, Outcome{
 		Delivery: m.number, Kind: kind, Reason: reason, MessageID: m.id, Sent: m.sent, MayBeRepeated: m.repeated,

@@ -30,7 +30,7 @@ type recordLog struct {
 	f      *os.File
 	size   int64
 	synced int64
-	base   int64 // size after the last replacement, or when it was opened
+	base   int64 // size after the last replacement; set by the user when it was opened
 	broken bool  // a write or a sync has failed: what the file has is not known until it is replaced
 }
 

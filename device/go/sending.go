@@ -53,16 +53,16 @@ func (s *exchange) choose(now time.Time) []*message {
 	var held *message
 	free := s.conn.window
 	for _, m := range s.active {
-		switch {
-		case m.phase != waiting:
+		if m.phase != waiting {
 			free--
-		case m.held && (held == nil || m.number < held.number):
+		}
+		if m.held && (held == nil || m.number < held.number) {
 			held = m
 		}
 	}
 	if held != nil {
 		if free < s.conn.window || held.due.After(now) {
-			return nil
+			return nil // something is in flight, maybe itself
 		}
 		return []*message{held}
 	}
@@ -155,7 +155,7 @@ func (s *exchange) prepare(batch []*message) (ready []*message, ok bool) {
 		return nil, false
 	}
 	for _, m := range ready {
-		m.resign, m.held, m.notice = false, false, nil
+		m.resign, m.notice = false, nil
 	}
 	return ready, true
 }

@@ -157,6 +157,10 @@ func openStore(dir, deviceID string, commands int) (*store, error) {
 	for _, m := range s.queue {
 		m.uncertain = m.id != ""
 	}
+	s.log.base = 0 // what the file would be if it were written again now
+	for payload := range s.snapshot() {
+		s.log.base += recordHeader + int64(len(payload))
+	}
 	if s.deviceID == "" {
 		if err := s.write(true, record{Op: opDevice, ID: deviceID}); err != nil {
 			return nil, errors.Join(err, s.close())
