@@ -16,13 +16,14 @@ import (
 	"github.com/eclipse/paho.golang/paho"
 	mqtt "github.com/eclipse/paho.mqtt.golang"
 
+	library "mosquitto-bouncer/device/go"
 	"mosquitto-bouncer/test/harness"
 	"mosquitto-bouncer/test/harness/broker"
 	"mosquitto-bouncer/test/harness/device"
 )
 
 // obey has a device take commands in the background until the test ends.
-func obey(g *harness.Gateway, c *harness.Client, do func(device.Command) (string, string)) *refusals {
+func obey(g *harness.Gateway, c *harness.Client, do func(library.Command) (string, string)) *refusals {
 	g.Helper()
 	g.Must(c.Subscribe(g.Limit(), c.CommandTopic(), 1))
 	ctx, cancel := context.WithCancel(context.Background())
@@ -46,7 +47,7 @@ type refusals struct {
 	errs []error
 }
 
-func (r *refusals) add(_ device.Command, err error) {
+func (r *refusals) add(_ library.Command, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.errs = append(r.errs, err)
@@ -65,7 +66,7 @@ func TestCommand(t *testing.T) {
 	for _, p := range []harness.Protocol{harness.MQTT311, harness.MQTT5} {
 		g.Sub(p.String(), func(g *harness.Gateway) {
 			c := g.Connect(g.Device("sensor_001"), p)
-			taken := obey(g, c, func(c device.Command) (string, string) { return strings.Trim(string(c.Body), `"`), `{"echo": [1.0]}` })
+			taken := obey(g, c, func(c library.Command) (string, string) { return strings.Trim(string(c.Body), `"`), `{"echo": [1.0]}` })
 			for _, status := range []string{"succeeded", "failed", "rejected"} {
 				s := g.Ask("POST", "/v1/devices/sensor_001/commands?wait=10s", `"`+status+`"`)
 				if s.Status != 200 || s.State != status || string(s.Result) != `{"echo":[1.0]}` || s.Sent == nil || s.Finished == nil {
@@ -127,20 +128,20 @@ func TestCommandIsNoData(t *testing.T) {
 	// And the other way round: what the device has signed is no command, even with the right payload.
 	forged := c.Sign(fmt.Sprintf(`{"command":"open","expires":%d}`, time.Now().Add(time.Hour).Unix()))
 	v := c.NewCommandVerifier()
-	if _, err := v.Verify(forged.Bytes, time.Now()); !errors.Is(err, device.ErrCommandUnreadable) {
+	if _, err := v.Verify(forged.Bytes, time.Now()); library.ReasonOf(err) != library.Malformed {
 		t.Errorf("a message of the device's as a command: %v", err)
 	}
 	if _, err := v.Verify(got[0].Payload, time.Now()); err != nil {
 		t.Errorf("the command itself: %v", err)
 	}
-	if _, err := v.Verify(got[0].Payload, time.Now()); !errors.Is(err, device.ErrCommandReplayed) {
+	if _, err := v.Verify(got[0].Payload, time.Now()); library.ReasonOf(err) != library.Repeated {
 		t.Errorf("the command a second time: %v", err)
 	}
-	if _, err := g.Device("sensor_001").NewCommandVerifier().Verify(got[0].Payload, time.Now().Add(time.Hour)); !errors.Is(err, device.ErrCommandExpired) {
+	if _, err := g.Device("sensor_001").NewCommandVerifier().Verify(got[0].Payload, time.Now().Add(time.Hour)); library.ReasonOf(err) != library.Expired {
 		t.Errorf("the command an hour later: %v", err)
 	}
 	tampered := bytes.Replace(got[0].Payload, []byte("99"), []byte("98"), 1)
-	if _, err := v.Verify(tampered, time.Now()); !errors.Is(err, device.ErrCommandForged) {
+	if _, err := v.Verify(tampered, time.Now()); library.ReasonOf(err) != library.Forged {
 		t.Errorf("the command with another body: %v", err)
 	}
 }
@@ -190,7 +191,7 @@ func TestCommandsWait(t *testing.T) {
 		t.Helper()
 		for _, id := range []string{"session", "clean", "v5"} {
 			c := connect(id)
-			obeying := obey(g, c, func(c device.Command) (string, string) { return "succeeded", string(c.Body) })
+			obeying := obey(g, c, func(c library.Command) (string, string) { return "succeeded", string(c.Body) })
 			if s := g.CommandState(good[id], "succeeded"); string(s.Result) != `"long"` {
 				t.Errorf("%s: %s", id, s.Text)
 			}
@@ -303,7 +304,7 @@ func TestCommandsDoNotSlowPublishes(t *testing.T) {
 	}
 	idle, idle99 := measure(2 * time.Second)
 	for _, c := range clients {
-		obey(g, c, func(device.Command) (string, string) { return "succeeded", "" })
+		obey(g, c, func(library.Command) (string, string) { return "succeeded", "" })
 	}
 	pool := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 64}}
 	defer pool.CloseIdleConnections()

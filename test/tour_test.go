@@ -27,7 +27,7 @@ func TestTour(t *testing.T) {
 	}
 	for _, want := range []string{
 		"refused: replay", "refused: stale", "refused: bad_signature", "refused: identity_mismatch", "refused: topic_mismatch",
-		"refused: malformed", "refused: no certificate", "200 succeeded", "refused: forbidden_topic", "refused: replayed",
+		"refused: malformed", "refused: no certificate", "200 succeeded", "refused: forbidden_topic", "refused: repeated",
 		"refused: forged", "18 of 18 as expected",
 	} {
 		if !strings.Contains(string(out), want) {

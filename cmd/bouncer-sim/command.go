@@ -14,6 +14,7 @@ import (
 	"strconv"
 	"time"
 
+	library "mosquitto-bouncer/device/go"
 	"mosquitto-bouncer/test/harness/broker"
 	"mosquitto-bouncer/test/harness/device"
 )
@@ -153,13 +154,12 @@ func (t *tour) deceive(ctx context.Context, genuine []byte) error {
 	for i, a := range []struct {
 		what    string
 		message []byte
-		want    error
-		short   string
+		want    library.Reason
 	}{
-		{"a hijacked broker repeats that command", genuine, device.ErrCommandReplayed, "replayed"},
-		{"... and with 30 changed to 1", bytes.Replace(genuine, []byte(":30"), []byte(":1"), 1), device.ErrCommandForged, "forged"},
+		{"a hijacked broker repeats that command", genuine, library.Repeated},
+		{"... and with 30 changed to 1", bytes.Replace(genuine, []byte(":30"), []byte(":1"), 1), library.Forged},
 	} {
-		r := result{number: t.step(a.what), what: a.what, want: "refused: " + a.short}
+		r := result{number: t.step(a.what), what: a.what, want: "refused: " + string(a.want)}
 		waiting, cancel := context.WithTimeout(ctx, stepTimeout)
 		_, err := attacker.Publish(waiting, topic, 1, false, a.message)
 		var got []device.Received
@@ -171,7 +171,7 @@ func (t *tour) deceive(ctx context.Context, genuine []byte) error {
 			return err
 		}
 		switch _, err := t.commands.verifier.Verify(got[i].Payload, time.Now()); {
-		case errors.Is(err, a.want):
+		case library.ReasonOf(err) == a.want:
 			r.got = r.want
 			t.screen.field("device", yellow, "refused: "+err.Error())
 		case err == nil:

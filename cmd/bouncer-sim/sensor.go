@@ -1,15 +1,19 @@
 package main
 
 import (
+	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"math"
 	"net"
+	"path/filepath"
 	"strconv"
 	"time"
 
 	"github.com/spf13/cobra"
 
-	"mosquitto-bouncer/test/harness/device"
+	library "mosquitto-bouncer/device/go"
 )
 
 func newSensor() *cobra.Command {
@@ -24,74 +28,76 @@ func newSensor() *cobra.Command {
 		Example: "  bouncer-sim sensor --dir build/run/devices/sensor_001 --interval 500ms",
 		Args:    cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			ctx, out := c.Context(), c.OutOrStdout()
-			d, err := device.ReadBundle(dir, net.JoinHostPort(host, strconv.Itoa(port)))
+			ctx := c.Context()
+			sensor, err := openSensor(dir, host, port)
 			if err != nil {
 				return err
 			}
-			client, err := d.ConnectV5(ctx)
-			if err != nil {
-				return err
+			say := func(format string, args ...any) {
+				fmt.Fprintf(c.OutOrStdout(), "%s "+format+"\n", append([]any{clock(time.Now())}, args...)...)
 			}
-			defer client.Close()
-			if err := client.Subscribe(ctx, d.ResponseTopic(), 1); err != nil {
-				return err
+			sensor.OnResponse = func(text string) { say("response %s", text) }
+			sensor.OnCommand = func(_ context.Context, c library.Command) (library.Reply, error) {
+				say("command %s %s", c.ID, c.Body)
+				return library.Reply{Status: library.Succeeded}, nil
 			}
-			go func() {
-				for seen := 0; ; seen++ {
-					responses, err := client.Inbox().WaitCount(ctx, d.ResponseTopic(), seen+1)
-					if err != nil {
-						return
-					}
-					fmt.Fprintf(out, "%s response %s\n", clock(time.Now()), responses[seen].Payload)
-				}
-			}()
-			if err := client.Subscribe(ctx, d.CommandTopic(), 1); err != nil {
-				return err
+			sensor.OnCommandRefused = func(r library.Reason) { say("command refused: %s", r) }
+			sensor.OnOutcome = func(o library.Outcome) { say("%s of an earlier run %s %s", o.MessageID, o.Kind, o.Reason) }
+			sensor.OnError = func(err error) { say("%v", err) }
+			if err := sensor.Start(); err != nil {
+				return errors.Join(err, sensor.Close())
 			}
-			go func() {
-				obeyed := func(c device.Command) (status, result string) { return "succeeded", "" }
-				err := d.Obey(ctx, client, obeyed, func(c device.Command, err error) {
-					if err != nil {
-						fmt.Fprintf(out, "%s command refused: %v\n", clock(time.Now()), err)
-						return
-					}
-					fmt.Fprintf(out, "%s command %s %s\n", clock(time.Now()), c.ID, c.Body)
-				})
-				if err != nil {
-					fmt.Fprintf(out, "%s the answer to a command was not sent: %v\n", clock(time.Now()), err)
-				}
-			}()
 			every := time.NewTicker(interval)
 			defer every.Stop()
 			for n := 0; ; n++ {
-				m := d.Sign(reading(n))
-				ack, err := client.Publish(ctx, d.DataTopic(), 1, false, m.Bytes)
-				if ctx.Err() != nil {
-					return nil
+				m := json.RawMessage(reading(n))
+				delivery, err := sensor.Publish(ctx, m)
+				if err != nil && ctx.Err() == nil {
+					return errors.Join(err, sensor.Close())
 				}
-				if err != nil {
-					return err
+				if err == nil {
+					go func() {
+						if o, err := delivery.Wait(ctx); err == nil {
+							say("%s %s %s %s", o.MessageID, m, o.Kind, o.Reason)
+						}
+					}()
 				}
-				fmt.Fprintf(out, "%s %s %s PUBACK %s\n", clock(time.Now()), m.MessageID, m.Payload, ack)
 				select {
 				case <-every.C:
-				case <-client.Done():
-					return fmt.Errorf("%s lost its connection to %s", d.ID, d.Addr)
 				case <-ctx.Done():
-					return nil
+					return sensor.Close()
 				}
 			}
 		},
 	}
 	c.Flags().StringVar(&dir, "dir", "", "the device's bundle, as bouncerctl device add makes it")
-	c.Flags().StringVar(&host, "host", "localhost", "the broker's host, as its certificate names it")
-	c.Flags().IntVar(&port, "port", 8883, "the broker's port")
+	c.Flags().StringVar(&host, "host", "", "the broker's host, as its certificate names it (default: the bundle's)")
+	c.Flags().IntVar(&port, "port", 0, "the broker's port (default: the bundle's)")
 	c.Flags().DurationVar(&interval, "interval", 2*time.Second, "time between readings")
 	if err := c.MarkFlagRequired("dir"); err != nil {
 		panic(err) // the flag is defined above
 	}
 	return c
+}
+
+// openSensor opens the Device of a bundle, with another host or port than the bundle's where one is given.
+func openSensor(dir, host string, port int) (*library.Device, error) {
+	config, err := library.ReadBundle(dir, library.Options{})
+	if err != nil {
+		return nil, err
+	}
+	bundleHost, bundlePort, err := net.SplitHostPort(config.Address)
+	if err != nil {
+		return nil, err
+	}
+	if host != "" {
+		bundleHost, config.TLS.ServerName = host, host
+	}
+	if port != 0 {
+		bundlePort = strconv.Itoa(port)
+	}
+	config.Address = net.JoinHostPort(bundleHost, bundlePort)
+	return library.Open(config, library.Options{State: filepath.Join(dir, library.StateDir)})
 }
 
 // reading is the n-th reading of a sensor in a room that warms and cools.

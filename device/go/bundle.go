@@ -15,6 +15,9 @@ import (
 	"mosquitto-bouncer/plugin/textfile"
 )
 
+// StateDir is the state directory's name in a bundle, unless Options.State names another.
+const StateDir = "state"
+
 // maxFile bounds each file of a bundle, in bytes.
 const maxFile = 1 << 20
 
@@ -36,7 +39,7 @@ type bundleFile struct {
 // FromBundle opens the Device of a bundle: the directory that `bouncerctl device add` made, with device.json.
 func FromBundle(dir string, options Options) (*Device, error) {
 	if options.State == "" {
-		options.State = filepath.Join(dir, "state")
+		options.State = filepath.Join(dir, StateDir)
 	}
 	config, err := ReadBundle(dir, options)
 	if err != nil {

@@ -61,6 +61,7 @@ var (
 	errForeign   = &Error{Foreign, "a command for another device"}
 	errForged    = &Error{Forged, "a command without a good signature of the gateway"}
 	errExpired   = &Error{Expired, "an expired command"}
+	errRepeated  = &Error{Repeated, "a command that was taken before"}
 
 	errCommandID = errors.New("device: the command id is not a UUID of 36 characters")
 	errStatus    = errors.New("device: the status is not succeeded, failed or rejected")

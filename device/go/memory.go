@@ -10,6 +10,17 @@ const (
 	CommandExpired  Verdict = "expired"
 )
 
+// Err returns an *Error with the reason repeated or expired, nil for a command that is new.
+func (v Verdict) Err() error {
+	switch v {
+	case CommandNew:
+		return nil
+	case CommandRepeated:
+		return errRepeated
+	}
+	return errExpired
+}
+
 // DefaultCommands is how many commands are remembered unless set otherwise.
 const DefaultCommands = 256
 

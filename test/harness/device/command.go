@@ -1,24 +1,12 @@
 package device
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
-	"errors"
 	"fmt"
 	"sync"
 	"time"
 
-	"mosquitto-bouncer/plugin/envelope"
-)
-
-// Why a device refuses a command.
-var (
-	ErrCommandUnreadable = errors.New("not a signed command")
-	ErrCommandForged     = errors.New("forged: the signature is not the gateway's")
-	ErrCommandForeign    = errors.New("for another device")
-	ErrCommandExpired    = errors.New("expired")
-	ErrCommandReplayed   = errors.New("replayed: this command has been taken before")
+	library "mosquitto-bouncer/device/go"
 )
 
 // CommandTopic is device/<id>/command, and ResultTopic where its answers go.
@@ -30,83 +18,47 @@ func (d *Device) ResultTopic() string { return d.CommandTopic() + "/result" }
 // RejectedTopic is device/<id>/rejected.
 func (d *Device) RejectedTopic() string { return "device/" + d.ID + "/rejected" }
 
-// A Command is one that a device has found to be good.
-type Command struct {
-	ID      string
-	Body    []byte
-	Expires time.Time
-}
-
-// A CommandVerifier is the part of a device that docs/commands.md specifies: it tells which commands are the gateway's,
-// fresh and new. Safe for concurrent use.
+// A CommandVerifier tells which commands are the gateway's, fresh and new, as the Go library for devices does. Safe for concurrent use.
 type CommandVerifier struct {
-	device *Device
+	id         string
+	credential *library.Credential // nil: no command is good
+
 	mu     sync.Mutex
-	taken  map[string]time.Time // until when a command's id is remembered
+	memory *library.CommandMemory
 }
 
 // NewCommandVerifier returns a verifier that has taken nothing yet.
 func (d *Device) NewCommandVerifier() *CommandVerifier {
-	return &CommandVerifier{device: d, taken: make(map[string]time.Time)}
+	v := &CommandVerifier{id: d.ID, memory: library.NewCommandMemory(0)}
+	v.credential, _ = library.Secret(d.Secret) // with a secret that everyone has, no command is good
+	return v
 }
 
-// Verify checks a message that came on the command topic, in the order of docs/commands.md, and takes its id if it is
-// good. The error is one of the ErrCommand values, perhaps with more. With ErrCommandReplayed the command is returned
-// too, so that the device can answer as it did before.
-func (v *CommandVerifier) Verify(message []byte, now time.Time) (Command, error) {
-	e, err := new(envelope.Decoder).Decode(message)
+// Verify checks a message that came on the command topic, and takes the command if it is good and new. Why it is refused,
+// library.ReasonOf returns. One that is repeated is returned too, so that the device can answer as it did before.
+func (v *CommandVerifier) Verify(message []byte, now time.Time) (library.Command, error) {
+	c, err := library.VerifyCommand(v.credential, v.id, message, now)
 	if err != nil {
-		return Command{}, fmt.Errorf("%w: %v", ErrCommandUnreadable, err)
-	}
-	if string(e.DeviceID) != v.device.ID {
-		return Command{}, ErrCommandForeign
-	}
-	if len(v.device.Secret) == 0 || !envelope.NewVerifier(v.device.Secret).Verify(e) { // everyone has the empty key
-		return Command{}, ErrCommandForged
-	}
-	// What the device itself has signed has an id of another version, and is no command.
-	if e.MessageID[6]>>4 != 8 {
-		return Command{}, fmt.Errorf("%w: its id is no command's", ErrCommandUnreadable)
-	}
-	var payload struct {
-		Command json.RawMessage `json:"command"`
-		Expires *int64          `json:"expires"`
-	}
-	decoder := json.NewDecoder(bytes.NewReader(e.Payload))
-	decoder.DisallowUnknownFields()
-	if err := decoder.Decode(&payload); err != nil || payload.Expires == nil || payload.Command == nil {
-		return Command{}, fmt.Errorf("%w: the payload is not an object of command and expires", ErrCommandUnreadable)
-	}
-	c := Command{ID: string(e.MessageIDText), Body: payload.Command, Expires: time.Unix(*payload.Expires, 0)}
-	if !now.Before(c.Expires) {
-		return c, ErrCommandExpired
+		return c, err
 	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	for id, until := range v.taken {
-		if !now.Before(until) {
-			delete(v.taken, id)
-		}
-	}
-	if _, again := v.taken[c.ID]; again {
-		return c, ErrCommandReplayed
-	}
-	v.taken[c.ID] = c.Expires
-	return c, nil
+	return c, v.memory.Take(c.ID, c.Expires).Err()
 }
 
 // Answer is the signed message that says what happened to a command: status is succeeded, failed or rejected, result one
-// JSON value or empty. It goes to ResultTopic.
+// JSON value or empty. It goes to ResultTopic. It panics when there is no such answer, which is a mistake of the caller.
 func (d *Device) Answer(id, status, result string) Message {
-	if result == "" {
-		return d.Sign(fmt.Sprintf(`{"command_id":%q,"status":%q}`, id, status))
+	payload, err := library.Answer(id, library.Status(status), []byte(result))
+	if err != nil {
+		panic(fmt.Sprintf("device: answering %q: %v", id, err))
 	}
-	return d.Sign(fmt.Sprintf(`{"command_id":%q,"status":%q,"result":%s}`, id, status, result))
+	return d.Sign(string(payload))
 }
 
 // Obey takes the commands that reach c from now on, until ctx ends: it verifies each, has do decide on a good one, and
 // publishes the answer; a repeated one gets its first answer again. seen, if not nil, is notified of each.
-func (d *Device) Obey(ctx context.Context, c Client, do func(Command) (status, result string), seen func(Command, error)) error {
+func (d *Device) Obey(ctx context.Context, c Client, do func(library.Command) (status, result string), seen func(library.Command, error)) error {
 	v := d.NewCommandVerifier()
 	answers := make(map[string]func() Message)
 	for n := 0; ; n++ {
@@ -122,7 +74,7 @@ func (d *Device) Obey(ctx context.Context, c Client, do func(Command) (status, r
 		case err == nil:
 			status, result := do(command)
 			answers[command.ID] = func() Message { return d.Answer(command.ID, status, result) }
-		case !errors.Is(err, ErrCommandReplayed):
+		case library.ReasonOf(err) != library.Repeated:
 			continue
 		}
 		if answer := answers[command.ID]; answer != nil {
