@@ -10,6 +10,7 @@ import (
 	"net"
 	"path/filepath"
 	"strconv"
+	"time"
 
 	"mosquitto-bouncer/plugin/publickey"
 	"mosquitto-bouncer/plugin/textfile"
@@ -34,6 +35,7 @@ type bundleFile struct {
 	SigningKey  string `json:"signing_key"`
 	CommandKeys string `json:"command_keys"`
 	Topics      Topics `json:"topics"`
+	Tolerance   int64  `json:"tolerance"` // the gateway's, in seconds; 0: not known
 }
 
 // FromBundle opens the Device of a bundle: the directory that `bouncerctl device add` made, with device.json.
@@ -61,8 +63,12 @@ func ReadBundle(dir string, options Options) (Config, error) {
 	if b.Host == "" || b.Port < 1 || b.Port > 65535 {
 		return Config{}, errors.New("device: device.json: host or port is missing")
 	}
+	if b.Tolerance < 0 || b.Tolerance > maxInteger/int64(time.Second) {
+		return Config{}, errors.New("device: device.json: the tolerance is out of range")
+	}
 	config := Config{
-		DeviceID: b.DeviceID, Address: net.JoinHostPort(b.Host, strconv.Itoa(b.Port)), Topics: b.Topics, Credential: options.Credential,
+		Tolerance: time.Duration(b.Tolerance) * time.Second,
+		DeviceID:  b.DeviceID, Address: net.JoinHostPort(b.Host, strconv.Itoa(b.Port)), Topics: b.Topics, Credential: options.Credential,
 		TLS: &tls.Config{RootCAs: x509.NewCertPool(), ServerName: b.Host, MinVersion: tls.VersionTLS12},
 	}
 	if ca := r.file("ca", b.CA); r.err == nil && !config.TLS.RootCAs.AppendCertsFromPEM(ca) {

@@ -33,6 +33,7 @@ type Config struct {
 	TLS        *tls.Config // the CA, the server's name and the device's certificate
 	Credential *Credential
 	Topics     Topics
+	Tolerance  time.Duration // the gateway's [publish] tolerance; 0: 300 s
 }
 
 // Options are the settings of a Device. The zero value is the specification's.
@@ -46,8 +47,8 @@ type Options struct {
 	MaxMessageBytes int
 	// Commands is how many commands are remembered. 0: 256.
 	Commands int
-	// Tolerance is the gateway's [publish] tolerance. What was signed longer ago than this less 30 s is signed again before it
-	// is sent again. 0: 300 s; at least 31 s.
+	// Tolerance is in place of the Config's. What was signed longer ago than this less 30 s is signed again before it is sent again;
+	// 30 s or less: whatever was sent before.
 	Tolerance time.Duration
 	// NeverRepeat makes the outcome Unknown where a message would otherwise be signed again although an earlier copy may have
 	// been accepted.
@@ -183,8 +184,9 @@ func Open(config Config, options Options) (*Device, error) {
 	setDefault(&options.MaxBytes, defaultBytes)
 	setDefault(&options.MaxMessageBytes, MaxMessageBytes)
 	setDefault(&options.Commands, DefaultCommands)
+	setDefault(&options.Tolerance, config.Tolerance)
 	setDefault(&options.Tolerance, defaultTolerance)
-	if options.MaxMessages < 1 || options.MaxBytes < 1 || options.Commands < 1 || options.Tolerance <= toleranceMargin ||
+	if options.MaxMessages < 1 || options.MaxBytes < 1 || options.Commands < 1 || options.Tolerance < time.Second ||
 		options.MaxMessageBytes < 512 || options.MaxMessageBytes > maxMessageBytes {
 		return nil, errors.New("device: an option is outside of its range")
 	}

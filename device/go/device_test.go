@@ -301,7 +301,7 @@ func TestBundle(t *testing.T) {
 	must(t, err)
 	good := map[string]any{
 		"device_id": "sensor_001", "host": "broker.example.org", "port": 8883, "algorithm": "HMAC-SHA256", "ca": "ca.crt",
-		"certificate": "device.crt", "key": "device.key", "secret": "secret", "topics": map[string]string{"data": "device/sensor_001/data"}, "new": 1,
+		"certificate": "device.crt", "key": "device.key", "secret": "secret", "topics": map[string]string{"data": "device/sensor_001/data"}, "new": 1, "tolerance": 60,
 	}
 	read := func(changes map[string]any, options Options) (Config, error) {
 		dir := t.TempDir()
@@ -330,7 +330,7 @@ func TestBundle(t *testing.T) {
 		t.Errorf("the secret is another: %v", err)
 	}
 	if c.DeviceID != "sensor_001" || c.Address != "broker.example.org:8883" || c.TLS.ServerName != "broker.example.org" || c.TLS.InsecureSkipVerify ||
-		c.TLS.MinVersion < tls.VersionTLS12 || len(c.TLS.Certificates) != 1 || c.Topics != (Topics{Data: "device/sensor_001/data"}) {
+		c.Tolerance != time.Minute || c.TLS.MinVersion < tls.VersionTLS12 || len(c.TLS.Certificates) != 1 || c.Topics != (Topics{Data: "device/sensor_001/data"}) {
 		t.Errorf("%+v", c)
 	}
 	// The key of the certificate, which is on P-256, signs the messages, too.
@@ -345,6 +345,7 @@ func TestBundle(t *testing.T) {
 	}
 	for member, values := range map[string][]any{
 		"host":        {nil, ""},
+		"tolerance":   {-1, "60", 1 << 60},
 		"port":        {nil, 0, 65536, "8883"},
 		"algorithm":   {nil, "", "RSA", "Ed25519", "ECDSA P-256"},
 		"ca":          {nil, "empty", "none"},
@@ -372,7 +373,7 @@ func TestBundle(t *testing.T) {
 func TestOptions(t *testing.T) {
 	d := open(t, nil, Options{})
 	must(t, d.Close())
-	for _, o := range []Options{{MaxMessages: -1}, {MaxBytes: -1}, {MaxMessageBytes: 100}, {MaxMessageBytes: 1<<20 + 1}, {Commands: -1}, {Tolerance: 30 * time.Second}} {
+	for _, o := range []Options{{MaxMessages: -1}, {MaxBytes: -1}, {MaxMessageBytes: 100}, {MaxMessageBytes: 1<<20 + 1}, {Commands: -1}, {Tolerance: -time.Second}} {
 		o.State = t.TempDir()
 		if _, err := Open(d.config, o); err == nil {
 			t.Errorf("%+v was taken", o)

@@ -108,7 +108,7 @@ func (s *exchange) prepare(batch []*message) (ready []*message, ok bool) {
 	d.mu.Lock()
 	now := d.now()
 	d.mu.Unlock()
-	oldest := now - int64((d.options.Tolerance-toleranceMargin)/time.Second)
+	oldest := now - int64(max(d.options.Tolerance-toleranceMargin, 0)/time.Second)
 	var signed []record
 	var again []uint64
 	for _, m := range batch {

@@ -29,7 +29,7 @@ func (r *rig) ends(id, state, result string) {
 
 // TestCommand: a command is executed, and its answer reaches the backend; one whose handler fails is answered so.
 func TestCommand(t *testing.T) {
-	scenarios(t, withHMAC, func(r *rig) {
+	scenarios(t, all, func(r *rig) {
 		a := r.agent()
 		a.start()
 		for n := 1; n <= 3; n++ {
@@ -50,7 +50,7 @@ func TestCommand(t *testing.T) {
 // TestCommandInterrupted: the agent dies while it executes a command. It does not execute it again, and says that it was
 // interrupted.
 func TestCommandInterrupted(t *testing.T) {
-	scenarios(t, withHMAC, func(r *rig) {
+	scenarios(t, all, func(r *rig) {
 		a := r.agent()
 		a.start()
 		a.order(`{"op":"on_command","do":"die"}`)

@@ -1,17 +1,21 @@
 package devices
 
 import (
+	"cmp"
 	"crypto"
 	"crypto/x509"
+	"encoding/base64"
 	"encoding/json"
 	"encoding/pem"
 	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
+	"mosquitto-bouncer/plugin/commandkey"
 	"mosquitto-bouncer/plugin/publickey"
 	"mosquitto-bouncer/plugin/registry"
 	"mosquitto-bouncer/plugin/testkit"
@@ -75,6 +79,8 @@ func newRig(t *testing.T, l library, algorithm string) *rig {
 		c.file, c.right, c.wrong = "signing.key", r.privatePEM(private), r.privatePEM(testkit.PrivateKey(t, algorithm))
 		description["signing_key"] = c.file
 		r.register(private)
+		description["command_keys"] = "command-keys.pem"
+		r.write("command-keys.pem", r.makeCommandKeys(publickey.Algorithm(algorithm)))
 	}
 	r.write(c.file, c.right)
 	text, err := json.Marshal(description)
@@ -93,6 +99,30 @@ func (r *rig) privatePEM(private crypto.Signer) []byte {
 	der, err := x509.MarshalPKCS8PrivateKey(private)
 	r.Must(err)
 	return pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})
+}
+
+// makeCommandKeys gives the gateway keys for commands, and returns the public ones of both algorithms, one after the other, the one that the
+// device can use last.
+func (r *rig) makeCommandKeys(own publickey.Algorithm) (public []byte) {
+	r.Helper()
+	set, err := (*commandkey.Set)(nil).With(time.Now(), time.Now(), commandkey.Algorithms()...)
+	r.Must(err)
+	text, err := set.Encode()
+	r.Must(err)
+	r.Must(r.Broker.WriteFile("command-keys.toml", text))
+	r.Reload(map[string]any{"command.keys_file": r.Broker.Path("command-keys.toml")})
+	algorithms := commandkey.Algorithms()
+	slices.SortStableFunc(algorithms, func(a, b publickey.Algorithm) int {
+		return cmp.Compare(strings.Count(string(a), string(own)), strings.Count(string(b), string(own)))
+	})
+	for _, a := range algorithms {
+		for _, key := range set.Valid(a, time.Now()) {
+			der, err := base64.StdEncoding.DecodeString(key.Text())
+			r.Must(err)
+			public = append(public, pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der})...)
+		}
+	}
+	return public
 }
 
 // register enters the device with the public key of a private one, and waits until the gateway knows it.
