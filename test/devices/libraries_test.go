@@ -1,6 +1,7 @@
 package devices
 
 import (
+	"flag"
 	"fmt"
 	"os"
 	"os/exec"
@@ -14,6 +15,9 @@ type library struct {
 	agent, crosscheck []string
 }
 
+// source is the directory of the libraries.
+const source = "../../device/"
+
 // built is where TestMain puts the programs that have to be built.
 var built string
 
@@ -21,11 +25,17 @@ var built string
 func libraries() []library {
 	return []library{
 		{"go", []string{filepath.Join(built, "agent")}, []string{filepath.Join(built, "crosscheck")}},
+		{"js", []string{"node", source + "js/agent.js"}, []string{"node", source + "js/crosscheck.js"}},
 	}
 }
 
 func TestMain(m *testing.M) {
+	flag.Parse()
 	code, err := 0, build()
+	if err == nil {
+		// The scenarios mostly wait.
+		err = flag.Set("test.parallel", "8")
+	}
 	if err == nil {
 		code = m.Run()
 	}

@@ -14,8 +14,9 @@ var (
 	withHMAC = []string{hmacSHA256}
 )
 
-// scenarios runs one with each library.
+// scenarios runs one with each library, in parallel with the other scenarios.
 func scenarios(t *testing.T, algorithms []string, run func(r *rig)) {
+	t.Parallel()
 	for _, l := range libraries() {
 		for _, algorithm := range algorithms {
 			t.Run(l.name+" "+algorithm, func(t *testing.T) {
