@@ -7,6 +7,8 @@ import { isDeviceID } from '../src/ids.js';
 import { checkJSON, utf8 } from '../src/json.js';
 
 const MAX_FILE = 1 << 20;
+/** In seconds: about 95 years. */
+const MAX_TOLERANCE = 3_000_000_000;
 
 /** Reads a file of at most 1 MiB. */
 async function read(file) {
@@ -36,7 +38,7 @@ function text(bytes, file) {
 /** Whether a text is an MQTT topic to publish to. */
 const isTopic = (t) => typeof t === 'string' && t.length > 0 && Buffer.byteLength(t) <= 65535 && !/[+#\0]/.test(t);
 
-/** Reads a bundle: {deviceId, host, port, credential, ca, certificate, key, topics}. */
+/** Reads a bundle: {deviceId, host, port, tolerance, credential, ca, certificate, key, topics}. */
 export async function readBundle(directory) {
   const file = path.join(directory, 'device.json');
   const wrong = (what) => new BouncerError('bundle', `${file}: ${what}`);
@@ -56,6 +58,9 @@ export async function readBundle(directory) {
   if (typeof json.host !== 'string' || json.host === '') throw wrong('"host" is missing');
   if (!Number.isSafeInteger(json.port) || json.port < 1 || json.port > 65535) throw wrong('"port" is not 1 to 65535');
   if (!ALGORITHM_NAMES.includes(json.algorithm)) throw wrong(`"algorithm" is not one of ${ALGORITHM_NAMES.join(', ')}`);
+  // The gateway's, in seconds; 0 or absent: not known.
+  const tolerance = has('tolerance') ? json.tolerance : 0;
+  if (!Number.isSafeInteger(tolerance) || tolerance < 0 || tolerance > MAX_TOLERANCE) throw wrong(`"tolerance" is not 0 to ${MAX_TOLERANCE}`);
   const topics = has('topics') ? json.topics : null;
   if (topics === null || typeof topics !== 'object' || !isTopic(topics.data)) throw wrong('"topics" has no "data" that is a topic');
   for (const member of ['response', 'rejected', 'command']) {
@@ -75,6 +80,7 @@ export async function readBundle(directory) {
     deviceId: json.device_id,
     host: json.host,
     port: json.port,
+    tolerance: tolerance || undefined,
     credential,
     ca: await pem('ca'),
     certificate: await pem('certificate'),

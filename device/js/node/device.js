@@ -24,7 +24,7 @@ const DEFAULTS = {
   maxBytes: [16 * 1024 * 1024, 1, 64 * 1024 * 1024],
   maxMessageBytes: [65_536, 512, 65_536 * 16],
   maxCommands: [256, 1, 4096],
-  tolerance: [300, 31, 86_400],
+  tolerance: [300, 1, 3_000_000_000],
   keepalive: [30, 1, 65_535],
   closeTimeout: [5000, 0, 600_000],
 };
@@ -103,8 +103,9 @@ export class Device extends EventEmitter {
   static async fromBundle(directory, options = {}) {
     const mqtt = typeof options.mqtt?.connect === 'function' ? options.mqtt : options.mqtt?.default;
     if (typeof mqtt?.connect !== 'function') throw new TypeError('pass mqtt.js in the option mqtt: import mqtt from "mqtt"');
-    const settings = settingsOf(options);
+    settingsOf(options); // before a file is read
     const bundle = await readBundle(directory);
+    const settings = settingsOf({ ...options, tolerance: options.tolerance ?? bundle.tolerance });
     if (bundle.topics.command === undefined) log('the gateway has no commands');
     const state = await State.open(options.state ?? path.join(directory, 'state'), {
       deviceId: bundle.deviceId, commands: settings.maxCommands, maxMessages: settings.maxMessages, maxBytes: settings.maxBytes,

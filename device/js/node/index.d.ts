@@ -16,7 +16,7 @@ export interface Options {
   maxMessageBytes?: number;
   /** How many commands are remembered: 256 unless set. */
   maxCommands?: number;
-  /** The gateway's tolerance: 300 s unless set. */
+  /** The gateway's tolerance in seconds: that of the bundle, or 300, unless set. */
   tolerance?: number;
   /** What happens to a message of which the gateway may have a copy that can no longer be sent again: signed again ("repeat", unless set). */
   whenUncertain?: 'repeat' | 'unknown';

@@ -50,7 +50,7 @@ test('bundles that are not good', async (t) => {
   const directory = await temporary(t);
   await assert.rejects(readBundle(directory), { reason: 'bundle' });
   for (const change of [
-    { device_id: 'a b' }, { device_id: undefined }, { host: '' }, { host: 5 }, { port: 0 }, { port: '8883' }, { port: 65536 }, { algorithm: 'none' }, { algorithm: 'constructor' }, { topics: {} },
+    { device_id: 'a b' }, { device_id: undefined }, { host: '' }, { host: 5 }, { tolerance: -1 }, { tolerance: '60' }, { tolerance: 1e15 }, { tolerance: null }, { port: 0 }, { port: '8883' }, { port: 65536 }, { algorithm: 'none' }, { algorithm: 'constructor' }, { topics: {} },
     { topics: undefined }, { topics: { data: 'a/#' } }, { topics: { data: 'd', command: '' } }, { secret: undefined }, { secret: 'missing' }, { secret: '.' }, { ca: null }, { key: '' },
     { algorithm: 'Ed25519' },
   ]) await assert.rejects(readBundle(await fakeBundle(directory, change)), { reason: 'bundle' }, JSON.stringify(change));

@@ -141,6 +141,21 @@ describe('outcomes', { concurrency: true }, () => {
     assert.equal(distinct(fake.sent.map((m) => m.text)), 1);
   });
 
+  test('the tolerance of the bundle, unless set', async (t) => {
+    for (const [inBundle, option, copies] of [[600, undefined, 1], [undefined, 600, 1], [600, 300, 2], [0, undefined, 2], [20, undefined, 2]]) {
+      let now = 1_700_000_000;
+      const { device, fake } = await fakeDevice(t, await temporary(t), { now: () => now, tolerance: option, change: { tolerance: inBundle } });
+      device.start();
+      fake.answer = () => {
+        now += 500;
+        fake.answer = (m, acknowledge) => acknowledge(0);
+        fake.client.drop();
+      };
+      assert.deepEqual(pick(await (await device.publish(1)).outcome), ['accepted', '', 2, copies === 2]);
+      assert.equal(distinct(fake.sent.map((m) => m.text)), copies);
+    }
+  });
+
   for (const reason of ['rate_limited', 'overloaded', 'internal']) {
     test(`${reason}: the same bytes after 1 s and 2 s, and nothing else meanwhile`, async (t) => {
       const { device, fake } = await started(t);

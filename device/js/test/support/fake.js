@@ -105,7 +105,7 @@ export async function fakeBundle(directory, change = {}) {
 /** A Device on a fake, closed after the test. */
 export async function fakeDevice(t, directory, options = {}) {
   const fake = options.mqtt ?? new Fake();
-  const device = await Device.fromBundle(await fakeBundle(directory), { closeTimeout: 100, ...options, mqtt: fake });
+  const device = await Device.fromBundle(await fakeBundle(directory, options.change), { closeTimeout: 100, ...options, mqtt: fake });
   device.errors = [];
   device.on('error', (error) => device.errors.push(error));
   t.after(() => device.close());
