@@ -1,0 +1,2 @@
+/* Prints how much stack the functions of the library use. */
+void measure_stack(void);
