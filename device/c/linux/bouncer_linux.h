@@ -60,7 +60,7 @@ typedef struct bouncer_linux_options {
     void *context;            /* given to each function below; each may be NULL */
     int64_t (*now)(void *context); /* the system's time in seconds since 1970; NULL: time(2) */
     void (*on_outcome)(void *context, const bouncer_outcome *outcome);
-    void (*on_connection)(void *context, int connected);
+    void (*on_connection)(void *context, int connected); /* connected and subscribed, or not any more */
     /* Executes a command and returns its status; bouncer_reply_* set the result. NULL: commands are answered with rejected. */
     bouncer_status (*on_command)(void *context, const bouncer_command *command, bouncer_reply *reply);
     void (*on_command_refused)(void *context, const char *reason); /* "forged" and so on, and "repeated" */

@@ -175,8 +175,9 @@ static int take_command_keys(struct reading *r, json_t *object)
     char *data = NULL;
     size_t length = 0;
     EVP_PKEY *key;
+    const char *at;
     BIO *bio;
-    int error, seen = 0;
+    int error, seen = 0, begun = 0;
 
     if (json_object_get(object, "command_keys") == NULL)
         return 0;
@@ -196,8 +197,10 @@ static int take_command_keys(struct reading *r, json_t *object)
     }
     if (error == 0 && seen == 0)
         error = fail(r, "device.json: command_keys: no public key in PEM");
-    else if (error == 0 && ERR_GET_REASON(ERR_peek_last_error()) != PEM_R_NO_START_LINE)
-        error = fail(r, "device.json: command_keys: a key cannot be read");
+    for (at = data; error == 0 && at != NULL && (at = strstr(at, "-----BEGIN ")) != NULL; at++)
+        begun++;
+    if (error == 0 && begun != seen)
+        error = fail(r, "device.json: command_keys: what follows key %d is no public key", seen);
     BIO_free(bio);
     free(data);
     ERR_clear_error();

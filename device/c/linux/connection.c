@@ -70,6 +70,14 @@ static void *attempt_run(void *argument)
     return NULL;
 }
 
+/* Subscribed: messages may be sent. */
+static void become_ready(bouncer_linux *device)
+{
+    if (!device->ready)
+        report_connection(device, 1);
+    device->ready = 1;
+}
+
 /* The callbacks are called from mosquitto_loop, without the lock. */
 
 static void on_connect(struct mosquitto *mosquitto, void *context, int code, int flags, const mosquitto_property *properties)
@@ -96,12 +104,11 @@ static void on_connect(struct mosquitto *mosquitto, void *context, int code, int
     pthread_mutex_lock(&device->lock);
     device->connected = 1;
     if (n == 0)
-        device->ready = 1;
+        become_ready(device);
     if (result != MOSQ_ERR_SUCCESS) {
         report_error(device, "subscribing failed: %s", mosquitto_strerror(result));
         device->lost = 1;
     }
-    report_connection(device, 1);
     pthread_mutex_unlock(&device->lock);
 }
 
@@ -124,7 +131,7 @@ static void on_subscribe(struct mosquitto *mosquitto, void *context, int mid, in
         for (i = 0; i < count && i < n; i++)
             if (codes[i] >= 0x80)
                 report_error(device, "the subscription to %s was refused: 0x%02x", topics[i], (unsigned)codes[i]);
-        device->ready = 1;
+        become_ready(device);
     }
     pthread_mutex_unlock(&device->lock);
 }
@@ -367,10 +374,9 @@ void *connection_run(void *argument)
                 was_ready = run_connection(device, a->mosquitto);
             pthread_mutex_lock(&device->lock);
             device->mosquitto = NULL;
-            device->ready = 0;
-            if (device->connected)
+            if (device->ready)
                 report_connection(device, 0);
-            device->connected = 0;
+            device->connected = device->ready = 0;
             connection_ended(device);
             pthread_mutex_unlock(&device->lock);
             attempt_release(a);
