@@ -13,12 +13,15 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/time/rate"
+
 	"mosquitto-bouncer/plugin/command"
 	"mosquitto-bouncer/plugin/commandkey"
 	"mosquitto-bouncer/plugin/config"
 	"mosquitto-bouncer/plugin/envelope"
 	"mosquitto-bouncer/plugin/journal"
 	"mosquitto-bouncer/plugin/mqtt"
+	"mosquitto-bouncer/plugin/publickey"
 	"mosquitto-bouncer/plugin/registry"
 	"mosquitto-bouncer/plugin/rotation"
 )
@@ -66,9 +69,12 @@ type Commands struct {
 	closing sync.Once
 	asked   chan struct{} // has run look at subscribed
 
+	unsigned rate.Sometimes // in the log
+
 	mu         sync.Mutex // guards what follows; held for a few assignments, also by the broker's thread
 	underway   map[string]struct{}
-	subscribed map[string]time.Time // when it did so last, of the devices that have not been sent everything since
+	subscribed map[string]time.Time              // when it did so last, of the devices that have not been sent everything since
+	rekeyed    map[publickey.Algorithm]time.Time // when the gateway's key was replaced, of what was not looked at since
 }
 
 // StartCommands opens the store and starts the goroutine that sends what waits in it by way of down.
@@ -89,6 +95,8 @@ func StartCommands(o CommandOptions, down *Dispatcher) (*Commands, error) {
 		asked:      make(chan struct{}, 1),
 		underway:   make(map[string]struct{}),
 		subscribed: make(map[string]time.Time),
+		rekeyed:    make(map[publickey.Algorithm]time.Time),
+		unsigned:   rate.Sometimes{Interval: time.Minute},
 	}
 	cs.keys.Store(o.Keys)
 	cs.used, err = rotation.Open(filepath.Join(o.StateDir, rotation.FileName), rotation.Options{
@@ -162,44 +170,39 @@ func (cs *Commands) Writable(ctx context.Context) error { return cs.store.Writab
 func (cs *Commands) Send(c command.Command) { cs.send(c) }
 
 // send signs a command so that the device can verify it, and leaves it to the broker's thread. Where that cannot be done
-// now the command stays as it is; done is false where only room was wanting. Any goroutine.
+// now the command stays as it is; done is false where only room was wanting, or where it is on its way already, perhaps signed
+// with a credential that is not the right one any more. Any goroutine.
 func (cs *Commands) send(c command.Command) (done bool) {
 	now := time.Now()
 	device := cs.options.Registry.Lookup([]byte(c.Device))
 	if device == nil || device.Disabled || remaining(c.Expires, now) <= 0 {
 		return true
 	}
-	signs, err := cs.credentialOf(device)
+	if cs.queue.Len() >= maxCommandsDown || !cs.begin(c.ID) {
+		return false
+	}
+	signs, signed, err := cs.signFor(device, &c)
 	if err != nil {
-		cs.log.Warn("a command is not sent", "device", c.Device, "command", c.ID, "error", err)
+		cs.forget(c.ID)
+		cs.unsigned.Do(func() {
+			cs.log.Warn("a command is not sent; the same error is logged once a minute at most", "device", c.Device, "command", c.ID, "error", err)
+		})
 		return true
 	}
-	signed, err := sign(signs.signer, &c)
-	if err != nil {
-		cs.log.Error("a command could not be signed", "device", c.Device, "command", c.ID, "error", err)
-		return true
-	}
-	cs.mu.Lock()
-	_, already := cs.underway[c.ID]
-	cs.underway[c.ID] = struct{}{}
-	cs.mu.Unlock()
-	if already {
-		return true
-	}
+	stale := false // broker's thread
 	err = cs.down.push(cs.queue, Publish{
 		Message: mqtt.Message{Topic: cs.topicOf(c.Device), Payload: signed, QoS: 1},
 		Expires: c.Expires,
-		Good: func() bool {
-			good := cs.signs(c.Device, signs)
-			if !good {
-				cs.resend(c.Device)
-			}
-			return good
-		},
+		Good:    func() bool { stale = !cs.signs(c.Device, signs); return !stale },
 		Done: func(given bool) {
-			cs.forget(c.ID)
-			if given {
+			cs.forget(c.ID) // before it is sent again
+			switch {
+			case given:
 				cs.store.Sent(c.ID, time.Now())
+			case stale:
+				cs.resend(c.Device)
+			default:
+				cs.resendLater(c.Device)
 			}
 		},
 	})
@@ -208,6 +211,23 @@ func (cs *Commands) send(c command.Command) (done bool) {
 		return false
 	}
 	return true
+}
+
+// signFor signs a command for a device, and returns what with.
+func (cs *Commands) signFor(device *registry.Device, c *command.Command) (signs credential, signed []byte, err error) {
+	if signs, err = cs.credentialOf(device); err == nil {
+		signed, err = sign(signs.signer, c)
+	}
+	return signs, signed, err
+}
+
+// begin notes that a command is on its way to the broker. It returns false where it is already.
+func (cs *Commands) begin(id string) bool {
+	cs.mu.Lock()
+	defer cs.mu.Unlock()
+	_, already := cs.underway[id]
+	cs.underway[id] = struct{}{}
+	return !already
 }
 
 func (cs *Commands) forget(id string) {

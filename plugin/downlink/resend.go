@@ -5,6 +5,7 @@ import (
 
 	"mosquitto-bouncer/plugin/command"
 	"mosquitto-bouncer/plugin/crash"
+	"mosquitto-bouncer/plugin/publickey"
 	"mosquitto-bouncer/plugin/registry"
 )
 
@@ -14,8 +15,8 @@ const (
 	commandRetry = time.Second
 	// maxSubscribed bounds the devices that have subscribed since the goroutine looked last.
 	maxSubscribed = 65536
-	// maxResent is how many devices with new secrets or keys are gone through one by one; of more at once every device that
-	// commands wait for is sent them again.
+	// maxResent is how many devices with new secrets or keys are looked for one by one; with more at once, all commands are
+	// gone through.
 	maxResent = 1000
 )
 
@@ -30,38 +31,51 @@ func (cs *Commands) Subscribed(identity, topic []byte) {
 }
 
 // CredentialsChanged has the commands of devices with new secrets or public keys sent again: they were signed with a secret
-// that a device may not have, or with an algorithm that it cannot verify. nil Commands send nothing. Any goroutine.
+// that a device may not have, or with an algorithm that it cannot verify. A device that was removed and registered again
+// has new ones. nil Commands send nothing. Any goroutine.
 func (cs *Commands) CredentialsChanged(changes []registry.Change) {
 	if cs == nil || cs.store.Len() == 0 {
 		return
 	}
-	var devices []string
+	devices := make(map[string]struct{})
 	for _, c := range changes {
-		if c.What == registry.NewSecrets || c.What == registry.NewKeys {
-			devices = append(devices, c.ID)
+		switch c.What {
+		case registry.NewSecrets, registry.NewKeys, registry.Added:
+			devices[c.ID] = struct{}{}
 		}
 	}
-	if len(devices) > maxResent {
-		devices = devices[:0]
-		for _, c := range cs.store.Unfinished("", time.Now()) {
-			devices = append(devices, c.Device)
+	if len(devices) <= maxResent {
+		for device := range devices {
+			cs.resend(device)
 		}
+		return
 	}
-	for _, device := range devices {
-		cs.resend(device)
+	for _, c := range cs.store.Unfinished("", time.Now()) {
+		if _, changed := devices[c.Device]; changed {
+			cs.resend(c.Device)
+		}
 	}
 }
 
 // resend has what waits for a device's answer sent again. Any goroutine; it waits for nothing.
 func (cs *Commands) resend(device string) {
-	if cs.store.Len() == 0 {
-		return
+	if cs.store.Len() > 0 {
+		cs.resendLater(device)
+		cs.ask()
 	}
+}
+
+// resendLater is resend at the next tick of run.
+func (cs *Commands) resendLater(device string) {
 	cs.mu.Lock()
 	if len(cs.subscribed) < maxSubscribed {
 		cs.subscribed[device] = time.Now()
 	}
 	cs.mu.Unlock()
+}
+
+// ask has run look at what is to be sent again.
+func (cs *Commands) ask() {
 	select {
 	case cs.asked <- struct{}{}:
 	default:
@@ -107,17 +121,16 @@ func (cs *Commands) retry() {
 }
 
 func (cs *Commands) serveSubscribed() {
-	cs.mu.Lock()
-	devices := cs.subscribed
-	cs.subscribed = make(map[string]time.Time)
-	cs.mu.Unlock()
-	now := time.Now()
-	for device, since := range devices {
+	for device, since := range cs.takeSubscribed() {
 		again := false // at the next tick of run
-		for _, c := range cs.store.Unfinished(device, now) {
+		for _, c := range cs.store.Unfinished(device, time.Now()) {
+			sent, now := c.SentAt, time.Now()
+			if sent.After(now) { // by the clock of an earlier process, which was ahead
+				sent = time.Time{}
+			}
 			switch {
-			case !c.SentAt.Before(since): // it has been sent for this subscription
-			case now.Sub(c.SentAt) <= commandRetry: // unless it has answered by then
+			case !sent.Before(since): // it has been sent for this subscription
+			case now.Sub(sent) <= commandRetry: // unless it has answered by then
 				again = true
 			case !cs.trySend(c):
 				again = true
@@ -131,6 +144,30 @@ func (cs *Commands) serveSubscribed() {
 			cs.mu.Unlock()
 		}
 	}
+}
+
+// takeSubscribed returns what serveSubscribed is to look at, with the devices whose commands are signed with a key of the gateway that
+// was replaced.
+func (cs *Commands) takeSubscribed() map[string]time.Time {
+	cs.mu.Lock()
+	devices, rekeyed := cs.subscribed, cs.rekeyed
+	cs.subscribed, cs.rekeyed = make(map[string]time.Time), make(map[publickey.Algorithm]time.Time)
+	cs.mu.Unlock()
+	if len(rekeyed) == 0 {
+		return devices
+	}
+	for _, c := range cs.store.Unfinished("", time.Now()) {
+		d := cs.options.Registry.Lookup([]byte(c.Device))
+		if d == nil {
+			continue
+		}
+		for _, key := range d.Keys() {
+			if since, replaced := rekeyed[key.Algorithm()]; replaced && since.After(devices[c.Device]) {
+				devices[c.Device] = since
+			}
+		}
+	}
+	return devices
 }
 
 // trySend is send for the goroutine, which is to outlive a panic.

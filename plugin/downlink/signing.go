@@ -48,7 +48,7 @@ func secrets(d *registry.Device) [][]byte {
 // rotating reports whether a secret or a public key of the device is being replaced.
 func (cs *Commands) rotating(device string) bool {
 	d := cs.options.Registry.Lookup([]byte(device))
-	return d != nil && len(secrets(d)) > 1
+	return d != nil && len(d.Secrets)+len(d.Keys()) > 1
 }
 
 // credentialOf returns what a command for the device is signed with. Of its secrets it is the newest that the device is known to
@@ -87,17 +87,26 @@ func (cs *Commands) signs(device string, with credential) bool {
 	return err == nil && now.same(with)
 }
 
-// SetKeys replaces the gateway's own keys; nil: it has none. Commands that wait for an answer and are signed with one are sent
-// again: they may be signed with a key that devices are not to trust any more. nil Commands take nothing. Any goroutine.
+// SetKeys replaces the gateway's own keys; nil: it has none. Where another key signs from now on, commands that wait for an answer
+// are sent again: they may be signed with a key that devices are not to trust any more. nil Commands take nothing. It waits
+// for nothing. Broker's thread.
 func (cs *Commands) SetKeys(keys *commandkey.Set) {
-	if cs == nil || cs.keys.Swap(keys).Equal(keys) || cs.store.Len() == 0 {
+	if cs == nil {
 		return
 	}
-	for _, c := range cs.store.Unfinished("", time.Now()) {
-		if d := cs.options.Registry.Lookup([]byte(c.Device)); d != nil && len(d.Keys()) > 0 {
-			cs.resend(c.Device)
+	before, now := cs.keys.Swap(keys), time.Now()
+	for _, a := range commandkey.Algorithms() {
+		if !sameKey(before.Signing(a, now), keys.Signing(a, now)) {
+			cs.mu.Lock()
+			cs.rekeyed[a] = now
+			cs.mu.Unlock()
+			cs.ask()
 		}
 	}
+}
+
+func sameKey(a, b *commandkey.Key) bool {
+	return a == b || a != nil && b != nil && a.Public().Equal(b.Public())
 }
 
 // Used notes that a device has signed an accepted message with that one of its secrets or public keys, in the order of

@@ -168,13 +168,17 @@ func (m *Memory) prune() {
 	if m.options.Rotating == nil {
 		return
 	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	for device := range m.used {
+	var settled []string
+	for device := range m.used { // without the lock, which the broker's thread may want: only this goroutine changes it
 		if !m.options.Rotating(device) {
-			delete(m.used, device)
-			m.dirty[device] = nil
+			settled = append(settled, device)
 		}
+	}
+	for _, device := range settled {
+		m.mu.Lock()
+		delete(m.used, device)
+		m.mu.Unlock()
+		m.dirty[device] = nil
 	}
 }
 

@@ -125,6 +125,24 @@ func TestOldUntilTheNewIsUsed(t *testing.T) {
 	}
 }
 
+// TestForgettingHoldsNoLock: while it is asked for each device whether it is rotating, the broker's thread need not wait.
+func TestForgettingHoldsNoLock(t *testing.T) {
+	var m *Memory
+	asked := 0
+	m = openMemory(t, filepath.Join(t.TempDir(), FileName), Options{Rotating: func(device string) bool {
+		asked++
+		return chosen(m, device, "two", "one") != "two" || !m.Note(device, secrets("two", "one"), 0)
+	}})
+	m.Note("a", secrets("two", "one"), 0)
+	if err := m.Close(); err != nil {
+		t.Fatal(err)
+	}
+	m.prune() // in the place of the goroutine, which has ended
+	if got := chosen(m, "a", "two", "one"); asked != 1 || got != "one" {
+		t.Errorf("asked %d times, %s", asked, got)
+	}
+}
+
 func TestChooseWithoutMemory(t *testing.T) {
 	if got := chosen(nil, "a", "two", "one"); got != "one" {
 		t.Error(got)
