@@ -9,8 +9,8 @@
 //	made = 2026-01-02T15:04:05Z
 //	from = 2026-01-02T15:04:05Z                # signs from then on
 //
-// Of the keys of one algorithm the one with the latest time that has come signs. A key that is to replace it is in the file
-// before it signs, so that devices can be given its public half in time. The other way, a file for each key, would have
+// Of the keys of one algorithm the one with the latest time that has come signs. Where none has come the first one signs: either
+// it replaces no other, or the clock was set back. A key that is to replace it is in the file before it signs, so that devices can be given its public half in time. The other way, a file for each key, would have
 // needed a place for the times, and several files to change at once.
 package commandkey
 
@@ -34,8 +34,8 @@ import (
 	"mosquitto-bouncer/plugin/publickey"
 )
 
-// maxKeys bounds the keys of one file.
-const maxKeys = 16
+// maxKeys bounds the keys of one algorithm: a device need not take more (device/README.md).
+const maxKeys = 8
 
 // Algorithms are those that commands can be signed with, which are those of devices' keys.
 func Algorithms() []publickey.Algorithm {
@@ -75,9 +75,9 @@ type file struct {
 }
 
 type fileKey struct {
-	PrivateKey string    `toml:"private_key"`
-	Made       time.Time `toml:"made"`
-	From       time.Time `toml:"from"`
+	PrivateKey string `toml:"private_key"`
+	Made       any    `toml:"made"` // a time.Time; any, because TOML's local times would become that too
+	From       any    `toml:"from"` // likewise
 }
 
 var errNotKeys = errors.New("not a file of command keys; make one with bouncerctl command-key make")
@@ -88,8 +88,8 @@ func Parse(text []byte) (*Set, error) {
 	if err := toml.NewDecoder(bytes.NewReader(text)).DisallowUnknownFields().Decode(&f); err != nil {
 		return nil, errNotKeys // the error would quote the line
 	}
-	if len(f.Key) == 0 || len(f.Key) > maxKeys {
-		return nil, fmt.Errorf("%d command keys; there are 1 to %d", len(f.Key), maxKeys)
+	if most := maxKeys * len(Algorithms()); len(f.Key) == 0 || len(f.Key) > most {
+		return nil, fmt.Errorf("%d command keys; there are 1 to %d", len(f.Key), most)
 	}
 	s := new(Set)
 	for i, k := range f.Key {
@@ -102,7 +102,23 @@ func Parse(text []byte) (*Set, error) {
 		}
 		s.keys = append(s.keys, key)
 	}
-	return s, nil
+	return s, s.check()
+}
+
+// check returns an error where there are too many keys of an algorithm.
+func (s *Set) check() error {
+	for _, a := range Algorithms() {
+		n := 0
+		for _, k := range s.keys {
+			if k.Public().Algorithm() == a {
+				n++
+			}
+		}
+		if n > maxKeys {
+			return fmt.Errorf("%d command keys of %s; there are at most %d", n, a, maxKeys)
+		}
+	}
+	return nil
 }
 
 func read(k fileKey) (Key, error) {
@@ -115,10 +131,19 @@ func read(k fileKey) (Key, error) {
 	if err != nil || !ok {
 		return Key{}, errors.New("private_key is not a private key in PKCS #8 that can sign")
 	}
-	if k.Made.IsZero() || k.From.IsZero() {
-		return Key{}, errors.New("made or from is missing")
+	made, ok := instant(k.Made)
+	from, ok2 := instant(k.From)
+	if !ok || !ok2 {
+		return Key{}, errors.New("made and from are not both a time with an offset, as in 2026-01-02T15:04:05Z")
 	}
-	return newKey(private, k.Made, k.From)
+	return newKey(private, made, from)
+}
+
+// instant returns a time of the file, if it is one that can be written again.
+func instant(v any) (time.Time, bool) {
+	t, ok := v.(time.Time)
+	year := t.UTC().Year()
+	return t, ok && year >= 1 && year <= 9999
 }
 
 func newKey(private crypto.Signer, made, from time.Time) (Key, error) {
@@ -164,11 +189,22 @@ func (s *Set) Equal(other *Set) bool {
 func (s *Set) Signing(a publickey.Algorithm, now time.Time) *Key {
 	var signs *Key
 	for i, k := range s.Keys() {
-		if k.Public().Algorithm() == a && !k.From.After(now) && (signs == nil || !k.From.Before(signs.From)) {
+		if k.Public().Algorithm() == a && (signs == nil || k.precedes(signs, now)) {
 			signs = &s.keys[i]
 		}
 	}
 	return signs
+}
+
+// precedes reports whether k signs at a time rather than a key before it in the file.
+func (k *Key) precedes(other *Key, now time.Time) bool {
+	switch came, otherCame := !k.From.After(now), !other.From.After(now); {
+	case came != otherCame:
+		return came
+	case came:
+		return !k.From.Before(other.From)
+	}
+	return !k.From.After(other.From)
 }
 
 // Valid returns the public keys of an algorithm that a device must know from a time on: that of the key that signs then, and of
@@ -193,15 +229,25 @@ func (s *Set) current(now time.Time) (keys []Key) {
 	return keys
 }
 
-// With returns the set with a new key of each of the algorithms that signs from a time on. Keys that do not sign at now any more,
-// and will not, are not in it; nor are, of these algorithms, those that were to sign at from or later. s may be nil. The
-// error is that of too many keys, or of an algorithm that does not exist.
+// With returns the set with a new key of each of the algorithms that signs from a time on; where that is now, the new one is the
+// only one of its algorithm. Keys that do not sign at now any more, and will not, are not in it; nor are, of these algorithms,
+// those that were to sign at from or later. s may be nil. The error is that of too many keys, or of an algorithm that does
+// not exist.
 func (s *Set) With(now, from time.Time, algorithms ...publickey.Algorithm) (*Set, error) {
+	now, from = now.Truncate(time.Second), from.Truncate(time.Second)
 	next := new(Set)
 	for _, k := range s.current(now) {
-		if replaced := !k.From.Before(from.Truncate(time.Second)) && slices.Contains(algorithms, k.Public().Algorithm()); !replaced {
-			next.keys = append(next.keys, k)
+		if a := k.Public().Algorithm(); slices.Contains(algorithms, a) {
+			switch {
+			case !from.After(now):
+				continue
+			case k.From.After(now) && k.Public().Equal(s.Signing(a, now).Public()):
+				k.From = now.UTC() // the clock was set back; with its own time it would sign again after the new one
+			case !k.From.Before(from):
+				continue
+			}
 		}
+		next.keys = append(next.keys, k)
 	}
 	for _, a := range algorithms {
 		private, err := generate(a)
@@ -214,10 +260,9 @@ func (s *Set) With(now, from time.Time, algorithms ...publickey.Algorithm) (*Set
 		}
 		next.keys = append(next.keys, key)
 	}
-	if len(next.keys) > maxKeys {
-		return nil, fmt.Errorf("there are %d command keys that are yet to sign; wait until they do", maxKeys)
+	if next.check() != nil {
+		return nil, fmt.Errorf("there are %d command keys of an algorithm already that sign or are yet to; wait until they do", maxKeys)
 	}
-	next.keys = next.current(now)
 	return next, nil
 }
 

@@ -28,9 +28,6 @@ func TestRotation(t *testing.T) {
 	later := start.Add(30 * 24 * time.Hour)
 	first := with(t, nil, start, start, Algorithms()...)
 	for _, a := range Algorithms() {
-		if first.Signing(a, start.Add(-time.Second)) != nil {
-			t.Errorf("%s signs before its time", a)
-		}
 		old := first.Signing(a, start).Public()
 		second := with(t, first, start.Add(time.Hour), later, a)
 		if got := second.Signing(a, later.Add(-time.Second)).Public(); !got.Equal(old) {
@@ -55,6 +52,69 @@ func TestRotation(t *testing.T) {
 	var none *Set
 	if none.Signing(publickey.P256, start) != nil || none.Valid(publickey.P256, start) != nil || !none.Equal(new(Set)) || first.Equal(none) {
 		t.Error("a set without keys has some")
+	}
+}
+
+// TestClockSetBack: a key whose time is not there yet signs where no other does, whatever that time is; and a rotation then has the same
+// effect as ever: the old key signs until the new one does and not after it, and with a theft it is gone.
+func TestClockSetBack(t *testing.T) {
+	const a = publickey.Ed25519
+	month := 30 * 24 * time.Hour
+	first := with(t, nil, start, start, a)
+	old := first.Signing(a, start).Public()
+	back := start.Add(-time.Hour)
+	if got := first.Signing(a, back); got == nil || !got.Public().Equal(old) || len(first.Valid(a, back)) != 1 {
+		t.Error("the only key does not sign before its time")
+	}
+	second := with(t, first, start, start.Add(month), a)
+	if got := second.Signing(a, back); got == nil || !got.Public().Equal(old) || len(second.Valid(a, back)) != 2 {
+		t.Error("of two keys before their time the first one does not sign")
+	}
+	// The key from before is deleted, so the one of the second rotation signs.
+	third := with(t, second, start.Add(month), start.Add(2*month), a)
+	if got := third.Signing(a, back); got == nil || !got.Public().Equal(second.Signing(a, start.Add(month)).Public()) {
+		t.Error("nothing signs")
+	}
+
+	rotated := with(t, first, back, back.Add(time.Minute), a)
+	for now, stillOld := range map[time.Time]bool{back: true, back.Add(59 * time.Second): true, back.Add(time.Minute): false, start: false, start.Add(month): false} {
+		if got := rotated.Signing(a, now); got.Public().Equal(old) != stillOld {
+			t.Errorf("at %v: the old key signs: %v", now, !stillOld)
+		}
+	}
+	for _, fraction := range []time.Duration{0, 1, 999999999} {
+		now := back.Add(fraction)
+		stolen := with(t, second, now, now, a)
+		if len(stolen.Keys()) != 1 || stolen.Signing(a, back) == nil {
+			t.Errorf("%v: %d keys", fraction, len(stolen.Keys()))
+		}
+	}
+}
+
+// TestBound: there are never more keys of an algorithm than a device takes, and the other algorithm's do not count.
+func TestBound(t *testing.T) {
+	set := with(t, nil, start, start, Algorithms()...)
+	for i := 1; i < maxKeys; i++ {
+		set = with(t, set, start, start.Add(time.Duration(i)*time.Hour), publickey.Ed25519)
+	}
+	if n := len(set.Valid(publickey.Ed25519, start)); n != 8 {
+		t.Errorf("%d keys", n)
+	}
+	if _, err := set.With(start, start.Add(1000*time.Hour), Algorithms()...); err == nil {
+		t.Error("one more is taken")
+	}
+	set = with(t, set, start, start.Add(1000*time.Hour), publickey.P256)
+	set = with(t, set, start.Add(time.Hour), start.Add(1000*time.Hour), publickey.Ed25519) // one has gone
+	if n := len(set.Keys()); n != 10 {
+		t.Errorf("%d keys of both", n)
+	}
+	set.keys = append(set.keys, with(t, nil, start, start, publickey.Ed25519).keys...)
+	text, err := set.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Parse(text); err == nil {
+		t.Error("a file with one more is read")
 	}
 }
 
@@ -93,7 +153,12 @@ func TestFile(t *testing.T) {
 		"no key":            "[[key]]\n" + line("made") + "\n" + line("from") + "\n",
 		"not base64":        strings.Replace(key, `private_key = '`, `private_key = '!`, 1),
 		"not a private key": strings.Replace(key, line("private_key"), `private_key = "`+rsa+`"`, 1),
-		"too many":          strings.Repeat(key, maxKeys+1),
+		"too many":          strings.Repeat(key, 2*maxKeys+1),
+		"a local time":      strings.Replace(key, line("from"), "from = 2026-01-02T15:04:05", 1),
+		"a date":            strings.Replace(key, line("from"), "from = 2026-01-02", 1),
+		"a text":            strings.Replace(key, line("from"), "from = '2026-01-02T15:04:05Z'", 1),
+		"year 10000 in UTC": strings.Replace(key, line("from"), "from = 9999-12-31T23:59:59-23:59", 1),
+		"year -1 in UTC":    strings.Replace(key, line("made"), "made = 0000-01-01T00:00:00+23:00", 1),
 	} {
 		_, err := Parse([]byte(wrong))
 		if err == nil {
