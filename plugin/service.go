@@ -50,7 +50,7 @@ func (s *service) send(ctx context.Context, n httpd.NewCommand) (httpd.Command, 
 	case errors.Is(err, downlink.ErrDisabled):
 		return httpd.Command{}, &httpd.Error{Status: 409, Reason: "device_disabled", Detail: err.Error() + "; enable it with bouncerctl device enable"}
 	case isNoCommandKey(err):
-		return httpd.Command{}, &httpd.Error{Status: 409, Reason: "no_command_key", Detail: err.Error() + "; make one with bouncerctl command-key make"}
+		return httpd.Command{}, &httpd.Error{Status: 409, Reason: "no_command_key", Detail: err.Error() + "; make one with bouncerctl command-key make, or with command-key rotate --algorithm where there is a file of keys"}
 	case errors.Is(err, downlink.ErrBody):
 		return httpd.Command{}, &httpd.Error{Status: 400, Reason: "bad_json", Detail: err.Error()}
 	case errors.Is(err, command.ErrKeyReused):

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -49,6 +48,19 @@ func algorithmsOf(c *cobra.Command, name string) ([]publickey.Algorithm, error) 
 		return []publickey.Algorithm{a}, nil
 	}
 	return nil, usage(c, "--algorithm %q is not ed25519 or p256", name)
+}
+
+// makesKey is the command that makes a key of an algorithm of which there is none. With more algorithms it would replace keys too.
+func makesKey(set *commandkey.Set, a publickey.Algorithm) string {
+	if set == nil {
+		return "bouncerctl command-key make"
+	}
+	for name, algorithm := range algorithmNames {
+		if algorithm == a {
+			return "bouncerctl command-key rotate --algorithm " + name
+		}
+	}
+	return ""
 }
 
 // loadCommandKeys returns the keys that are set in the configuration, and their file.
@@ -101,7 +113,7 @@ the file command-keys.pem, with the algorithm of the device alone.`,
 				}
 			}
 			if text.Len() == 0 {
-				return errors.New("there is no such key; make one with bouncerctl command-key rotate --now")
+				return fmt.Errorf("there is no such key; make one with %s", makesKey(set, algorithms[0]))
 			}
 			_, err = fmt.Fprint(c.OutOrStdout(), text.String())
 			return err

@@ -101,6 +101,26 @@ func TestCommandKey(t *testing.T) {
 	if info, err := os.Stat(made); err != nil || info.Mode().Perm() != 0o640 {
 		t.Errorf("%v, %v", info, err)
 	}
+	// Of an algorithm without a key one is made as the error says, which leaves the other algorithm's as it is.
+	now := third.Keys()[0].From
+	one, err := (*commandkey.Set)(nil).With(now, now, "Ed25519")
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := one.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	writeFile(t, file, string(text))
+	fail(t, exitFailure, "there is no such key; make one with bouncerctl command-key rotate --algorithm p256", "command-key", "export", "--algorithm", "p256", "--config", config)
+	if got := device(t, dir, "add", "early", "--key", newKeyPair(t, "ECDSA P-256").public); !strings.Contains(got, "command-key rotate --algorithm p256") {
+		t.Error(got)
+	}
+	ctl("rotate", "--algorithm", "p256")
+	if got := keys().Keys(); len(got) != 2 || !got[0].Public().Equal(one.Keys()[0].Public()) || !strings.Contains(ctl("export", "--algorithm", "p256"), got[1].Public().Text()[:64]) {
+		t.Errorf("%d keys", len(got))
+	}
+
 	// Without keys the command says what to do, and a bundle has none.
 	without := strings.Replace(readFile(t, config), "keys_file = \"command-keys.toml\"", "keys_file = \"\"", 1)
 	writeFile(t, config, without)

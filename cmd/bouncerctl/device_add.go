@@ -142,7 +142,7 @@ func (o *addOptions) run(id, configFile string, stdin io.Reader, stdout io.Write
 	if key != nil {
 		fmt.Fprintf(stdout, "It signs with %s; the fingerprint of its public key is\n  %s\n", key.Algorithm(), key.Fingerprint())
 		if len(cfg.Command.Keys.Valid(key.Algorithm(), time.Now())) == 0 {
-			fmt.Fprintf(stdout, "The gateway has no key to sign commands to it with; bouncerctl command-key make%s\n", elsewhere(configFile))
+			fmt.Fprintf(stdout, "The gateway has no key to sign commands to it with; %s%s\n", makesKey(cfg.Command.Keys, key.Algorithm()), elsewhere(configFile))
 		}
 	}
 	return nil

@@ -287,7 +287,7 @@ func fitsConf(path string) error {
 // refuseExisting names what init would have to overwrite.
 func refuseExisting(dir string) error {
 	var existing []string
-	for _, name := range []string{mosquittoConf, bouncerTOML, database, caCert, caKey, serverCert, serverKey} {
+	for _, name := range []string{mosquittoConf, bouncerTOML, database, commandKeys, caCert, caKey, serverCert, serverKey} {
 		_, err := os.Lstat(filepath.Join(dir, name))
 		if err == nil {
 			existing = append(existing, name)

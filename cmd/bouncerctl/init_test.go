@@ -159,7 +159,7 @@ func TestInitNeverOverwrites(t *testing.T) {
 	dir = filepath.Join(t.TempDir(), "d")
 	succeed(t, "init", "--dir", dir, "--plugin", plugin)
 	before = listing(t, dir)
-	fail(t, 1, dir+" already has mosquitto.conf, bouncer.toml, devices.db, pki/ca.crt, pki/ca.key, pki/server.crt, pki/server.key; use another directory, or move them away",
+	fail(t, 1, dir+" already has mosquitto.conf, bouncer.toml, devices.db, command-keys.toml, pki/ca.crt, pki/ca.key, pki/server.crt, pki/server.key; use another directory, or move them away",
 		"init", "--dir", dir, "--plugin", plugin)
 	if after := listing(t, dir); after != before {
 		t.Errorf("before:\n%s\nafter:\n%s", before, after)

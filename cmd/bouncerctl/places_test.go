@@ -83,6 +83,7 @@ func TestPlacesOfOthers(t *testing.T) {
 			"rotate":     {"device", "rotate", "sensor_001", "--config", config, "--out", filepath.Join(place, "bundle")},
 			"renew":      {"device", "renew", "sensor_001", "--config", config, "--out", filepath.Join(place, "bundle")},
 			"import":     {"device", "import", csv, "--config", config, "--out", filepath.Join(place, "bundles")},
+			"make":       {"command-key", "make", filepath.Join(place, "key"), "--config", config},
 			"key":        {"registry", "key", filepath.Join(place, "key"), "--config", config},
 			"backup":     {"registry", "backup", filepath.Join(place, "backup"), "--config", config},
 		} {

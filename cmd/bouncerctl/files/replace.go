@@ -10,8 +10,12 @@ import (
 )
 
 // Replace puts content in the place of what a regular file holds; its owner and mode stay. Who reads the file meanwhile gets all of
-// the old or all of the new, also after a power failure.
-func Replace(path string, content []byte) (err error) {
+// the old or all of the new, also after a power failure. The directory must be one in which no other user can replace the file:
+// they would be given content, as the owner of what stands there by then.
+func Replace(path string, content []byte) error {
+	if err := Trusted(filepath.Dir(path), nil); err != nil {
+		return err
+	}
 	info, err := os.Lstat(path)
 	if err != nil {
 		return err
@@ -23,20 +27,15 @@ func Replace(path string, content []byte) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, os.Remove(f.Name()))
-		}
-	}()
 	err = takeAfter(f, info)
 	if err == nil {
 		_, err = f.Write(content)
 	}
-	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return err
+	if err = errors.Join(err, f.Sync(), f.Close()); err == nil {
+		err = os.Rename(f.Name(), path)
 	}
-	if err := os.Rename(f.Name(), path); err != nil {
-		return err
+	if err != nil {
+		return errors.Join(err, os.Remove(f.Name()))
 	}
 	return syncDirectory(filepath.Dir(path))
 }
