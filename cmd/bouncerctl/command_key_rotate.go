@@ -72,7 +72,11 @@ func (o *commandKeyRotateOptions) run(c *cobra.Command, configFile string) error
 	if err != nil {
 		return err
 	}
-	if err := files.Replace(path, text); err != nil {
+	reader, err := files.BrokerAccount()
+	if err != nil {
+		return err
+	}
+	if err := files.Replace(path, text, reader); err != nil {
 		return err
 	}
 	said := fmt.Sprintf("They sign from %s on. Until then, give their public halves to the devices:\n  bouncerctl command-key export%s", output.Instant(from), elsewhere(configFile))

@@ -11,9 +11,9 @@ import (
 
 // Replace puts content in the place of what a regular file holds; its owner and mode stay. Who reads the file meanwhile gets all of
 // the old or all of the new, also after a power failure. The directory must be one in which no other user can replace the file:
-// they would be given content, as the owner of what stands there by then.
-func Replace(path string, content []byte) error {
-	if err := Trusted(filepath.Dir(path), nil); err != nil {
+// they would be given content, as the owner of what stands there by then. reader, which may be nil, can: it reads the file anyway.
+func Replace(path string, content []byte, reader *Account) error {
+	if err := Trusted(filepath.Dir(path), reader); err != nil {
 		return err
 	}
 	info, err := os.Lstat(path)

@@ -47,7 +47,7 @@ func TestReplace(t *testing.T) {
 		}
 	}()
 	for i := range 50 {
-		if err := Replace(file, []byte(texts[(i+1)%2])); err != nil {
+		if err := Replace(file, []byte(texts[(i+1)%2]), nil); err != nil {
 			t.Error(err)
 		}
 	}
@@ -57,7 +57,7 @@ func TestReplace(t *testing.T) {
 		t.Errorf("%v, %v", info.Mode(), err)
 	}
 	for _, wrong := range []string{link, dir, filepath.Join(dir, "missing")} {
-		if err := Replace(wrong, nil); err == nil {
+		if err := Replace(wrong, nil, nil); err == nil {
 			t.Errorf("%s was replaced", wrong)
 		}
 	}
@@ -78,7 +78,7 @@ func TestReplaceAsRoot(t *testing.T) {
 	if err := errors.Join(os.WriteFile(file, []byte("old"), 0o600), os.Chown(file, 0, somebody)); err != nil {
 		t.Fatal(err)
 	}
-	if err := Replace(file, []byte("new")); err != nil {
+	if err := Replace(file, []byte("new"), nil); err != nil {
 		t.Error(err)
 	}
 	info, err := os.Stat(file)
@@ -88,6 +88,12 @@ func TestReplaceAsRoot(t *testing.T) {
 	if own := info.Sys().(*syscall.Stat_t); own.Uid != 0 || own.Gid != somebody {
 		t.Errorf("it belongs to %d:%d", own.Uid, own.Gid)
 	}
+	if err := os.Chown(dir, somebody, 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := Replace(file, []byte("new"), &Account{UID: somebody}); err != nil {
+		t.Errorf("the directory of who reads the file: %v", err)
+	}
 	for what, open := range map[string]func() error{
 		"chown root": func() error { return os.Chown(dir, somebody, 0) },
 		"chmod o-w":  func() error { return errors.Join(os.Chown(dir, 0, 0), os.Chmod(dir, 0o777)) },
@@ -95,7 +101,7 @@ func TestReplaceAsRoot(t *testing.T) {
 		if err := open(); err != nil {
 			t.Fatal(err)
 		}
-		if err := Replace(file, []byte("secret")); err == nil || !strings.Contains(err.Error(), what) {
+		if err := Replace(file, []byte("secret"), nil); err == nil || !strings.Contains(err.Error(), what) {
 			t.Errorf("want %s: %v", what, err)
 		}
 	}
