@@ -25,6 +25,7 @@ var built string
 func libraries() []library {
 	return []library{
 		{"go", []string{filepath.Join(built, "agent")}, []string{filepath.Join(built, "crosscheck")}},
+		{"python", []string{"/usr/bin/python3", source + "python/agent.py"}, []string{"/usr/bin/python3", source + "python/crosscheck.py"}},
 		{"js", []string{"node", source + "js/agent.js"}, []string{"node", source + "js/crosscheck.js"}},
 	}
 }

@@ -391,7 +391,7 @@ class Device:
                 continue
             with self._lock:
                 delivery = self._deliveries.pop(row.number, None) or Delivery(row.number)
-            delivery._settle(outcome, reason, row.message_id, row.sent, row.may_be_repeated)
+            delivery._settle(outcome, reason, row.message_id, row.sent, bool(row.may_be_repeated))
             if self.on_outcome is not None:
                 self._store.unreported(1)
                 self._calls.put(partial(self._outcome, delivery), counted=False)
