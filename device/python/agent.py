@@ -22,7 +22,7 @@ PAYLOAD = b'"payload":'
 
 class Agent:
     def __init__(self, bundle: str, state: str) -> None:
-        self._printing = threading.Lock()
+        self._printing = threading.RLock()
         self._offset = 0.0
         self._do = "answer"
         self._count = 0
@@ -36,10 +36,12 @@ class Agent:
         self.event("ready")
 
     def event(self, name: str, **members: Any) -> None:
-        line = json.dumps({"event": name, **members}) + "\n"
+        self.line(json.dumps({"event": name, **members}))
+
+    def line(self, line: str) -> None:
         with self._printing:
-            sys.stdout.write(line)
-            sys.stdout.flush()
+            sys.stdout.buffer.write(line.encode() + b"\n")
+            sys.stdout.buffer.flush()
 
     def on_outcome(self, delivery: Delivery) -> None:
         self.event(
@@ -48,10 +50,9 @@ class Agent:
         )  # fmt: skip
 
     def on_command(self, command: bouncer.Command) -> Tuple[str, Any]:
-        line = f'{{"event":"command","id":{json.dumps(command.id)},"command":'
-        with self._printing:
-            sys.stdout.write(line + json.dumps(command.json()) + "}\n")
-            sys.stdout.flush()
+        # The command as it was sent. A line break in it is white space of JSON.
+        text = command.text.replace("\n", " ").replace("\r", " ")
+        self.line(f'{{"event":"command","id":{json.dumps(command.id)},"command":{text}}}')
         if self._do == "die":
             os.kill(os.getpid(), signal.SIGKILL)
         if self._do == "fail":
@@ -68,8 +69,7 @@ class Agent:
                 event = {"event": "queued", "tag": tag, "delivery": delivery.number}
             except bouncer.BouncerError as error:
                 event = {"event": "not_queued", "tag": tag, "error": str(error)}
-            sys.stdout.write(json.dumps(event) + "\n")
-            sys.stdout.flush()
+            self.line(json.dumps(event))
 
     def carry_out(self, line: bytes) -> bool:
         at = line.find(PAYLOAD)

@@ -79,6 +79,7 @@ class Agents(unittest.TestCase):
         outcome = agent.event("outcome")
         self.assertEqual(outcome.pop("message_id"), bouncer.verify_message(
             bouncer.HMACCredential(b"a-secret-of-the-tests-0123456789"), self.client.on("device/sensor_001/data")[0]).message_id)
+        self.assertIs(outcome["may_be_repeated"], False)  # 0 is equal to it
         self.assertEqual(outcome, {"event": "outcome", "delivery": queued["delivery"], "outcome": "accepted", "reason": "", "sent": 1,
                                    "may_be_repeated": False})
         self.client.publish(RESPONSE, b"text")

@@ -88,7 +88,8 @@ class Bench(unittest.TestCase):
         self.assertEqual(len(self.done), 1)
         self.assertEqual(self.store.messages, 0)
         settled = self.done.pop()
-        return settled.outcome, settled.reason, settled.row.sent, bool(settled.row.may_be_repeated)
+        self.assertIsInstance(settled.row.may_be_repeated, bool)
+        return settled.outcome, settled.reason, settled.row.sent, settled.row.may_be_repeated
 
 
 class Sending(Bench):

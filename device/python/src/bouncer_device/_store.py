@@ -152,7 +152,8 @@ class Store:
         """Returns the next messages in their order."""
         with self._lock, self._errors():
             query = f"SELECT {_COLUMNS} FROM outbox WHERE number > ? ORDER BY number LIMIT ?"
-            return [Row(*row) for row in self._opened().execute(query, (number, limit))]
+            rows = map(Row._make, self._opened().execute(query, (number, limit)))
+            return [row._replace(may_be_repeated=bool(row.may_be_repeated)) for row in rows]
 
     def change(self, signed: Sequence[Row], gone: Sequence[Row], offset: Optional[int] = None) -> None:
         """Writes messages as they will be sent, takes others out, and sets the offset of the clock: all of it, or nothing."""

@@ -10,20 +10,18 @@ import socket
 import threading
 import time
 from functools import partial
-from typing import Any, Callable, Dict, List, Optional, Tuple, Union
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 from . import _client
 from ._callbacks import Queue
+from ._commands import Executor, Handler
 from ._delivery import ACCEPTED, REFUSED, UNKNOWN, Delivery
 from ._sender import WINDOW, Clock, Link, Sender, Settled
 from ._store import DATA, Store
 from .bundle import Bundle, Path, read_bundle
-from .core import (
-    FAILED, MAX_MESSAGE, REJECTED, STATUSES, Command, answer, message_size, read_notice, to_json, verify_command,
-)  # fmt: skip
+from .core import MAX_MESSAGE, message_size, read_notice, to_json
 from .credentials import Credential
-from .errors import AnswerError, BouncerError, CommandError, DeviceClosed, SignError, SigningFailed
-from .memory import EXPIRED, REPEATED, id_bytes
+from .errors import BouncerError, DeviceClosed, SignError, SigningFailed
 
 __all__ = ["ACCEPTED", "REFUSED", "UNKNOWN", "Delivery", "Device"]
 
@@ -32,11 +30,6 @@ _log = logging.getLogger("bouncer_device")
 _FIRST_WAIT, _LONGEST_WAIT = 1.0, 60.0
 _HANDSHAKE = 30.0  # seconds from the TLS connection to the SUBACK
 _MISC_EVERY = 1.0
-_MAX_ERROR_TEXT = 1000
-
-#: What a handler of commands returns: a status, or a status and a result. The result is a value as for publish; None is no result.
-Answer = Union[str, Tuple[str, Any]]
-Handler = Callable[[Command], Answer]
 
 
 class Device:
@@ -74,7 +67,7 @@ class Device:
         """Opens the state directory, which is made if there is none. See from_bundle for the settings."""
         for name, value, least in (
             ("max_messages", max_messages, 1), ("max_outbox_bytes", max_outbox_bytes, 1), ("tolerance", tolerance, 31),
-            ("max_message_bytes", max_message_bytes, 300), ("commands", commands, 1),
+            ("max_message_bytes", max_message_bytes, 512), ("commands", commands, 1),
         ):  # fmt: skip
             if type(value) is not int or value < least:
                 raise ValueError(f"{name} must be an integer, {least} or more")
@@ -91,6 +84,7 @@ class Device:
             store, bundle.credential, bundle.device_id, (bundle.topics.data, bundle.topics.result), self._clock,
             tolerance=tolerance, max_bytes=max_message_bytes, repeat=repeat,
         )  # fmt: skip
+        self._executor = Executor(store, bundle, self._clock, max_message_bytes)
         self._lock = threading.Lock()  # of the two below
         self._deliveries: Dict[int, Delivery] = {}
         self._phase = "made"  # started, closing, closed
@@ -148,7 +142,8 @@ class Device:
         Raises SignError with the reason `payload` or `too_large`, OutboxFull, StateError or DeviceClosed.
         """
         payload = to_json(value, max_bytes=self._max_message)
-        if self._size(payload) > self._max_message:
+        # A timestamp has ten digits from 2001 to 2286.
+        if message_size(self.bundle.credential, self.bundle.device_id, len(payload), 10**9) > self._max_message:
             raise SignError("too_large", f"the message would have more than {self._max_message} bytes")
         with self._lock:  # so that the outcome cannot come before the delivery is known
             if self._phase in ("closing", "closed"):
@@ -441,72 +436,19 @@ class Device:
                     return
             if self._stop.is_set():
                 return  # it was not begun, and comes again
-            self._take(message)
+            refused = self._executor.take(message, self.on_command, self._report)
         except Exception as error:
             _log.error("a command could not be taken: %s", _describe(error))
             self._report(error)
-
-    def _take(self, message: bytes) -> None:
-        bundle = self.bundle
-        try:
-            command = verify_command(bundle.credential, bundle.device_id, message, self._clock.now())
-        except CommandError as error:
-            self._refuse_command(error.reason)
             return
-        key = id_bytes(command.id)
-        result, kept = self._store.take(command.id, command.expires)
-        if result == EXPIRED:
-            self._refuse_command(EXPIRED)
-            return
-        if result == REPEATED:
-            # Without an answer, an earlier process ended while it executed the command.
-            payload = kept if kept is not None else answer(command.id, FAILED, b'"interrupted"')
-            self._refuse_command(REPEATED)
-        else:
-            payload = self._execute(command)
-        self._store.answer(key, payload)
+        if refused is not None:
+            _log.info("a command was not executed: %s", refused)
+            self._call(self.on_command_refused, refused)
         self._sender.added()
         self._wake()
-
-    def _refuse_command(self, reason: str) -> None:
-        _log.info("a command was not executed: %s", reason)
-        self._call(self.on_command_refused, reason)
-
-    def _execute(self, command: Command) -> bytes:
-        handler = self.on_command
-        if handler is None:
-            return answer(command.id, REJECTED)
-        try:
-            returned = handler(command)
-            status, result = returned if isinstance(returned, tuple) else (returned, None)
-            if status not in STATUSES:
-                status = FAILED
-            text = None if result is None else to_json(result)
-            return self._answer(command, status, text)
-        except BaseException as error:  # SystemExit too: the answer is needed
-            _log.error("a command failed: %s", type(error).__name__)
-            self._report(error)
-            return self._answer(command, FAILED, to_json(_plain(str(error) or type(error).__name__)))
-
-    def _answer(self, command: Command, status: str, result: Optional[bytes]) -> bytes:
-        payload = answer(command.id, status, result)
-        if self._size(payload) > self._max_message:
-            raise AnswerError("too_large", f"the message would have more than {self._max_message} bytes")
-        return payload
-
-    def _size(self, payload: bytes) -> int:
-        # A timestamp has ten digits from 2001 to 2286.
-        return message_size(self.bundle.credential, self.bundle.device_id, len(payload), 10**9)
-
-
-def _plain(text: str) -> str:
-    """Returns a text of bounded length that JSON can have."""
-    return text[:_MAX_ERROR_TEXT].encode("utf-8", "replace").decode("utf-8")
 
 
 def _describe(error: BaseException) -> str:
     if isinstance(error, (BouncerError, OSError, _client.ConnectionLost)):
         return str(error) or type(error).__name__
     return type(error).__name__
-
-
