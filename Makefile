@@ -32,7 +32,7 @@ run: deps-run build ## the tour: broker, plugin, backend, a sensor and an attack
 
 .PHONY: test
 test: deps-test check build build/test/mosquitto_bouncer.so ## vet, unit tests, and integration tests on a real broker
-	$(GO) test -timeout 20m ./plugin/... ./cmd/...
+	$(GO) test -timeout 20m ./plugin/... ./cmd/... ./device/...
 	$(GO) test -timeout 20m -count=1 $$($(GO) list ./test/... | grep -v /outage)
 	@scripts/test-docker --if-available trixie sid
 	$(GO) test -timeout 10m -count=1 -v ./test/outage
@@ -40,7 +40,7 @@ test: deps-test check build build/test/mosquitto_bouncer.so ## vet, unit tests, 
 .PHONY: quick
 quick: build/test/mosquitto_bouncer.so ## vet, unit tests without their long parts, and one test of the gate on a real broker
 	$(GO) vet ./...
-	$(GO) test -short -timeout 5m ./plugin/... ./cmd/... ./test/house
+	$(GO) test -short -timeout 5m ./plugin/... ./cmd/... ./device/... ./test/house
 	$(GO) test -timeout 5m -run 'TestEveryReason$$' ./test
 
 .PHONY: house
@@ -102,7 +102,7 @@ docs: ## write what documents and examples have from the source: settings, reaso
 
 .PHONY: check
 check: deps-build ## gofmt, go vet and staticcheck
-	@test -z "$$(gofmt -l cgo cmd plugin test)" || { echo "gofmt would change:"; gofmt -l cgo cmd plugin test; exit 1; }
+	@test -z "$$(gofmt -l cgo cmd device plugin test)" || { echo "gofmt would change:"; gofmt -l cgo cmd device plugin test; exit 1; }
 	$(GO) vet ./...
 	$(GO) run $(STATICCHECK) ./...
 

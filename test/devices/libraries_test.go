@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"testing"
 )
 
@@ -26,6 +27,7 @@ func libraries() []library {
 	return []library{
 		{"go", []string{filepath.Join(built, "agent")}, []string{filepath.Join(built, "crosscheck")}},
 		{"python", []string{"/usr/bin/python3", source + "python/agent.py"}, []string{"/usr/bin/python3", source + "python/crosscheck.py"}},
+		{"c", []string{filepath.Join(built, "c/agent/agent")}, []string{filepath.Join(built, "c/crosscheck/crosscheck")}},
 		{"js", []string{"node", source + "js/agent.js"}, []string{"node", source + "js/crosscheck.js"}},
 	}
 }
@@ -60,5 +62,40 @@ func build() (err error) {
 			return fmt.Errorf("building %s: %w\n%s", program, err, out)
 		}
 	}
+	return buildC()
+}
+
+// buildC builds the programs of the C library, with sanitizers.
+func buildC() error {
+	directory := filepath.Join(built, "c")
+	for _, args := range [][]string{
+		{"-S", source + "c", "-B", directory, "-DBOUNCER_TESTS=ON", "-DBOUNCER_SANITIZE=ON"},
+		{"--build", directory, "--target", "agent", "crosscheck"},
+	} {
+		if out, err := exec.Command("cmake", args...).CombinedOutput(); err != nil {
+			return fmt.Errorf("building the programs of the C library: cmake %s: %w\n%s", args, err, out)
+		}
+	}
 	return nil
+}
+
+// TestEveryLibrary: each library has its row.
+func TestEveryLibrary(t *testing.T) {
+	entries, err := os.ReadDir(source)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var directories, rows []string
+	for _, e := range entries {
+		if e.IsDir() && e.Name() != "vectors" {
+			directories = append(directories, e.Name())
+		}
+	}
+	for _, l := range libraries() {
+		rows = append(rows, l.name)
+	}
+	slices.Sort(rows)
+	if !slices.Equal(rows, directories) {
+		t.Errorf("the libraries are %q, those that are tested %q", directories, rows)
+	}
 }
