@@ -9,6 +9,7 @@
 #include "bouncer_openssl.h"
 
 #define MAX_SECRETS 8
+#define MAX_KNOWN 16
 
 struct credential {
     bouncer_device device;
@@ -98,6 +99,32 @@ static void read_credential(json_t *device, struct credential *c)
     c->device.crypto = &c->crypto;
 }
 
+/* The credential of a device, which is read once: reading keys takes most of the time. Of more devices than there is room for, the
+   last takes the place of the one before it. */
+static struct credential credential_of(json_t *device)
+{
+    static struct {
+        json_t *device; /* whose texts the credential points to */
+        struct credential credential;
+    } known[MAX_KNOWN];
+    static size_t count;
+    size_t i;
+
+    for (i = 0; i < count; i++)
+        if (json_equal(known[i].device, device))
+            return known[i].credential;
+    if (count < MAX_KNOWN) {
+        i = count++;
+    } else {
+        i = MAX_KNOWN - 1;
+        EVP_PKEY_free(known[i].credential.private_key);
+        json_decref(known[i].device);
+    }
+    known[i].device = json_incref(device);
+    read_credential(device, &known[i].credential);
+    return known[i].credential;
+}
+
 static json_t *sign(struct credential *c, json_t *order)
 {
     bouncer_text payload = text_of(order, "payload");
@@ -154,7 +181,7 @@ int main(void)
         if (order == NULL)
             fail("a line is no JSON");
         what = text_of(order, "do");
-        read_credential(json_object_get(order, "device"), &c);
+        c = credential_of(json_object_get(order, "device"));
         answer = strcmp(what.data, "sign") == 0      ? sign(&c, order)
                  : strcmp(what.data, "verify") == 0  ? verify(&c, order)
                  : strcmp(what.data, "command") == 0 ? command(&c, order)
@@ -167,7 +194,6 @@ int main(void)
         free(text);
         json_decref(answer);
         json_decref(order);
-        EVP_PKEY_free(c.private_key);
     }
     free(line);
     return 0;
