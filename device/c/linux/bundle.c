@@ -114,7 +114,7 @@ static int take_secret(struct reading *r, json_t *object)
     return 0;
 }
 
-/* An encrypted key is refused: a device has nobody who could type the password. */
+/* An encrypted key is refused: there is no one to type the password. */
 static int no_password(char *buffer, int size, int writing, void *context)
 {
     (void)buffer;

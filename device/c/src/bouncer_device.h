@@ -34,8 +34,8 @@ extern "C" {
 #define BOUNCER_NO_CLOCK INT64_C(-1)
 
 /*
- * What a message adds to the payload: at most 116 bytes, the device id and the signature. A buffer of
- * BOUNCER_OVERHEAD + the payload's length is enough for every algorithm and every device id.
+ * What a message adds to the payload: 107 bytes, the device id, at most 16 digits of the timestamp, and the signature. A buffer
+ * of BOUNCER_OVERHEAD + the payload's length is enough for every algorithm and every device id.
  */
 #define BOUNCER_OVERHEAD (130 + BOUNCER_MAX_DEVICE_ID + 128)
 
@@ -59,11 +59,11 @@ typedef enum bouncer_error {
     BOUNCER_REPEATED,      /* the memory has it: do not execute it, publish its answer again */
     BOUNCER_BAD_SIGNATURE, /* bouncer_verify_message only */
     /* Mistakes of the program. */
-    BOUNCER_CREDENTIAL, /* no usable secret, key or function for the algorithm */
-    BOUNCER_CRYPTO,     /* the function for the cryptography failed */
+    BOUNCER_CREDENTIAL,  /* no usable secret, key or function for the algorithm */
+    BOUNCER_CRYPTO,      /* the function for the cryptography failed */
     BOUNCER_UNSUPPORTED, /* the function for the cryptography does not have the algorithm */
-    BOUNCER_BUFFER,     /* the caller's buffer is too small */
-    BOUNCER_ARGUMENT    /* a null pointer, an unknown status, a damaged memory of commands */
+    BOUNCER_BUFFER,      /* the caller's buffer is too small */
+    BOUNCER_ARGUMENT     /* a null pointer, an unknown status, a damaged memory of commands */
 } bouncer_error;
 
 /* Returns a constant text such as "too_large"; "unknown" for what is no bouncer_error. */

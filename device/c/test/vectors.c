@@ -572,15 +572,36 @@ static void test_functions(void)
     result = BOUNCER_UNSUPPORTED;
     CHECK(sign_with(&device) == BOUNCER_UNSUPPORTED);
 
+    /* For a device whose id begins with this one's, and for one that this one's begins with. */
+    result = 0;
+    device.id = bouncer_string("ab");
+    CHECK(bouncer_verify_command(&device, zeros, strlen(zeros), 0, &command) == BOUNCER_FOREIGN);
+    device.id = bouncer_string("b");
+    CHECK(bouncer_verify_command(&device, zeros, strlen(zeros), 0, &command) == BOUNCER_FOREIGN);
+    memcpy(out, zeros, sizeof zeros);
+    out[14] = 'b'; /* where the id is */
+    CHECK(bouncer_verify_command(&device, out, strlen(zeros), 0, &command) == BOUNCER_OK);
+    {
+        char longer[512];
+        snprintf(longer, sizeof longer, "{\"device_id\":\"bc%s", zeros + 15);
+        CHECK(bouncer_verify_command(&device, longer, strlen(longer), 0, &command) == BOUNCER_FOREIGN);
+    }
+    device.id = bouncer_string("a");
+
     /* The core makes a high s low, and refuses one. */
     device.algorithm = BOUNCER_ECDSA_P256;
     crypto.sign = fixed_sign;
     crypto.sign_context = signature;
     crypto.verify = accepting_verify;
     crypto.verify_context = &calls;
-    key.algorithm = BOUNCER_ECDSA_P256;
     device.keys = &key;
     device.key_count = 1;
+    /* A key of another algorithm is not even tried. */
+    key.algorithm = BOUNCER_ED25519;
+    memset(signature, 7, sizeof signature);
+    CHECK(bouncer_sign(&device, 5, bouncer_string(an_id), bouncer_string("1"), out, sizeof out, &length) == BOUNCER_OK);
+    CHECK(bouncer_verify_message(&device, out, length) == BOUNCER_BAD_SIGNATURE && calls == 0);
+    key.algorithm = BOUNCER_ECDSA_P256;
     for (i = 0; i < 3; i++) {
         const char *s = i == 0 ? high : i == 1 ? half : above, *expect = i == 0 ? one : half;
         size_t k;
