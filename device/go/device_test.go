@@ -31,7 +31,7 @@ import (
 func TestValues(t *testing.T) {
 	d := open(t, nil, Options{})
 	defer d.Close()
-	type key struct{ a, b string }
+	type key struct{}
 	for _, c := range []struct {
 		value  any
 		want   string
