@@ -33,9 +33,16 @@ run: deps-run build ## the tour: broker, plugin, backend, a sensor and an attack
 .PHONY: test
 test: deps-test check build build/test/mosquitto_bouncer.so ## vet, unit tests, and integration tests on a real broker
 	$(GO) test -timeout 20m ./plugin/... ./cmd/... ./device/...
+	@$(MAKE) --no-print-directory test-device
 	$(GO) test -timeout 20m -count=1 $$($(GO) list ./test/... | grep -v /outage)
 	@scripts/test-docker --if-available trixie sid
 	$(GO) test -timeout 10m -count=1 -v ./test/outage
+
+.PHONY: test-device
+test-device: deps-test ## the libraries for devices: C on the host and on an emulated Cortex-M, Python, JavaScript
+	@scripts/test-device-c
+	@scripts/test-device-python
+	@scripts/test-device-js
 
 .PHONY: quick
 quick: build/test/mosquitto_bouncer.so ## vet, unit tests without their long parts, and one test of the gate on a real broker
@@ -152,6 +159,7 @@ install: ## install what `make build` built (PREFIX, LIBDIR and DESTDIR are hono
 	install -m 755 build/bouncerctl $(DESTDIR)$(PREFIX)/bin/bouncerctl
 	install -m 644 mosquitto.conf.example bouncer.toml.example README.md CHANGELOG.md SECURITY.md LICENSE $(DESTDIR)$(PREFIX)/share/doc/mosquitto-bouncer/
 	install -m 644 docs/*.md docs/*.yaml $(DESTDIR)$(PREFIX)/share/doc/mosquitto-bouncer/docs/
+	install -D -m 644 device/README.md $(DESTDIR)$(PREFIX)/share/doc/mosquitto-bouncer/device/README.md
 	@set -e; share=$(DESTDIR)$(PREFIX)/share; pages=$$(mktemp -d); trap 'rm -rf $$pages' EXIT; build/bouncerctl manual --docs docs $$pages; \
 	for section in 1 5 8; do install -d $$share/man/man$$section; install -m 644 $$pages/*.$$section $$share/man/man$$section/; done; \
 	install -d $$share/bash-completion/completions $$share/zsh/site-functions $$share/fish/vendor_completions.d; \
