@@ -238,7 +238,7 @@ func TestExtract(t *testing.T) {
 func TestNoSecretOnACommandLine(t *testing.T) {
 	secret := regexp.MustCompile(`-hmac\s|-macopt\s|(?:-H|--header)[ =]\S*Authorization|--oauth2-bearer\s|-u\s+\S+:\S+\s.*http|(?:^|[^$])\$\(cat [^)]*(?:secret|token|key)\)"? *\\?\n? *(?:mosquitto|curl|openssl)`)
 	var files []string
-	for _, pattern := range []string{"README.md", "docs/*", "cmd/bouncerctl/*.go", "cmd/bouncerctl/*/*.go", "cmd/bouncerctl/*/*.tmpl", "cmd/bouncer-sim/*.go", "scripts/*", "*.example", "docker-compose.yml"} {
+	for _, pattern := range []string{"README.md", "docs/*", "device/*.md", "device/*/*.md", "cmd/bouncerctl/*.go", "cmd/bouncerctl/*/*.go", "cmd/bouncerctl/*/*.tmpl", "cmd/bouncer-sim/*.go", "scripts/*", "*.example", "docker-compose.yml"} {
 		found, err := filepath.Glob(filepath.Join(root, pattern))
 		if err != nil {
 			t.Fatal(err)
