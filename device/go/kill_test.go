@@ -91,9 +91,14 @@ func TestKilled(t *testing.T) {
 		out, err := cmd.StdoutPipe()
 		must(t, err)
 		must(t, cmd.Start())
-		timer := time.AfterFunc(10*time.Millisecond+rand.N(60*time.Millisecond), func() { _ = cmd.Process.Kill() })
+		// After some lines, in the middle of whatever comes next.
+		kill := func() { _ = cmd.Process.Kill() }
+		timer := time.AfterFunc(20*time.Second, kill)
 		lines := bufio.NewScanner(out)
-		for lines.Scan() {
+		for n, last := 0, 5+rand.N(60); lines.Scan(); n++ {
+			if n == last {
+				time.AfterFunc(rand.N(3*time.Millisecond), kill)
+			}
 			fields := strings.Fields(lines.Text())
 			if fields[0] == "error" {
 				t.Fatalf("round %d: %s", round, lines.Text())
