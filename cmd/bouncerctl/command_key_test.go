@@ -82,7 +82,7 @@ func TestCommandKey(t *testing.T) {
 	if len(third.Keys()) != 2 || len(third.Valid("Ed25519", third.Keys()[0].From)) != 1 || third.Keys()[0].Public().Equal(first.Keys()[0].Public()) {
 		t.Errorf("%d keys after --now", len(third.Keys()))
 	}
-	if got := device(t, dir, "renew", "p", "--csr", newKeyPair(t, "ECDSA P-256").csr); !strings.Contains(got, "command-keys.pem") {
+	if got := device(t, dir, "renew", "p", "--csr", newKeyPair(t, "ECDSA P-256").csr); !strings.Contains(got, "command-keys.pem  device.json") {
 		t.Error(got)
 	}
 	for line := range strings.Lines(readFile(t, file)) {

@@ -120,7 +120,7 @@ func (m *Maker) Update(id string, secret []byte, signing *publickey.Key, ends ti
 			return nil, Certificate{}, fmt.Errorf("the certificate's key cannot sign messages: %w", err)
 		}
 		if !key.Equal(signing) {
-			values.Algorithm = string(key.Algorithm())
+			values.Algorithm, values.SigningKey = string(key.Algorithm()), "device.key"
 		}
 		b, values.CommandKeys = m.addCommandKeys(b, key)
 	}
@@ -162,7 +162,7 @@ func (m *Maker) finish(b Bundle, cert Certificate, readme, id string, secret []b
 	if !cert.Expires.IsZero() {
 		values.NotAfter = cert.Expires.UTC().Format(time.DateOnly)
 	}
-	if readme == "README.tmpl" {
+	if readme == "README.tmpl" || values.Algorithm != "" { // a new key may be of another algorithm
 		text, err := m.describe(id, &values)
 		if err != nil {
 			return nil, err
