@@ -79,9 +79,9 @@ class Scanner(unittest.TestCase):
             b"[" + b"{}," * 21000 + b"]", b"[" + b'"\\n",' * 13000 + b"1]",
         ]
         for text in texts:
-            start = time.monotonic()
+            start = time.thread_time()  # the time of this thread, whatever else the machine does
             self.accepts(text)
-            self.assertLess(time.monotonic() - start, 1.5, text[:20])
+            self.assertLess(time.thread_time() - start, 1.5, text[:20])
 
     def test_members(self):
         text = b' { "a" : [1, {"b":2}] ,"c":{"a":1}} '

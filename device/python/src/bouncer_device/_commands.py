@@ -64,7 +64,7 @@ class Executor:
             _log.error("a command failed: %s", type(error).__name__)
             report(error)
             try:
-                return self._answer(command, FAILED, to_json(_plain(str(error) or type(error).__name__)))
+                return self._answer(command, FAILED, to_json(_plain(_text(error))))
             except AnswerError:  # the limit of a message is set very low
                 return answer(command.id, FAILED)
 
@@ -75,6 +75,13 @@ class Executor:
         if size > self._max_message:
             raise AnswerError("too_large", f"the message would have {size} bytes, and {self._max_message} are allowed")
         return payload
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error) or type(error).__name__
+    except BaseException:  # the text of an error is made by the program, too
+        return type(error).__name__
 
 
 def _plain(text: str) -> str:

@@ -45,3 +45,8 @@ class Delivery:
     def _release(self) -> None:
         """Ends the waiting without an outcome."""
         self._done.set()
+
+    def _forked(self) -> None:
+        """As _release, in a child process: another thread may have had the lock of the event."""
+        self._done = threading.Event()
+        self._done.set()

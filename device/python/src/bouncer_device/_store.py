@@ -10,10 +10,12 @@ the tables was damaged.
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import os
 import sqlite3
 import threading
+import weakref
 from contextlib import contextmanager
 from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
@@ -80,7 +82,10 @@ _COLUMNS = ", ".join(Row._fields)
 
 
 class Store:
-    """The state directory. All methods may be called from any thread, and raise StateError."""
+    """The state directory. All methods may be called from any thread, and raise StateError.
+
+    In a process that was forked off it is closed: the files are of the process that opened them.
+    """
 
     def __init__(self, directory: str, device_id: str, *, max_messages: int, max_bytes: int, commands: int) -> None:
         self._max_messages = max_messages
@@ -108,6 +113,20 @@ class Store:
         except BaseException:
             self.close()
             raise
+        _stores.add(self)
+
+    def forked(self) -> None:
+        """Gives everything up in a child process, and touches no file: called after fork, when there is one thread."""
+        if self._db is not None:
+            # SQLite believes that it has the lock still. Closing the connection, which the end of the child would do, would write the
+            # journal's commits into the database and remove the journal that the parent goes on writing.
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._db))
+            self._db = None
+        if self._lock_file >= 0:
+            os.close(self._lock_file)  # the parent has the lock still, and it ends with the parent
+            self._lock_file = -1
+        self._lock = threading.RLock()  # another thread may have had it
+        self._room = threading.Condition(self._lock)
 
     def close(self) -> None:
         with self._lock:
@@ -338,3 +357,14 @@ class Store:
             f"{self._path} is damaged ({what}). It is not begun again by itself, for it remembers which commands were executed."
             " Move it away by hand: messages that wait in it are lost, and a command that has not expired may be executed again",
         )
+
+
+_stores: "weakref.WeakSet[Store]" = weakref.WeakSet()
+
+
+def _forked() -> None:
+    for store in list(_stores):
+        store.forked()
+
+
+os.register_at_fork(after_in_child=_forked)

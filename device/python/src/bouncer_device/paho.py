@@ -9,6 +9,7 @@ import selectors
 import socket
 import threading
 import time
+import weakref
 from functools import partial
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
@@ -36,6 +37,8 @@ class Device:
     """A device of the gateway. Its methods may be called from any thread, from its callbacks too.
 
     Set the callbacks before start. Each of the two threads that call them calls one at a time: on_command has a thread of its own.
+
+    In a process that was forked off (os.fork, or multiprocessing with fork) it is closed; the parent's goes on.
     """
 
     #: Gets a Command; returns a status, or a status and a result. An error that it raises is the answer `failed`.
@@ -97,6 +100,7 @@ class Device:
         self._engine = threading.Thread(target=self._run, name="bouncer-device", daemon=True)
         self._calls = Queue("bouncer-callbacks", 1024, 8 << 20)
         self._commands = Queue("bouncer-commands", 256, 4 << 20)
+        _devices.add(self)
 
     @classmethod
     def from_bundle(
@@ -222,6 +226,15 @@ class Device:
             waiting = list(self._deliveries.values())
         for delivery in waiting:
             delivery._release()
+
+    def _forked(self) -> None:
+        """Closes it in a child process, where its threads are not: called after fork, when there is one thread."""
+        self._lock = threading.Lock()  # another thread may have had it, and that of the event
+        self._phase = "closed"
+        self._closed = threading.Event()
+        self._closed.set()
+        for delivery in list(self._deliveries.values()):
+            delivery._forked()
 
     def _finish(self) -> None:
         self._store.close()
@@ -386,9 +399,11 @@ class Device:
                 continue
             with self._lock:
                 delivery = self._deliveries.pop(row.number, None) or Delivery(row.number)
+            on_outcome = self.on_outcome
+            if on_outcome is not None:
+                self._store.unreported(1)  # first, because a program that waits for the delivery may publish at once
             delivery._settle(outcome, reason, row.message_id, row.sent, bool(row.may_be_repeated))
-            if self.on_outcome is not None:
-                self._store.unreported(1)
+            if on_outcome is not None:
                 self._calls.put(partial(self._outcome, delivery), counted=False)
 
     def _outcome(self, delivery: Delivery) -> None:
@@ -452,3 +467,14 @@ def _describe(error: BaseException) -> str:
     if isinstance(error, (BouncerError, OSError, _client.ConnectionLost)):
         return str(error) or type(error).__name__
     return type(error).__name__
+
+
+_devices: "weakref.WeakSet[Device]" = weakref.WeakSet()
+
+
+def _forked() -> None:
+    for device in list(_devices):
+        device._forked()
+
+
+os.register_at_fork(after_in_child=_forked)
