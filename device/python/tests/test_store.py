@@ -305,20 +305,30 @@ class Forked(InADirectory):
         self.assertEqual([row.payload for row in store.rows_after(0, 10)], [b"1", b"2"])
 
     def test_a_child_does_not_keep_the_lock(self):
+        code = (
+            "import os, signal, sys\n"
+            "from bouncer_device._store import Store\n"
+            "store = Store(sys.argv[1], 'd', max_messages=10, max_bytes=10000, commands=1)\n"
+            "read, write = os.pipe()\n"
+            "if os.fork() == 0:\n"
+            "    os.write(write, b'x')\n"
+            "    sys.stdin.read()\n"
+            "    os._exit(0)\n"
+            "os.read(read, 1)\n"
+            "os.kill(os.getpid(), signal.SIGKILL)\n"
+        )
+        environment = {**os.environ, "PYTHONPATH": os.path.join(PACKAGE, "src")}
+        process = subprocess.Popen([sys.executable, "-c", code, self.directory], env=environment, stdin=subprocess.PIPE)
+        self.addCleanup(process.stdin.close)  # which ends the child
+        self.assertEqual(process.wait(60), -signal.SIGKILL)
+        self.open().close()
+
+    def test_closing_gives_the_lock_back_while_a_child_has_the_file(self):
         store = self.open()
-        read, write = os.pipe()
-        child = os.fork()
-        if child == 0:
-            os.close(write)
-            os.read(read, 1)  # until the parent of the test ends it
-            os._exit(0)
-        try:
-            store.close()
-            self.open().close()
-        finally:
-            os.close(write)
-            os.waitpid(child, 0)
-            os.close(read)
+        copy = os.dup(store._lock_file)
+        self.addCleanup(os.close, copy)
+        store.close()
+        self.open().close()
 
 
 class Killed(InADirectory):

@@ -137,7 +137,9 @@ class Store:
                     pass  # what was committed is in the journal
                 self._db = None
             if self._lock_file >= 0:
-                os.close(self._lock_file)  # which gives the lock back
+                # For a process too that was just forked off and has not come to close it.
+                fcntl.flock(self._lock_file, fcntl.LOCK_UN)
+                os.close(self._lock_file)
                 self._lock_file = -1
             self._room.notify_all()
 
