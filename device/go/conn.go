@@ -21,28 +21,35 @@ const (
 	receiveMaximum = 16
 	// maxPacket is the longest packet that is read, in bytes. Commands and responses are shorter.
 	maxPacket = 256 << 10
+	// writeTimeout is how long the broker may take nothing of a packet, closeTimeout how long once the Device is being closed.
+	writeTimeout = keepAlive * time.Second
+	closeTimeout = 2 * time.Second
+	// maxWrite is how many bytes of a packet have writeTimeout for themselves, so that a slow network is not taken for a dead one.
+	maxWrite = 4 << 10
 )
 
 // A conn is one connection. A paho.Client is used for one connection only, so it sends nothing again by itself.
 type conn struct {
 	client  *paho.Client
 	session *acks
+	bounded *boundedConn
 	window  int    // how many messages the broker takes without an acknowledgement
 	largest uint32 // the longest packet that the broker takes, in bytes; 0: any
 }
 
 // dial connects. received is called for each message from the broker, in order; it is acknowledged when that returns.
 func (d *Device) dial(ctx context.Context, received func(topic string, payload []byte)) (*conn, error) {
+	closing := ctx
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
 	tcp, err := d.transport(ctx)
 	if err != nil {
 		return nil, err
 	}
-	c := &conn{window: maxInFlight}
+	c := &conn{window: maxInFlight, bounded: &boundedConn{Conn: tcp, closing: closing, writing: make(chan struct{}, 1)}}
 	c.session = &acks{SessionManager: state.NewInMemory(), arrived: make(chan ack, maxInFlight), ended: make(chan struct{})}
 	c.client = paho.NewClient(paho.ClientConfig{
-		Conn:        packets.NewThreadSafeConn(&boundedConn{Conn: tcp}),
+		Conn:        c.bounded,
 		Session:     c.session,
 		AuthHandler: noAuth{},
 		OnPublishReceived: []func(paho.PublishReceived) (bool, error){func(r paho.PublishReceived) (bool, error) {
@@ -63,7 +70,10 @@ func (d *Device) dial(ctx context.Context, received func(topic string, payload [
 	}
 	if p := connack.Properties; p != nil {
 		if p.ReceiveMaximum != nil {
-			c.window = max(1, min(c.window, int(*p.ReceiveMaximum)))
+			if *p.ReceiveMaximum == 0 { // paho would wait for ever
+				return nil, errors.Join(errors.New("the broker has a receive maximum of 0"), c.client.Disconnect(&paho.Disconnect{}))
+			}
+			c.window = min(c.window, int(*p.ReceiveMaximum))
 		}
 		if p.MaximumPacketSize != nil {
 			c.largest = *p.MaximumPacketSize
@@ -146,14 +156,46 @@ func (noAuth) Authenticate(*paho.Auth) *paho.Auth { return &paho.Auth{ReasonCode
 func (noAuth) Authenticated()                     {}
 
 // A boundedConn ends the connection when the broker begins a packet that is longer than maxPacket: paho makes room for all of
-// a packet when it has read its length.
+// a packet when it has read its length. It also ends when the broker does not read for writeTimeout. paho locks it while it
+// writes a packet.
 type boundedConn struct {
 	net.Conn
-	length []byte // of the packet that begins, as far as it was read; the first byte is the packet's type
-	rest   int    // of the packet, in bytes
+	closing context.Context // of the Device
+	writing chan struct{}   // has room for the one that writes
+	length  []byte          // of the packet that begins, as far as it was read; the first byte is the packet's type
+	rest    int             // of the packet, in bytes
 }
 
 var errPacket = errors.New("the broker sends a packet that is too long")
+
+// Lock implements sync.Locker.
+func (c *boundedConn) Lock() { c.writing <- struct{}{} }
+
+// Unlock implements sync.Locker.
+func (c *boundedConn) Unlock() { <-c.writing }
+
+// Write implements net.Conn. After an error nothing more is written: a part of a packet may have been.
+func (c *boundedConn) Write(p []byte) (n int, err error) {
+	for err == nil && n < len(p) {
+		var k int
+		if err = c.SetWriteDeadline(time.Now().Add(writeTimeout)); err == nil {
+			if c.closing.Err() != nil {
+				c.hurry()
+			}
+			k, err = c.Conn.Write(p[n:min(len(p), n+maxWrite)])
+			n += k
+		}
+	}
+	if err != nil {
+		return n, errors.Join(err, c.Conn.Close())
+	}
+	return n, nil
+}
+
+// hurry has what is being written end soon.
+func (c *boundedConn) hurry() {
+	_ = c.SetWriteDeadline(time.Now().Add(closeTimeout)) // it fails on a connection that has ended
+}
 
 // Read implements net.Conn. paho reads from one goroutine.
 func (c *boundedConn) Read(p []byte) (int, error) {

@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 )
 
@@ -53,7 +54,9 @@ func (d *Device) converse(ctx context.Context) (good bool, err error) {
 		return false, err
 	}
 	s.conn = c
+	stop := context.AfterFunc(ctx, c.bounded.hurry)
 	defer func() {
+		stop()
 		close(s.ended)
 		close(c.session.ended)
 		c.close()
@@ -90,6 +93,7 @@ type exchange struct {
 	notices    chan Notice
 	ended      chan struct{}
 	hasNotices bool
+	running    atomic.Bool // notices are read
 
 	again  []*message          // sent over an earlier connection, without an acknowledgement
 	sent   map[uint16]*message // in flight, by packet id
@@ -110,6 +114,11 @@ func (s *exchange) received(topic string, payload []byte) {
 	switch t := d.config.Topics; {
 	case topic == "":
 	case topic == t.Rejected:
+		// What the broker has kept from before this connection is of no use, and there may be so much of it that reading
+		// it would keep the device from subscribing.
+		if !s.running.Load() {
+			return
+		}
 		n, err := ReadNotice(payload)
 		if err != nil {
 			return
@@ -142,6 +151,7 @@ func (s *exchange) received(topic string, payload []byte) {
 // run sends and listens until the connection ends, or ctx does.
 func (s *exchange) run(ctx context.Context) error {
 	s.begin()
+	s.running.Store(true)
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {

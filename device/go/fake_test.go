@@ -41,6 +41,8 @@ type fakeBroker struct {
 	connack func(*packets.Connack)
 	suback  byte
 	reply   func(n int, p published) reply // n from 0 on
+	// subscribing is called before a SUBACK is sent.
+	subscribing func(net.Conn)
 
 	mu       sync.Mutex
 	down     bool
@@ -52,6 +54,15 @@ type fakeBroker struct {
 	acked    []uint16 // PUBACKs of the device
 }
 
+// A lockedConn is as packets.NewThreadSafeConn makes it, but waiting for it lets the time of a synctest bubble go on.
+type lockedConn struct {
+	net.Conn
+	writing chan struct{}
+}
+
+func (c *lockedConn) Lock()   { c.writing <- struct{}{} }
+func (c *lockedConn) Unlock() { <-c.writing }
+
 func (b *fakeBroker) dial(context.Context) (net.Conn, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -61,7 +72,7 @@ func (b *fakeBroker) dial(context.Context) (net.Conn, error) {
 	}
 	device, broker := net.Pipe()
 	b.conns++
-	b.conn = packets.NewThreadSafeConn(broker)
+	b.conn = &lockedConn{Conn: broker, writing: make(chan struct{}, 1)}
 	go b.serve(b.conn, b.conns)
 	return device, nil
 }
@@ -88,7 +99,15 @@ func (b *fakeBroker) serve(conn net.Conn, number int) {
 			}
 			send(answer, packets.CONNACK)
 		case *packets.Subscribe:
-			send(&packets.Suback{Properties: &packets.Properties{}, PacketID: p.PacketID, Reasons: []byte{b.suback}}, packets.SUBACK)
+			suback := &packets.Suback{Properties: &packets.Properties{}, PacketID: p.PacketID, Reasons: []byte{b.suback}}
+			if f := b.subscribing; f != nil {
+				go func() { // it may write what the device answers
+					f(conn)
+					send(suback, packets.SUBACK)
+				}()
+			} else {
+				send(suback, packets.SUBACK)
+			}
 		case *packets.Pingreq:
 			send(&packets.Pingresp{}, packets.PINGRESP)
 		case *packets.Puback:

@@ -160,11 +160,12 @@ func (s *exchange) prepare(batch []*message) (ready []*message, ok bool) {
 	return ready, true
 }
 
-// giveBack has what was to be sent again first be so still.
+// giveBack has what was to be sent again first be so still, but for what has its outcome.
 func (s *exchange) giveBack(batch []*message) {
 	var again []*message
 	for _, m := range batch {
-		if m.phase == idle && m.uncertain {
+		finished := slices.ContainsFunc(s.done, func(f finished) bool { return f.m == m })
+		if m.phase == idle && m.uncertain && !finished {
 			again = append(again, m)
 		}
 	}
