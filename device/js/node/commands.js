@@ -121,7 +121,15 @@ export class Commands {
     } catch (error) {
       // The result is no JSON, or too large.
       this.#device.error(error);
-      return answer(command.id, 'failed', errorText(error), room);
+      return Commands.#failed(command.id, errorText(error), room);
+    }
+  }
+
+  static #failed(id, text, room) {
+    try {
+      return answer(id, 'failed', text, room);
+    } catch {
+      return answer(id, 'failed'); // the limit of a message is set very low, or what was thrown has very many characters to escape
     }
   }
 

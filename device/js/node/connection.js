@@ -4,6 +4,8 @@
 /** The largest packet that the broker may send. A command has at most 66560 bytes, a response 128 KiB. */
 const MAX_PACKET = 1 << 20;
 const SESSION_SECONDS = 3600;
+/** From CONNACK to the last SUBACK. mqtt.js has a limit until CONNACK only. */
+const SUBSCRIBE_WAIT = 30_000;
 
 const hexCode = (code) => `0x${code.toString(16).padStart(2, '0')}`;
 
@@ -11,6 +13,7 @@ export class Connection {
   #client = null;
   #over = false;
   #handlers;
+  #timer = null;
 
   receiveMaximum = 65535;
   maximumPacketSize = Infinity;
@@ -19,7 +22,7 @@ export class Connection {
    * handlers: ready() after the subscriptions; message(topic, bytes), whose promise delays the acknowledgement;
    * subscriptionRefused(topic, code); closed(error), once.
    */
-  constructor(mqtt, bundle, { keepalive, topics, handlers }) {
+  constructor(mqtt, bundle, { keepalive, topics, handlers, subscribeWait = SUBSCRIBE_WAIT }) {
     this.#handlers = handlers;
     let client;
     try {
@@ -51,7 +54,7 @@ export class Connection {
     client.on('error', (error) => this.#finish(error));
     client.on('close', () => this.#finish(new Error('the connection was closed')));
     client.on('disconnect', (packet) => this.#finish(new Error(`the broker closed the connection: ${hexCode(packet?.reasonCode ?? 0)}`)));
-    client.once('connect', (connack) => { this.#subscribe(connack, topics).catch((error) => this.#finish(error)); });
+    client.once('connect', (connack) => { this.#subscribe(connack, topics, subscribeWait).catch((error) => this.#finish(error)); });
     // mqtt.js acknowledges a message of QoS 1 when done is called.
     client.handleMessage = (packet, done) => {
       Promise.resolve()
@@ -60,10 +63,12 @@ export class Connection {
     };
   }
 
-  async #subscribe(connack, topics) {
+  async #subscribe(connack, topics, wait) {
     const { receiveMaximum, maximumPacketSize } = connack?.properties ?? {};
     if (receiveMaximum > 0) this.receiveMaximum = receiveMaximum;
     if (maximumPacketSize > 0) this.maximumPacketSize = maximumPacketSize;
+    if (this.#over) return;
+    this.#timer = setTimeout(() => this.#finish(new Error('the broker did not answer a subscription in time')), wait);
     // Each by itself: mqtt.js 4 and 5 report differently that one topic of several was refused.
     await Promise.all(topics.map((topic) => new Promise((resolve) => {
       this.#client.subscribe(topic, { qos: 1 }, (error, granted) => {
@@ -73,6 +78,7 @@ export class Connection {
         resolve();
       });
     })));
+    clearTimeout(this.#timer);
     if (!this.#over) this.#handlers.ready();
   }
 
@@ -94,6 +100,7 @@ export class Connection {
   async end() {
     if (this.#over) return;
     this.#over = true;
+    clearTimeout(this.#timer);
     const client = this.#client;
     if (client === null) return;
     await new Promise((resolve) => {
@@ -118,6 +125,7 @@ export class Connection {
   #finish(error) {
     if (this.#over) return;
     this.#over = true;
+    clearTimeout(this.#timer);
     this.#client?.end(true);
     this.#handlers.closed(error);
   }

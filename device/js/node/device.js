@@ -86,7 +86,7 @@ export class Device extends EventEmitter {
     const time = () => this.time();
     this.#sender = new Sender(state, {
       deviceId, credential, maxMessageBytes, tolerance, whenUncertain, time, error,
-      topicOf: (kind) => (kind === 'answer' ? `${topics.command}/result` : topics.data),
+      topicOf: (kind) => (kind === 'data' ? topics.data : topics.command === undefined ? null : `${topics.command}/result`),
       setClock: (serverTime) => this.#setClock(serverTime),
       finished: (entry, outcome) => this.#finished(entry, outcome),
     });
@@ -122,7 +122,10 @@ export class Device extends EventEmitter {
   get pending() { return this.#state.entries.size; }
 
   /** The time in seconds since 1970: the system's, corrected by the gateway's. */
-  time() { return Math.max(0, Math.floor(this.#settings.now()) + this.#state.offset); }
+  time() {
+    // With a limit, or a notice with a time that no message can have would end all sending, and the notice that corrects it comes for a message.
+    return Math.min(Math.max(0, Math.floor(this.#settings.now()) + this.#state.offset), Number.MAX_SAFE_INTEGER);
+  }
 
   /** Connects, and goes on until close. */
   start() {

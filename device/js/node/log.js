@@ -7,7 +7,10 @@
 //	8 bytes   the first of SHA-256(length || body)
 //	body      records: each a line of JSON, with "bytes":N if N bytes and a newline follow it
 //
-// One frame is written and synced at a time. So a crash damages the last frame at most: what is there behind the last good frame is
+// The file begins with a snapshot, which has its name only when it is complete and synced: its last record is {"t":"snapshot"}. A file
+// without it was damaged, and is an error: what was executed would be forgotten.
+//
+// Behind it, one frame is written and synced at a time. So a crash damages the last frame at most: what is there behind the last good frame is
 // cut off when the log is opened. A good frame behind a bad one means that the disk has lost what was synced: an error.
 import { createHash } from 'node:crypto';
 import { constants } from 'node:fs';
@@ -20,6 +23,7 @@ const HEADER = 16;
 const MAX_FILE = 512 * 1024 * 1024;
 /** A snapshot is written in frames of about this many bytes. */
 const SNAPSHOT_FRAME = 1 << 20;
+const END_OF_SNAPSHOT = 'snapshot';
 const NEWLINE = Buffer.from('\n');
 
 const damaged = (file, why) => new BouncerError('state', `${file} is damaged: ${why}`);
@@ -135,7 +139,10 @@ export class Log {
         const { size } = await handle.stat();
         if (size > MAX_FILE) throw damaged(this.#file, `it has ${size} bytes`);
         const { records, end } = decodeLog(await handle.readFile(), this.#file);
-        for (const record of records) apply(record);
+        if (!records.some((record) => record.t === END_OF_SNAPSHOT)) {
+          throw damaged(this.#file, 'its beginning is not complete; keep a copy, and remove the file to start without it');
+        }
+        for (const record of records) if (record.t !== END_OF_SNAPSHOT) apply(record);
         cut = size - end;
       } finally {
         await handle.close();
@@ -222,7 +229,8 @@ export class Log {
         size += 100 + (record.bytes?.length ?? 0);
         if (size > SNAPSHOT_FRAME) await flush();
       }
-      if (records.length > 0) await flush();
+      records.push({ t: END_OF_SNAPSHOT });
+      await flush();
       await handle.sync();
       await rename(name, this.#file);
       await syncDirectory(path.dirname(this.#file));

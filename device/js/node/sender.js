@@ -158,6 +158,7 @@ export class Sender {
   /** Signs what is not signed, or is too old; returns what is to be sent and its record, null where there is an outcome. */
   async #prepare(e) {
     const { deviceId, credential, maxMessageBytes, tolerance, whenUncertain } = this.#device;
+    if (this.#device.topicOf(e.kind) === null) return this.#finish(e, 'refused', 'no_topic'); // an answer, and the bundle has no commands now
     const now = this.#device.time();
     if (e.signed !== null && now - e.signed.timestamp > tolerance - MARGIN) {
       if (e.lost) {

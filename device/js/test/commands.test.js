@@ -70,6 +70,27 @@ describe('commands', { concurrency: true }, () => {
     assert.equal(d.fake.sent[0].text.length, 65536);
   });
 
+  test('an error longer than a message is answered without its text', async (t) => {
+    const d = await started(t, await temporary(t), { maxMessageBytes: 512 });
+    d.device.onCommand = () => ({ status: 'succeeded', result: { ['x'.repeat(1000)]: () => {} } }); // the error names the key
+    await d.give(1);
+    await until('the answer', () => d.answers().length === 1);
+    assert.deepEqual(d.answers()[0], { command_id: idOf(1), status: 'failed' });
+  });
+
+  test('an answer that waits when the bundle has no commands any more', async (t) => {
+    const directory = await temporary(t);
+    const first = await started(t, directory);
+    first.fake.answer = () => {};
+    await first.give(1);
+    await until('the answer', () => first.answers().length === 1);
+    await first.device.close();
+    const topics = { data: 'device/sensor_001/data', rejected: 'device/sensor_001/rejected' };
+    const d = await started(t, directory, { change: { topics } });
+    await until('it is refused', () => d.device.pending === 0);
+    assert.deepEqual([d.fake.sent.length, d.device.errors.map((e) => e.reason)], [0, ['answer']]);
+  });
+
   test('one at a time, in order; a command that waits is not taken twice', async (t) => {
     const d = await started(t, await temporary(t));
     const order = [];

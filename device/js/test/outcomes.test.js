@@ -2,6 +2,7 @@
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { Connection } from '../node/connection.js';
 import { temporary, until } from './support/broker.js';
 import { Fake, fakeDevice } from './support/fake.js';
 
@@ -99,6 +100,33 @@ describe('outcomes', { concurrency: true }, () => {
     const { outcome, texts } = await outcomeOf(t, ['lost', 0]);
     assert.deepEqual(pick(outcome), ['accepted', '', 2, false]);
     assert.equal(distinct(texts), 1);
+  });
+
+  test('a notice with a time that no message can have ends nothing', async (t) => {
+    for (const wrong of [Number.MAX_SAFE_INTEGER, 0]) {
+      let system = 1_700_000_000;
+      const { device, fake } = await started(t, { now: () => system });
+      const answers = [['stale', wrong], ['future', 1_700_000_100], null];
+      fake.answer = (m, acknowledge) => {
+        system += 100; // the clock goes on, past what the time can be
+        const [reason, serverTime] = answers.shift() ?? [null];
+        if (reason === null) acknowledge(0);
+        else fake.refuse(m, acknowledge, reason, serverTime);
+      };
+      assert.deepEqual(pick(await (await device.publish(1)).outcome), ['accepted', '', 3, false]);
+      assert.deepEqual(device.errors, []);
+    }
+  });
+
+  test('a broker that does not answer a subscription', async () => {
+    const fake = new Fake();
+    const connect = fake.connect.bind(fake);
+    fake.connect = (options) => Object.assign(connect(options), { subscribe() {} });
+    const error = await new Promise((closed, reject) => {
+      const handlers = { closed, ready: () => reject(new Error('ready')) };
+      new Connection(fake, { host: 'localhost', port: 1 }, { keepalive: 30, topics: ['a'], subscribeWait: 50, handlers });
+    });
+    assert.match(error.message, /subscription/);
   });
 
   test('lost, then stale: may be repeated, or unknown by the setting', async (t) => {

@@ -193,14 +193,34 @@ test('damage in the middle is an error, and touches nothing', async (t) => {
   assert.equal(again.pending, 2);
 });
 
+test('a snapshot that is damaged is an error, and is not begun without', async (t) => {
+  const directory = await temporary(t);
+  const { device } = await fakeDevice(t, directory);
+  await device.publish(1);
+  await device.close();
+  const { device: second } = await fakeDevice(t, directory); // the file is a snapshot alone
+  await second.close();
+  const file = path.join(directory, 'state', 'state.log');
+  const good = await readFile(file);
+  const flipped = Buffer.from(good);
+  flipped[30] ^= 1;
+  for (const bad of [Buffer.alloc(0), Buffer.alloc(good.length), good.subarray(0, 20), good.subarray(0, -1), flipped, encodeFrame([{ t: 'next', d: 1 }])]) {
+    await writeFile(file, bad);
+    await assert.rejects(fakeDevice(t, directory), { reason: 'state', message: /damaged/ });
+    assert.deepEqual(await readFile(file), bad);
+  }
+  await writeFile(file, good);
+  assert.equal((await fakeDevice(t, directory)).device.pending, 1);
+});
+
 test('the state of another device or of a later version is refused', async (t) => {
   const directory = await temporary(t);
   const { device } = await fakeDevice(t, directory);
   await device.close();
   const file = path.join(directory, 'state', 'state.log');
   for (const other of [{ t: 'device', format: 1, device_id: 'sensor_002' }, { t: 'device', format: 2, device_id: 'sensor_001' }, { t: 'unknown' }]) {
-    await writeFile(file, encodeFrame([other]));
-    await assert.rejects(fakeDevice(t, directory), { reason: 'state' });
+    await writeFile(file, encodeFrame([other, { t: 'snapshot' }]));
+    await assert.rejects(fakeDevice(t, directory), { reason: 'state', message: /format|device|type/ });
   }
 });
 
@@ -274,8 +294,8 @@ test('what a failed write left behind is not read', async (t) => {
   assert.deepEqual(kept, [1, 3]);
   await log.append([{ n: 4 }], (r) => kept.push(r.n));
   await log.close();
-  assert.deepEqual(decodeLog(await readFile(file), file).records, [{ n: 1 }, { n: 3 }, { n: 4 }]);
-  assert.deepEqual(decodeLog(await readFile(`${file}.crash`), file).records, [{ n: 1 }]);
+  assert.deepEqual(decodeLog(await readFile(file), file).records, [{ n: 1 }, { n: 3 }, { t: 'snapshot' }, { n: 4 }]);
+  assert.deepEqual(decodeLog(await readFile(`${file}.crash`), file).records, [{ t: 'snapshot' }, { n: 1 }]);
 });
 
 test('a signing function that fails is tried again', async (t) => {
