@@ -1,10 +1,13 @@
 """A Device on a real broker without the plugin: connections, callbacks, commands."""
 
+import contextlib
+import gc
 import json
 import logging
 import os
 import re
 import shutil
+import socket
 import tempfile
 import threading
 import time
@@ -192,6 +195,45 @@ class Connections(OnABroker):
         self.assertIsNone(delivery.wait(0.1))
         self.broker.start()
         self.assertEqual(delivery.wait(WAIT), "accepted")
+
+    def test_attempts_keep_no_descriptors(self):
+        """In a program with many objects Python's collector of cycles runs too seldom."""
+        from bouncer_device import paho
+
+        self.addCleanup(setattr, paho, "_FIRST_WAIT", paho._FIRST_WAIT)
+        self.addCleanup(setattr, paho, "_LONGEST_WAIT", paho._LONGEST_WAIT)
+        paho._FIRST_WAIT = paho._LONGEST_WAIT = 0.001
+        self.broker.kill()
+        failures = []
+        device = self.device(start=False)
+        device.on_error = lambda error: failures.append(type(error))
+        self.addCleanup(gc.enable)
+        gc.disable()
+        device.start()
+
+        def grown():
+            before, begin = len(os.listdir("/proc/self/fd")), len(failures)
+            wait_for(lambda: len(failures) >= begin + 40, "the attempts")
+            return len(os.listdir("/proc/self/fd")) - before
+
+        self.assertLess(grown(), 10)
+        with socket.socket() as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(("127.0.0.1", self.broker.port))
+            listener.listen(50)
+
+            def accept():
+                with contextlib.suppress(OSError):
+                    while True:
+                        listener.accept()[0].close()
+
+            thread = threading.Thread(target=accept)
+            thread.start()
+            self.addCleanup(thread.join)
+            wait_for(lambda: ConnectionRefusedError not in failures[-3:], "TLS that ends at once")
+            self.assertLess(grown(), 10)
+            self.assertTrue(device.close(WAIT))
+            listener.shutdown(socket.SHUT_RDWR)
 
     def test_two_at_a_time(self):
         device = self.device()

@@ -191,6 +191,18 @@ class Connection:
             except OSError:
                 pass
 
+    def dispose(self) -> None:
+        """Ends the connection and gives back what it has, without waiting for the collector of cycles: each attempt has descriptors."""
+        self.drop()
+        client = self._client
+        client.on_socket_open = client.on_connect = client.on_disconnect = None
+        client.on_subscribe = client.on_message = client.on_publish = None
+        for name in ("_sockpairR", "_sockpairW"):  # with which paho wakes a loop of its own
+            sock = getattr(client, name, None)
+            if sock is not None:
+                sock.close()
+                setattr(client, name, None)
+
     @staticmethod
     def _check(code: Any) -> None:
         if code != _paho.MQTT_ERR_SUCCESS:

@@ -257,7 +257,7 @@ class Device:
             except BaseException as error:
                 opened.append(error)
             if connection.abandoned:
-                connection.drop()
+                connection.dispose()
             self._wake()
 
         # Names, TCP and TLS block. A thread of its own does them, so that close need not wait.
@@ -271,14 +271,15 @@ class Device:
                     raise _client.Abandoned
                 selector.select(_MISC_EVERY)
                 self._drain_wake()
-            if opened[0] is not None:
-                raise opened[0]
+            failure = opened.pop()
             try:
+                if failure is not None:
+                    raise failure
                 self._serve(connection, selector)
-            except BaseException:
-                connection.drop()
-                raise
-            connection.disconnect()
+                connection.disconnect()
+            finally:
+                failure = None  # it refers to this frame, and to a socket
+                connection.dispose()
 
     def _serve(self, connection: _client.Connection, selector: selectors.BaseSelector) -> None:
         sock = connection.socket
