@@ -14,7 +14,7 @@ static int hmac(void *context, bouncer_text secret, const bouncer_signed *bytes,
     char digest[] = "SHA256";
     OSSL_PARAM parameters[2];
     EVP_MAC *algorithm = EVP_MAC_fetch(NULL, "HMAC", NULL);
-    EVP_MAC_CTX *operation = EVP_MAC_CTX_new(algorithm);
+    EVP_MAC_CTX *operation = algorithm == NULL ? NULL : EVP_MAC_CTX_new(algorithm);
     size_t length = 0;
     int good;
 

@@ -131,9 +131,9 @@ static int load(bouncer_linux *device)
 }
 
 /* The name of an answer's file: the id's 32 hexadecimal digits. */
-static void answer_name(const uint8_t id[16], char name[16 + sizeof DIRECTORY + 32])
+static void answer_name(const uint8_t id[16], char name[33])
 {
-    char *at = name + snprintf(name, sizeof DIRECTORY + 1, "%s/", DIRECTORY);
+    char *at = name;
     int i;
 
     for (i = 0; i < 16; i++)
@@ -181,7 +181,10 @@ int commands_open(bouncer_linux *device)
         return -1;
     if (mkdirat(device->directory, DIRECTORY, 0700) != 0 && errno != EEXIST)
         return -1;
-    directory = openat(device->directory, DIRECTORY, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    device->answers = openat(device->directory, DIRECTORY, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (device->answers < 0 || fsync(device->directory) != 0)
+        return -1;
+    directory = fcntl(device->answers, F_DUPFD_CLOEXEC, 0);
     if (directory < 0)
         return -1;
     clean(device, directory);
@@ -333,7 +336,7 @@ static void send_answer(bouncer_linux *device, const char *payload, size_t lengt
 /* Writes the answer down and sends it. The lock is held. */
 static void answer(bouncer_linux *device, const uint8_t id[16], char *payload, size_t length)
 {
-    char name[16 + sizeof DIRECTORY + 32];
+    char name[33];
 
     if (payload == NULL) {
         report_error(device, "the answer to a command is not sent: out of memory");
@@ -341,7 +344,7 @@ static void answer(bouncer_linux *device, const uint8_t id[16], char *payload, s
     }
     if (is_kept(&device->memory, id)) {
         answer_name(id, name);
-        if (file_replace(device->directory, name, payload, length) != 0)
+        if (file_replace(device->answers, name, payload, length) != 0)
             report_error(device, "the answer to a command cannot be written: %s", strerror(errno));
     }
     send_answer(device, payload, length);
@@ -350,14 +353,14 @@ static void answer(bouncer_linux *device, const uint8_t id[16], char *payload, s
 
 static void repeated(bouncer_linux *device, const bouncer_command *command, const uint8_t id[16])
 {
-    char name[16 + sizeof DIRECTORY + 32], interrupted[] = "\"interrupted\"";
+    char name[33], interrupted[] = "\"interrupted\"";
     struct bouncer_reply reply;
     size_t length = 0;
     char *payload;
 
     report(device, EVENT_COMMAND_REFUSED, "repeated", strlen("repeated"));
     answer_name(id, name);
-    payload = file_read(device->directory, name, MAX_PACKET, &length);
+    payload = file_read(device->answers, name, MAX_PACKET, &length);
     if (payload != NULL) {
         send_answer(device, payload, length);
         free(payload);
@@ -414,11 +417,11 @@ static bouncer_error take(bouncer_linux *device, const bouncer_command *command)
     }
     /* The answer of the one that has left. */
     for (i = 0; error == BOUNCER_OK && i < before.count; i++) {
-        char name[16 + sizeof DIRECTORY + 32];
+        char name[33];
         if (is_kept(m, entries[i].id))
             continue;
         answer_name(entries[i].id, name);
-        (void)unlinkat(device->directory, name, 0);
+        (void)unlinkat(device->answers, name, 0);
     }
     free(entries);
     return error;

@@ -173,9 +173,10 @@ int connection_publish(bouncer_linux *device, const char *topic, const char *mes
     /* With MOSQ_ERR_NO_CONN and the like the message is in the instance, which is not used again. */
     if (result == MOSQ_ERR_SUCCESS)
         return mid;
+    if (result == MOSQ_ERR_OVERSIZE_PACKET)
+        return PUBLISH_TOO_LARGE;
     report_error(device, "publishing failed: %s", mosquitto_strerror(result));
-    if (result != MOSQ_ERR_OVERSIZE_PACKET)
-        device->lost = 1;
+    device->lost = 1;
     return -1;
 }
 

@@ -83,6 +83,7 @@ static int sign(bouncer_linux *device, struct item *item)
         /* Not counted as written, so it is not subtracted. */
         free(item->message);
         item->message = NULL;
+        item->message_length = 0;
         return BOUNCER_DISK;
     }
     return BOUNCER_OK;
@@ -172,8 +173,11 @@ void send_what_is_due(bouncer_linux *device)
         item->reason[0] = '\0';
         item->mid = connection_publish(device, item->kind == ITEM_ANSWER ? device->bundle.result : device->bundle.data, item->message,
                                        item->message_length);
-        if (item->mid < 0) {
-            /* The connection is at its end, or the broker takes no packet so large. */
+        if (item->mid == PUBLISH_TOO_LARGE) {
+            item->sent--;
+            finish(device, item, BOUNCER_REFUSED, "mqtt 0x95"); /* it would be so each time */
+        } else if (item->mid < 0) {
+            /* The connection is at its end. */
             item->unanswered++;
             item->until = now + HOLD;
         } else {

@@ -381,7 +381,7 @@ int bouncer_linux_open(const char *bundle, const bouncer_linux_options *options,
         return BOUNCER_MEMORY;
     pthread_mutex_init(&device->lock, NULL);
     pthread_cond_init(&device->changed, NULL);
-    device->directory = device->lock_file = device->journal.file = -1;
+    device->directory = device->answers = device->lock_file = device->journal.file = -1;
     device->events_end = &device->events;
     device->window = WINDOW;
     device->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
@@ -459,6 +459,8 @@ void bouncer_linux_close(bouncer_linux *device)
     }
     if (device->lock_file >= 0)
         close(device->lock_file);
+    if (device->answers >= 0)
+        close(device->answers);
     if (device->directory >= 0)
         close(device->directory);
     if (device->wake >= 0)

@@ -125,7 +125,7 @@ struct bouncer_linux {
     pthread_cond_t changed;
     struct bundle bundle;
     bouncer_linux_options options;
-    int directory, lock_file, wake;
+    int directory, answers, lock_file, wake;
     int started, stopping;
     pthread_t worker, executor;
     int64_t offset; /* of the clock */
@@ -171,7 +171,8 @@ void connection_ended(bouncer_linux *device);
 
 /* connection.c: the thread that connects. */
 void *connection_run(void *device);
-/* Gives a message to libmosquitto; its mid, or -1. */
+/* Gives a message to libmosquitto; its mid, -1 or PUBLISH_TOO_LARGE, if the broker takes no packet so large. */
+#define PUBLISH_TOO_LARGE (-2)
 int connection_publish(bouncer_linux *device, const char *topic, const char *message, size_t length);
 
 /* commands.c */

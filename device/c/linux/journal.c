@@ -21,7 +21,7 @@
 
 enum record { RECORD_NEXT = 0, RECORD_ADD = 1, RECORD_SIGNED = 2, RECORD_SENT = 3, RECORD_DONE = 4 };
 
-/* Of a RECORD_SIGNED before the message: kind, delivery, timestamp, sent, may be repeated, message id. */
+/* Of a RECORD_SIGNED before the message, which may be empty: it is to be signed again. Kind, delivery, timestamp, sent, may be repeated, message id. */
 #define SIGNED_HEAD (1 + 8 + 8 + 4 + 1 + BOUNCER_UUID_LENGTH)
 #define ADD_HEAD (1 + 8 + 1)
 
@@ -96,11 +96,10 @@ static int append(int file, uint64_t *size, const uint8_t *head, size_t head_len
     return error;
 }
 
+/* At most; an item without a signature may have a RECORD_SIGNED too. */
 static uint64_t cost(const struct item *item)
 {
-    uint64_t bytes = HEAD + ADD_HEAD + item->payload_length;
-
-    return item->message == NULL ? bytes : bytes + HEAD + SIGNED_HEAD + item->message_length;
+    return HEAD + ADD_HEAD + item->payload_length + HEAD + SIGNED_HEAD + item->message_length;
 }
 
 static int write_add(int file, uint64_t *size, const struct item *item)
@@ -144,8 +143,7 @@ static void item_free(struct item *item)
 
 void forget_signature(struct journal *journal, struct item *item)
 {
-    if (item->message != NULL)
-        journal->live -= HEAD + SIGNED_HEAD + item->message_length;
+    journal->live -= item->message_length;
     free(item->message);
     item->message = NULL;
     item->message_length = 0;
@@ -209,7 +207,7 @@ static struct item *find(struct journal *journal, uint64_t delivery)
     return item;
 }
 
-/* Takes over a record that checks out; -1 if it cannot be one of this version. */
+/* Takes over a record that checks out; -1 if it cannot be one of this version, -2 without memory. */
 static int replay(struct journal *journal, const uint8_t *body, size_t length)
 {
     struct item *item;
@@ -228,7 +226,7 @@ static int replay(struct journal *journal, const uint8_t *body, size_t length)
             return -1;
         item = item_new(number, (enum item_kind)body[9], (const char *)body + ADD_HEAD, length - ADD_HEAD);
         if (item == NULL)
-            return -1;
+            return -2;
         link_item(journal, item);
         if (number >= journal->next)
             journal->next = number + 1;
@@ -239,22 +237,24 @@ static int replay(struct journal *journal, const uint8_t *body, size_t length)
         return body[0] <= RECORD_DONE ? 0 : -1;
     switch (body[0]) {
     case RECORD_SIGNED:
-        if (length <= SIGNED_HEAD)
+        if (length < SIGNED_HEAD)
             return -1;
         forget_signature(journal, item);
-        item->message = malloc(length - SIGNED_HEAD);
-        if (item->message == NULL)
-            return -1;
-        item->message_length = length - SIGNED_HEAD;
-        memcpy(item->message, body + SIGNED_HEAD, item->message_length);
         item->timestamp = (int64_t)get(body + 9, 8);
         item->sent = (unsigned)get(body + 17, 4);
         item->may_be_repeated = body[21] != 0;
         memcpy(item->message_id, body + 22, BOUNCER_UUID_LENGTH);
+        if (length == SIGNED_HEAD)
+            return 0;
+        item->message = malloc(length - SIGNED_HEAD);
+        if (item->message == NULL)
+            return -2;
+        item->message_length = length - SIGNED_HEAD;
+        memcpy(item->message, body + SIGNED_HEAD, item->message_length);
         /* It is written before it is sent, so one cannot know whether it was. */
         item->copies = 1;
         item->unanswered = 1;
-        journal->live += HEAD + SIGNED_HEAD + item->message_length;
+        journal->live += item->message_length;
         return 0;
     case RECORD_SENT:
         item->sent++;
@@ -315,12 +315,22 @@ static int read_all(struct journal *journal)
         result = read_exactly(journal->file, body, length);
         if (result != 0)
             break;
-        if (checksum(body, length, sum) != 0 || memcmp(sum, head + 4, sizeof sum) != 0 || replay(journal, body, length) != 0)
+        if (checksum(body, length, sum) != 0) {
+            result = -2;
+        } else if (memcmp(sum, head + 4, sizeof sum) != 0) {
             result = 1;
-        else
+        } else {
+            result = replay(journal, body, length);
+            result = result == -1 ? 1 : result;
+        }
+        if (result == 0)
             journal->size += HEAD + length;
     }
     free(body);
+    if (result == -2) {
+        errno = ENOMEM; /* nothing is damaged, so nothing is cut off */
+        result = -1;
+    }
     return result;
 }
 
@@ -336,7 +346,8 @@ static int rewrite(struct journal *journal)
     error = write_number(file, &size, RECORD_NEXT, journal->next);
     for (item = journal->first; item != NULL && error == 0; item = item->next) {
         error = write_add(file, &size, item);
-        if (error == 0 && item->message != NULL)
+        /* Without a message: what was sent before under other ids. */
+        if (error == 0 && (item->message != NULL || item->sent > 0 || item->may_be_repeated))
             error = write_signed(file, &size, item, item->copies > 1 ? item->sent - 1 : item->sent);
         /* Whether these bytes were sent more than once matters for the answer "replay". */
         if (error == 0 && item->copies > 1)
@@ -431,7 +442,7 @@ int journal_signed(struct journal *journal, struct item *item)
 {
     if (write_signed(journal->file, &journal->size, item, item->sent + 1) != 0)
         return -1;
-    journal->live += HEAD + SIGNED_HEAD + item->message_length;
+    journal->live += item->message_length;
     return 0;
 }
 

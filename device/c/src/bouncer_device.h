@@ -24,6 +24,7 @@ extern "C" {
 #define BOUNCER_UUID_LENGTH 36
 #define BOUNCER_MAX_MESSAGE 65536 /* of a message to publish, unless set in bouncer_device */
 #define BOUNCER_MAX_COMMAND 66560 /* of a message on the command topic */
+#define BOUNCER_MAX_NOTICE 4096   /* of a message on the rejected topic */
 #define BOUNCER_MAX_DEPTH 64      /* nesting of objects and arrays, the message's own object counted */
 #define BOUNCER_MAX_KEYS 8        /* public keys of the gateway */
 

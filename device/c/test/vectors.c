@@ -657,6 +657,13 @@ static void test_arguments(void)
     CHECK(bouncer_verify_command(&o.device, NULL, 0, 0, &command) == BOUNCER_MALFORMED);
     CHECK(bouncer_verify_command(&o.device, "{}", 2, 0, NULL) == BOUNCER_ARGUMENT);
     CHECK(bouncer_verify_message(&o.device, NULL, 0) == BOUNCER_MALFORMED);
+    for (i = BOUNCER_MAX_NOTICE; i <= BOUNCER_MAX_NOTICE + 1; i++) {
+        static const char text[] = "{\"message_id\":null,\"reason\":\"stale\",\"server_time\":1}";
+        static char long_notice[BOUNCER_MAX_NOTICE + 1];
+        memset(long_notice, ' ', sizeof long_notice);
+        memcpy(long_notice, text, sizeof text - 1);
+        CHECK(bouncer_read_notice(long_notice, i, &notice) == (i == BOUNCER_MAX_NOTICE ? BOUNCER_OK : BOUNCER_MALFORMED));
+    }
 
     /* The limit is a setting. */
     CHECK(bouncer_sign(&o.device, 0, bouncer_string(an_id), bouncer_string("1"), out, sizeof out, &length) == BOUNCER_OK);

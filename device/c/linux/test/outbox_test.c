@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <openssl/evp.h>
@@ -37,11 +38,15 @@ struct published {
 static struct published sent[4096];
 static size_t sent_count;
 
+static size_t largest_packet = SIZE_MAX; /* that the broker takes */
+
 int connection_publish(bouncer_linux *device, const char *topic, const char *message, size_t length)
 {
     struct published *p = &sent[sent_count];
 
     (void)device;
+    if (length > largest_packet)
+        return PUBLISH_TOO_LARGE;
     if (sent_count == sizeof sent / sizeof sent[0])
         abort();
     snprintf(p->topic, sizeof p->topic, "%s", topic);
@@ -61,6 +66,18 @@ static void forget_sent(void)
 {
     while (sent_count > 0)
         free(sent[--sent_count].message);
+}
+
+/* In place of libc's: the last directory that was synced. */
+static ino_t synced_directory;
+
+int fsync(int file)
+{
+    struct stat about;
+
+    if (fstat(file, &about) == 0 && S_ISDIR(about.st_mode))
+        synced_directory = about.st_ino;
+    return (int)syscall(SYS_fsync, file);
 }
 
 /* The bundle and the state. */
@@ -313,6 +330,26 @@ static void test_too_large(void)
     free(payload);
 }
 
+/* The broker takes no packet so large: it is refused, and the next is sent. */
+static void test_too_large_for_the_broker(void)
+{
+    bouncer_linux *device;
+    bouncer_outcome o;
+    char payload[1000];
+
+    clear_state();
+    device = open_device();
+    memset(payload, '1', sizeof payload);
+    largest_packet = 1000;
+    CHECK(bouncer_linux_publish(device, payload, sizeof payload, NULL) == BOUNCER_OK && publish(device, "1") == BOUNCER_OK);
+    send_what_is_due(device);
+    largest_packet = SIZE_MAX;
+    CHECK(sent_count == 1 && device->journal.count == 1);
+    o = outcome(device);
+    CHECK(is(&o, BOUNCER_REFUSED, "mqtt 0x95", 0, 0));
+    bouncer_linux_close(device);
+}
+
 static void test_outcomes(void)
 {
     static const char *const clocks[] = {"stale", "future"}, *const later[] = {"rate_limited", "overloaded", "internal"};
@@ -560,6 +597,7 @@ static void test_rewrite(void)
     char path[512];
     size_t n;
     off_t largest = 0;
+    bouncer_outcome o;
 
     clear_state();
     device = open_device();
@@ -584,6 +622,32 @@ static void test_rewrite(void)
     device = open_device();
     CHECK(device->journal.count == 1 && device->journal.next == 102);
     CHECK(device->journal.first->copies == 2 && device->journal.first->sent == 2);
+    bouncer_linux_close(device);
+
+    /* What is to be signed again may still be repeated when the file was written again. */
+    clear_state();
+    device = open_device();
+    CHECK(publish(device, "1") == BOUNCER_OK);
+    send_what_is_due(device);
+    connection_ended(device);
+    send_what_is_due(device);
+    acknowledged(device, 2, 0x87);
+    notice(device, id_of(sent[1].message), "stale");
+    CHECK(device->journal.first->message == NULL && device->journal.first->may_be_repeated);
+    for (n = 0; n < 100; n++) {
+        struct item *item = journal_add(&device->journal, ITEM_DATA, payload, 40000);
+        CHECK(item != NULL && journal_done(&device->journal, item) == 0);
+    }
+    CHECK(device->journal.live == 12 + 10 + 1 + 12 + 58);
+    bouncer_linux_close(device);
+    device = open_device();
+    CHECK(device->journal.count == 1 && device->journal.first->message == NULL && device->journal.first->may_be_repeated);
+    CHECK(device->journal.first->sent == 2 && device->journal.live == 12 + 10 + 1 + 12 + 58);
+    send_what_is_due(device);
+    acknowledged(device, 3, 0);
+    o = outcome(device);
+    CHECK(sent_count == 3 && is(&o, BOUNCER_ACCEPTED, "", 3, 1));
+    CHECK(device->journal.live == 0);
     bouncer_linux_close(device);
     free(payload);
 }
@@ -707,6 +771,7 @@ static void test_commands(void)
     bouncer_linux_options options;
     bouncer_linux *device;
     bouncer_memory_entry gone;
+    struct stat about;
     char *data, *long_json, path[600], message[256];
     size_t length, before;
 
@@ -729,6 +794,8 @@ static void test_commands(void)
     give_json = "{\"n\":1}";
     receive(device, make_command(1, clock_now + 100, secret));
     CHECK(executed == 1 && has_answer(device, "{\"command_id\":\"01923456-789a-8bcd-8def-000000000001\",\"status\":\"succeeded\",\"result\":{\"n\":1}}"));
+    snprintf(path, sizeof path, "%s/answers", state);
+    CHECK(stat(path, &about) == 0 && synced_directory == about.st_ino);
     /* Its answer is under way: not a second one. */
     receive(device, make_command(1, clock_now + 100, secret));
     pthread_mutex_lock(&device->lock);
@@ -903,6 +970,7 @@ int main(void)
     write_bundle("\"algorithm\":\"HMAC-SHA256\",\"secret\":\"secret\"");
     test_outbox();
     test_too_large();
+    test_too_large_for_the_broker();
     test_outcomes();
     test_damage();
     test_rewrite();
