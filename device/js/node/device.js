@@ -265,7 +265,8 @@ export class Device extends EventEmitter {
 
   #report(error) {
     if (this.#closing && error?.reason === 'closed') return;
-    log('%s', error?.message);
+    // The text of other errors is the application's, and that of "payload" names what is in a result.
+    log('%s', error instanceof BouncerError && error.reason !== 'payload' ? error.message : (error?.reason ?? 'an error of the application'));
     // Without a listener an EventEmitter throws an "error". What is reported here is no reason to end a process: the Device goes on.
     if (this.listenerCount('error') > 0) this.#emit('error', error);
   }

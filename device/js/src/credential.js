@@ -94,6 +94,8 @@ export async function hmacCredential(secrets) {
   const keys = [];
   for (const secret of list) {
     const bytes = typeof secret === 'string' ? bytesOf(secret) : secret;
+    // It would become U+FFFD, and another secret the same.
+    if (typeof secret === 'string' && utf8(bytes) !== secret) throw wrong('a secret has an unpaired surrogate');
     if (!(bytes instanceof Uint8Array)) throw wrong('a secret is a string or a Uint8Array');
     if (bytes.length > 65536) throw wrong('a secret is longer than 65536 bytes');
     if (isBlank(bytes)) throw wrong('a secret is empty, only NUL bytes or only white space');

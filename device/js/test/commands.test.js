@@ -1,7 +1,9 @@
 // Commands: verified, remembered over restarts, executed once, answered.
 import assert from 'node:assert/strict';
+import { execFile } from 'node:child_process';
 import { once } from 'node:events';
 import { describe, test } from 'node:test';
+import { promisify } from 'node:util';
 import { hmacCredential, rawJSON } from '../node/index.js';
 import { temporary, until } from './support/broker.js';
 import { Fake, fakeDevice } from './support/fake.js';
@@ -76,6 +78,25 @@ describe('commands', { concurrency: true }, () => {
     await d.give(1);
     await until('the answer', () => d.answers().length === 1);
     assert.deepEqual(d.answers()[0], { command_id: idOf(1), status: 'failed' });
+  });
+
+  test('the log has no payload', async (t) => {
+    const program = `
+      import { Fake, fakeBundle } from ${JSON.stringify(new URL('./support/fake.js', import.meta.url).href)};
+      import { Device } from ${JSON.stringify(new URL('../node/index.js', import.meta.url).href)};
+      const fake = new Fake();
+      const device = await Device.fromBundle(await fakeBundle(process.argv[1]), { mqtt: fake });
+      device.onCommand = () => ({ status: 'succeeded', result: { 'payload-of-the-test': () => {} } });
+      device.start();
+      device.once('connected', () => fake.client.receive(${JSON.stringify(TOPIC)}, process.argv[2]));
+      device.on('error', () => {});
+      setInterval(async () => { if (fake.sent.length > 0) { await device.close(); process.exit(0); } }, 10);
+    `;
+    const { stderr } = await promisify(execFile)(process.execPath, ['--input-type=module', '-e', program, await temporary(t), await commandText(1)], {
+      env: { ...process.env, NODE_DEBUG: 'mosquitto-bouncer-device' }, timeout: 60_000,
+    });
+    assert.match(stderr, /connected/);
+    assert.ok(!/payload-of-the-test|supersecretkey/.test(stderr), stderr);
   });
 
   test('an answer that waits when the bundle has no commands any more', async (t) => {

@@ -101,7 +101,7 @@ test('time is linear in the length, and depth costs no stack', async () => {
 });
 
 test('secrets', async () => {
-  for (const secret of ['', '\0\0', ' \t\r\n\v\f', '\u00a0\u2003', '\0 ', new Uint8Array(5), []]) {
+  for (const secret of ['', 'key \ud800', '\0\0', ' \t\r\n\v\f', '\u00a0\u2003', '\0 ', new Uint8Array(5), []]) {
     await assert.rejects(core.hmacCredential(secret), { reason: 'credential' });
     await assert.rejects(core.hmacCredential(['good', secret]), { reason: 'credential' });
   }
