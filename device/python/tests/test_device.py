@@ -514,7 +514,7 @@ class Bundles(OnABroker):
         with open(path) as file:
             good = json.load(file)
         for change in (
-            {"device_id": "a/b"}, {"device_id": 1}, {"host": ""}, {"port": 0}, {"port": "8883"}, {"port": True}, {"port": 65536}, {"topics": []},
+            {"device_id": "a/b"}, {"device_id": 1}, {"host": ""}, {"port": 0}, {"port": "8883"}, {"port": True}, {"port": 65536}, {"tolerance": -1}, {"tolerance": "60"}, {"tolerance": 1e3}, {"topics": []},
             {"topics": {}}, {"topics": {"data": "a/+"}}, {"topics": {"data": "a", "command": None}}, {"algorithm": "RSA"}, {"algorithm": None},
             {"secret": "missing"}, {"ca": "missing"}, {"ca": "secret"}, {"certificate": "secret"}, {"key": "secret"},
             {"algorithm": "Ed25519", "signing_key": "device.key"}, {"algorithm": "ECDSA P-256"}, {"secret": "device.json\0"},
@@ -551,8 +551,15 @@ class Bundles(OnABroker):
         message = wait_for(lambda: client.on(DATA), "the message")[0]
         bouncer.verify_message(device.bundle.credential, message)
 
+    def test_the_tolerance(self):
+        bundle = self.broker.bundle(os.path.join(self.directory, "other"), tolerance=60)
+        for path, settings, expected in ((self.bundle, {}, 300), (bundle, {}, 60), (bundle, {"tolerance": 10}, 10)):
+            device = self.device(path, start=False, **settings)
+            self.assertEqual(device._sender._tolerance, expected)
+            device.close()
+
     def test_settings(self):
-        for setting in ({"max_messages": 0}, {"max_outbox_bytes": 1.5}, {"tolerance": 30}, {"commands": 0}, {"max_message_bytes": True}):
+        for setting in ({"max_messages": 0}, {"max_outbox_bytes": 1.5}, {"tolerance": 0}, {"commands": 0}, {"max_message_bytes": True}):
             with self.assertRaises(ValueError):
                 Device.from_bundle(self.bundle, **setting)
 

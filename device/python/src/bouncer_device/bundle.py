@@ -13,6 +13,7 @@ from .credentials import ECDSA_P256, ED25519, HMAC_SHA256, Credential, Ed25519Cr
 from .errors import BundleError, CredentialError
 
 _MAX_FILE = 1 << 20
+_MAX_TOLERANCE = 3_000_000_000  # about 95 years
 
 Path = Union[str, "os.PathLike[str]"]
 
@@ -39,6 +40,8 @@ class Bundle(NamedTuple):
     ca: str
     certificate: str
     key: str
+    #: The gateway's, in seconds; 0: not known.
+    tolerance: int = 0
 
     def tls(self) -> ssl.SSLContext:
         """Returns TLS with the bundle's CA alone, the host's name verified, and the device's certificate."""
@@ -86,6 +89,9 @@ def read_bundle(directory: Path, credential: Optional[Credential] = None) -> Bun
     port = members.get("port")
     if type(port) is not int or not 1 <= port <= 65535:
         raise BundleError(f"{path}: port is not a number from 1 to 65535")
+    tolerance = members.get("tolerance", 0)
+    if type(tolerance) is not int or not 0 <= tolerance <= _MAX_TOLERANCE:
+        raise BundleError(f"{path}: tolerance is not a number of seconds from 0 to {_MAX_TOLERANCE}")
     topics = members.get("topics")
     if not isinstance(topics, dict):
         raise BundleError(f"{path} has no object topics")
@@ -102,7 +108,7 @@ def read_bundle(directory: Path, credential: Optional[Credential] = None) -> Bun
     return Bundle(
         device_id, text_of("host"), port, Topics(data, **named),
         credential if credential is not None else _credential(members, text_of, file_of),
-        file_of("ca"), file_of("certificate"), file_of("key"),
+        file_of("ca"), file_of("certificate"), file_of("key"), tolerance,
     )  # fmt: skip
 
 

@@ -31,6 +31,7 @@ _log = logging.getLogger("bouncer_device")
 _FIRST_WAIT, _LONGEST_WAIT = 1.0, 60.0
 _HANDSHAKE = 30.0  # seconds from the TLS connection to the SUBACK
 _MISC_EVERY = 1.0
+_TOLERANCE = 300
 
 
 class Device:
@@ -62,14 +63,16 @@ class Device:
         max_messages: int = 10_000,
         max_outbox_bytes: int = 16 << 20,
         max_message_bytes: int = MAX_MESSAGE,
-        tolerance: int = 300,
+        tolerance: Optional[int] = None,
         repeat: bool = True,
         commands: int = 256,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """Opens the state directory, which is made if there is none. See from_bundle for the settings."""
+        if tolerance is None:
+            tolerance = bundle.tolerance or _TOLERANCE
         for name, value, least in (
-            ("max_messages", max_messages, 1), ("max_outbox_bytes", max_outbox_bytes, 1), ("tolerance", tolerance, 31),
+            ("max_messages", max_messages, 1), ("max_outbox_bytes", max_outbox_bytes, 1), ("tolerance", tolerance, 1),
             ("max_message_bytes", max_message_bytes, 512), ("commands", commands, 1),
         ):  # fmt: skip
             if type(value) is not int or value < least:
@@ -118,7 +121,8 @@ class Device:
         max_messages       of the outbox: 10,000
         max_outbox_bytes   16 MiB; each message counts with 256 bytes more than its payload
         max_message_bytes  65536: the gateway's limit
-        tolerance          the gateway's, in seconds: 300
+        tolerance          the gateway's, in seconds; that of the bundle, or 300, if absent. With 30 or less, what was sent before is
+                           always signed again before it is sent again
         repeat             False: what may have been accepted is not signed again; its outcome is `unknown`
         commands           how many commands the memory has room for: 256
         clock              returns the system's time in seconds since 1970
