@@ -184,3 +184,26 @@ func TestNothingMayBeSent(t *testing.T) {
 		}
 	})
 }
+
+// TestTooLargeForTheNextBroker: what was in flight when the broker's limit became lower does not end each connection.
+func TestTooLargeForTheNextBroker(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &fakeBroker{suback: 0x01}
+		b.connack = func(c *packets.Connack) {
+			if b.conns > 1 {
+				c.Properties.MaximumPacketSize = new(uint32(1000))
+			}
+		}
+		b.reply = func(n int, p published) reply { return reply{cut: len(p.text) > 900} } // as a broker does
+		d := open(t, b, Options{})
+		long, short := publish(t, d, `"`+strings.Repeat("x", 1000)+`"`), publish(t, d, "1")
+		must(t, d.Start())
+		if o := outcome(t, long); o.Kind != Refused || o.Reason != "mqtt 0x95" || o.Sent != 1 {
+			t.Errorf("%+v", o)
+		}
+		if o := outcome(t, short); o.Kind != Accepted {
+			t.Errorf("%+v", o)
+		}
+		must(t, d.Close())
+	})
+}

@@ -112,6 +112,10 @@ func (s *exchange) prepare(batch []*message) (ready []*message, ok bool) {
 	var signed []record
 	var again []uint64
 	for _, m := range batch {
+		if s.conn.largest > 0 && uint32(messageLen(d.config.DeviceID, now, len(m.payload), d.config.Credential.signature)+len(m.topic)+16) > s.conn.largest {
+			s.finish(m, Refused, mqttReason(packetTooLarge)) // sent, it would end each connection
+			continue
+		}
 		tooOld := m.id != "" && m.at < oldest
 		if m.id != "" && !tooOld && !m.resign {
 			again = append(again, m.number)
@@ -131,10 +135,6 @@ func (s *exchange) prepare(batch []*message) (ready []*message, ok bool) {
 			d.report(err)
 			s.giveBack(batch)
 			return nil, false
-		}
-		if s.conn.largest > 0 && uint32(messageLen(d.config.DeviceID, now, len(m.payload), d.config.Credential.signature)+len(m.topic)+16) > s.conn.largest {
-			s.finish(m, Refused, mqttReason(packetTooLarge)) // sent, it would end each connection
-			continue
 		}
 		signed = append(signed, r)
 		ready = append(ready, m)
