@@ -54,7 +54,7 @@ typedef struct bouncer_linux_options {
     size_t max_messages;      /* of the outbox; 0: 10000 */
     size_t max_bytes;         /* of payloads in the outbox; 0: 16 MiB */
     size_t max_message;       /* the gateway's limit for a message, at most 1 MiB; 0: BOUNCER_MAX_MESSAGE */
-    unsigned tolerance;       /* the gateway's, in seconds, more than 30; 0: 300 */
+    unsigned tolerance;       /* the gateway's, in seconds, more than 30; 0: that of the bundle, else 300 */
     size_t commands;          /* how many commands are remembered, at most 65536; 0: 256 */
     int unknown_if_repeated;  /* do not sign again what may have been accepted: its outcome is unknown */
     void *context;            /* given to each function below; each may be NULL */

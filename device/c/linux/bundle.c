@@ -231,7 +231,7 @@ static int take_all(struct reading *r, json_t *object)
 {
     struct bundle *b = r->bundle;
     const char *id = text_of(object, "device_id"), *host = text_of(object, "host");
-    json_t *port = json_object_get(object, "port");
+    json_t *port = json_object_get(object, "port"), *tolerance = json_object_get(object, "tolerance");
     char out[512];
     size_t length;
     int error;
@@ -248,6 +248,9 @@ static int take_all(struct reading *r, json_t *object)
     if (!json_is_integer(port) || json_integer_value(port) < 1 || json_integer_value(port) > 65535)
         return fail(r, "device.json: port is not 1 to 65535");
     b->port = (int)json_integer_value(port);
+    if (tolerance != NULL && (!json_is_integer(tolerance) || json_integer_value(tolerance) < 0 || json_integer_value(tolerance) > 86400))
+        return fail(r, "device.json: tolerance is not 0 to 86400 seconds");
+    b->tolerance = (unsigned)json_integer_value(tolerance);
     b->host = strdup(host);
     if (b->host == NULL)
         return BOUNCER_MEMORY;

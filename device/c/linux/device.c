@@ -358,11 +358,9 @@ static int set_options(bouncer_linux *device, const bouncer_linux_options *optio
         o->max_messages = 10000;
     if (o->max_bytes == 0)
         o->max_bytes = (size_t)16 << 20;
-    if (o->tolerance == 0)
-        o->tolerance = 300;
     if (o->commands == 0)
         o->commands = 256;
-    return o->tolerance > 30 && o->commands <= 65536 && o->max_message <= MAX_PACKET ? BOUNCER_OK : BOUNCER_ARGUMENT;
+    return (o->tolerance == 0 || o->tolerance > 30) && o->commands <= 65536 && o->max_message <= MAX_PACKET ? BOUNCER_OK : BOUNCER_ARGUMENT;
 }
 
 int bouncer_linux_open(const char *bundle, const bouncer_linux_options *options, bouncer_linux **opened, char *message, size_t size)
@@ -390,6 +388,8 @@ int bouncer_linux_open(const char *bundle, const bouncer_linux_options *options,
         (void)say(message, size, error, "options", "a value is out of its range");
     if (error == BOUNCER_OK)
         error = bundle_read(&device->bundle, bundle, device->options.max_message, message, size);
+    if (device->options.tolerance == 0) /* at 31, what is sent again is signed again once it is older than a second */
+        device->options.tolerance = device->bundle.tolerance == 0 ? 300 : device->bundle.tolerance > 30 ? device->bundle.tolerance : 31;
     if (error == BOUNCER_OK) {
         path = device->options.state != NULL ? strdup(device->options.state) : path_of(bundle, "state");
         error = path == NULL ? BOUNCER_MEMORY : open_state(device, path, message, size);

@@ -24,6 +24,7 @@ struct bundle {
     char *host, *ca, *certificate, *key;
     char *data, *response, *rejected, *command, *result; /* topics; NULL if absent */
     int port;
+    unsigned tolerance; /* in seconds; 0 if absent */
     bouncer_device device;
     bouncer_crypto crypto;
     char id[BOUNCER_MAX_DEVICE_ID + 1];

@@ -950,7 +950,14 @@ static void test_bundles(void)
     CHECK(publish(device, "1") == BOUNCER_OK);
     send_what_is_due(device);
     CHECK(sent_count == 1 && strlen(strstr(sent[0].message, "\"signature\":\"")) == 13 + 128 + 2);
+    CHECK(device->options.tolerance == 300);
     bouncer_linux_close(device);
+    write_bundle("\"algorithm\":\"HMAC-SHA256\",\"secret\":\"secret\",\"tolerance\":60");
+    device = open_device();
+    CHECK(device->options.tolerance == 60);
+    bouncer_linux_close(device);
+    write_bundle("\"algorithm\":\"HMAC-SHA256\",\"secret\":\"secret\",\"tolerance\":\"60\"");
+    CHECK(bouncer_linux_open(bundle, &options, &device, NULL, 0) == BOUNCER_BUNDLE);
     options.tolerance = 30;
     CHECK(bouncer_linux_open(bundle, &options, &device, NULL, 0) == BOUNCER_ARGUMENT);
 }
