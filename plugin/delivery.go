@@ -2,17 +2,68 @@ package plugin
 
 import (
 	"errors"
+	"log/slog"
+	"time"
 
 	"mosquitto-bouncer/plugin/config"
 	"mosquitto-bouncer/plugin/deadletter"
+	"mosquitto-bouncer/plugin/fleet"
 	"mosquitto-bouncer/plugin/forward"
+	"mosquitto-bouncer/plugin/forward/jetstream"
 	"mosquitto-bouncer/plugin/forward/webhook"
 	"mosquitto-bouncer/plugin/gate"
 	"mosquitto-bouncer/plugin/outbox"
 )
 
-// newSink makes the sink that sends messages to the backend.
-func newSink(c *config.Config) (*webhook.Sink, error) {
+// openSink makes the sink, and what it needs: with [fleet] a stream of NATS, else the HTTP backend.
+func openSink(s *starter) (forward.Sink, error) {
+	c := s.config
+	if len(c.Fleet.Servers) > 0 {
+		s.fleet = newFleet(c, s.log)
+		return jetstream.New(s.fleet), nil
+	}
+	var err error
+	s.sink, err = newWebhook(c)
+	return s.sink, err
+}
+
+// newFleet makes the connection to NATS, which is not started yet.
+func newFleet(c *config.Config, log *slog.Logger) *fleet.Fleet {
+	return fleet.New(fleet.Options{
+		Name:        c.Fleet.Name,
+		Servers:     c.Fleet.Servers,
+		TLS:         c.Fleet.TLS,
+		Credentials: c.Fleet.Credentials,
+		Prefix:      c.Fleet.Prefix,
+		Partitions:  c.Fleet.Partitions,
+		Replicas:    c.Fleet.Replicas,
+		Dedup:       c.Fleet.Dedup,
+		MaxBytes:    c.Fleet.MaxBytes,
+		MaxMessage:  c.Publish.MaxBytes,
+		Timeout:     c.Backend.Timeout,
+		StateDir:    c.StateDir,
+		Log:         log,
+	})
+}
+
+// destination names where messages go, for the log and for what is kept of the backend.
+func destination(c *config.Config) string {
+	if len(c.Fleet.Servers) > 0 {
+		return "nats:" + fleet.StreamName(c.Fleet.Prefix)
+	}
+	return c.Backend.URL
+}
+
+// maxAge is after which time a message is given up; 0: never. A stream takes every message in the end.
+func maxAge(c *config.Config) time.Duration {
+	if len(c.Fleet.Servers) > 0 {
+		return 0
+	}
+	return c.Backend.MaxAge
+}
+
+// newWebhook makes the sink that sends messages to the HTTP backend.
+func newWebhook(c *config.Config) (*webhook.Sink, error) {
 	return webhook.New(webhook.Config{
 		URL:           c.Backend.URL,
 		Timeout:       c.Backend.Timeout,
@@ -27,7 +78,7 @@ func newSink(c *config.Config) (*webhook.Sink, error) {
 }
 
 // openOutbox opens the outbox, which delivers through the sink.
-func openOutbox(s *starter) (*outbox.Outbox, error) {
+func openOutbox(s *starter, sink forward.Sink) (*outbox.Outbox, error) {
 	c := s.config
 	answers := gate.NewTopic(answerFilter(c)) // the journal may have answers although there is no listener any more
 	box, err := outbox.Open(outbox.Options{
@@ -44,14 +95,14 @@ func openOutbox(s *starter) (*outbox.Outbox, error) {
 			DropOldest:  c.DeadLetters.AtLimit == config.AtLimitDropOldest,
 		},
 		Forward: forward.Config{
-			Sink:        s.sink,
+			Sink:        sink,
 			Concurrency: c.Backend.Concurrency,
-			MaxAge:      c.Backend.MaxAge,
+			MaxAge:      maxAge(c),
 			Batch:       c.Backend.Batch,
 			Linger:      c.Backend.Linger,
 			Unordered:   c.Backend.Order == config.OrderNone,
 		},
-		BackendURL:    c.Backend.URL,
+		BackendURL:    destination(c),
 		FatalStatuses: c.Backend.FatalStatuses,
 		Respond:       s.respond,
 		Registry:      s.registry,

@@ -84,9 +84,9 @@ type reloading struct {
 	gate     *gate.Gate
 	registry *registry.Registry
 	commands *downlink.Commands // nil: without an HTTP listener there are none
-	sink     *webhook.Sink
-	server   *httpd.Server // nil: none
-	audit    *audit.Log    // nil: none
+	sink     *webhook.Sink      // nil: messages go to NATS
+	server   *httpd.Server      // nil: none
+	audit    *audit.Log         // nil: none
 	log      *slog.Logger
 
 	failed atomic.Pointer[string] // why the last reload failed; nil: it did not
@@ -173,7 +173,7 @@ func (r *reloading) renew(next *config.Config, changes config.Changes, backend *
 			return err
 		}
 	}
-	if changes.RenewsBackend() {
+	if changes.RenewsBackend() && r.sink != nil {
 		r.sink.Renew(backend)
 	}
 	return nil

@@ -57,6 +57,9 @@ func (s *starter) collectors() *metrics.Set {
 	if s.commands != nil {
 		set.Add(s.commands.Collector())
 	}
+	if s.fleet != nil {
+		set.Add(s.fleet.Collector())
+	}
 	set.Add(s.outbox.Collectors()...)
 	return set
 }

@@ -14,6 +14,7 @@ import (
 	"mosquitto-bouncer/plugin/config"
 	"mosquitto-bouncer/plugin/crash"
 	"mosquitto-bouncer/plugin/downlink"
+	"mosquitto-bouncer/plugin/fleet"
 	"mosquitto-bouncer/plugin/former"
 	"mosquitto-bouncer/plugin/forward"
 	"mosquitto-bouncer/plugin/forward/webhook"
@@ -60,7 +61,8 @@ type starter struct {
 	clearer   *downlink.Clearer
 	removed   *former.Set
 	verified  *retained.Memory
-	sink      *webhook.Sink
+	sink      *webhook.Sink // nil: messages go to the fleet
+	fleet     *fleet.Fleet  // nil: there is none
 	orders    *orders
 	server    atomic.Pointer[httpd.Server] // nil: none; it serves before it is set here
 	writable  *writable.Checks
@@ -96,7 +98,7 @@ func (s *starter) start() error {
 	}
 	s.PublishUnsent(s.unsent())
 	s.log.Info("ready", "version", Version, "config", s.broker.file, "devices", s.registry.Len(),
-		"topics", s.config.Publish.Topics, "backend", backendurl.WithoutQuery(s.config.Backend.URL))
+		"topics", s.config.Publish.Topics, "backend", backendurl.WithoutQuery(destination(s.config)))
 	s.audit.Add(audit.Record{Event: audit.Start, Version: Version})
 	return nil
 }
@@ -155,7 +157,8 @@ func (s *starter) respond(r forward.Response) {
 // openOutbox makes the sink for the backend, and opens the outbox. Some files are opened after it, because it locks the state
 // directory, and closed after it, because the registry and orders write to them until then.
 func (s *starter) openOutbox() (err error) {
-	if s.sink, err = newSink(s.config); err != nil {
+	sink, err := openSink(s)
+	if err != nil {
 		return err
 	}
 	s.closers.add("the device ids", func() error {
@@ -175,7 +178,10 @@ func (s *starter) openOutbox() (err error) {
 			s.orders.stop()
 		}
 	})
-	if s.outbox, err = openOutbox(s); err != nil {
+	if s.fleet != nil {
+		s.closers.do("the connection to NATS", s.fleet.Close)
+	}
+	if s.outbox, err = openOutbox(s, sink); err != nil {
 		return err
 	}
 	s.closers.do("the outbox", func() {
@@ -183,6 +189,18 @@ func (s *starter) openOutbox() (err error) {
 		s.outbox.Close(stopWithin)
 	})
 	s.checks = append(s.checks, s.outbox.Checks()...)
+	return s.startFleet()
+}
+
+// startFleet begins to connect to NATS. It is after the outbox, whose lock on the state directory it needs.
+func (s *starter) startFleet() error {
+	if s.fleet == nil {
+		return nil
+	}
+	s.checks = append(s.checks, s.fleet.Health)
+	if err := s.fleet.Start(); err != nil {
+		return fmt.Errorf("%s: %w", s.config.Where("fleet.servers"), err)
+	}
 	return nil
 }
 

@@ -17,6 +17,7 @@ import (
 
 	"mosquitto-bouncer/cmd/bouncerctl/output"
 	"mosquitto-bouncer/plugin/config"
+	"mosquitto-bouncer/plugin/fleetstate"
 	"mosquitto-bouncer/plugin/journal"
 	"mosquitto-bouncer/plugin/suspension"
 )
@@ -28,7 +29,8 @@ func newQueue(configFile *string) *cobra.Command {
 		Short: "Show what waits for the backend, by device",
 		Long: `Show how many accepted messages of each device wait for the backend, the longest
 queue first, and how long the oldest has waited. The journal is only read; the
-broker may run or not. Its changes during the command may be missing.`,
+broker may run or not. Its changes during the command may be missing. With [fleet]
+it also shows why nothing goes to NATS, if that is so.`,
 		Example: `  bouncerctl queue
   bouncerctl queue --json | jq -r '.devices[] | select(.messages > 1000) | .device'`,
 		Args: noArguments,
@@ -50,6 +52,9 @@ broker may run or not. Its changes during the command may be missing.`,
 			if q.suspended, err = suspension.List(filepath.Join(cfg.StateDir, suspension.DirName)); err != nil {
 				return err
 			}
+			if q.fleet, err = fleetstate.Load(cfg.StateDir); err != nil {
+				return err
+			}
 			if asJSON {
 				return q.printJSON(c.OutOrStdout())
 			}
@@ -69,6 +74,7 @@ type queue struct {
 	journal  journal.Inspection
 
 	suspended []suspension.Suspension
+	fleet     *fleetstate.State // why nothing goes to NATS; nil: it does, or is not to
 }
 
 // queuedDevice is what waits of one device.
@@ -131,6 +137,9 @@ func (q *queue) print(w io.Writer) error {
 		fmt.Fprintf(w, "Suspended, because the backend answered 410 Gone: %s.\nTo continue: bouncerctl queue resume%s\n",
 			suspended(q.suspended), strings.TrimRight(" "+q.suspended[0].Device, " "))
 	}
+	if q.fleet != nil {
+		fmt.Fprintf(w, "Nothing goes to NATS since %s: %s.\n", output.Instant(q.fleet.Since), output.Printable(q.fleet.Why))
+	}
 	if q.journal.Damaged > 0 || q.journal.Unreadable > 0 {
 		_, err := fmt.Fprintf(w, "Damaged, and not counted: %s, %s.\n",
 			output.Counted(int64(q.journal.Damaged), "message"), output.Counted(int64(q.journal.Unreadable), "segment"))
@@ -149,6 +158,8 @@ func (q *queue) printJSON(w io.Writer) error {
 		Damaged      int   `json:"damaged_messages"`
 		Unreadable   int   `json:"unreadable_segments"`
 		Suspended    int   `json:"suspended_urls"`
+
+		Fleet *fleetstate.State `json:"fleet,omitempty"` // why nothing goes to NATS
 	}
 	gone := make([]string, 0, len(q.suspended)) // "": all devices
 	for _, s := range q.suspended {
@@ -170,7 +181,7 @@ func (q *queue) printJSON(w io.Writer) error {
 		}
 		separator = ",\n"
 	}
-	line, err := output.JSON(totals{q.messages, q.bytes, len(q.devices), q.journal.Bytes, q.journal.Damaged, q.journal.Unreadable, len(q.suspended)})
+	line, err := output.JSON(totals{q.messages, q.bytes, len(q.devices), q.journal.Bytes, q.journal.Damaged, q.journal.Unreadable, len(q.suspended), q.fleet})
 	if err != nil {
 		return err
 	}

@@ -40,6 +40,7 @@ type Config struct {
 
 	Publish  Publish
 	Backend  Backend
+	Fleet    Fleet
 	Response Response
 	Command  Command
 	Rejected Rejected

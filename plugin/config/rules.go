@@ -16,6 +16,7 @@ const storeRoom = 128 << 10
 func (d *document) rules(c *Config) {
 	d.publishRules(&c.Publish)
 	d.backendRules(&c.Backend)
+	d.fleetRules(c)
 	d.httpRules(&c.HTTP)
 	d.registryRules(&c.Registry)
 	d.auditRules(&c.Audit)

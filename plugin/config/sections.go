@@ -67,6 +67,32 @@ const (
 	OrderNone   = "none"   // one device may use all connections
 )
 
+// Fleet is [fleet]: a stream of NATS JetStream in place of the backend.
+type Fleet struct {
+	// Servers are the URLs of the NATS servers: all tls, or all nats and on loopback addresses. None: there is no fleet, and
+	// every other field is at its default.
+	Servers []string
+	// Name is the gateway's, of the characters A-Z a-z 0-9 _ -.
+	Name string
+	// TLS is nil for nats URLs. For tls: TLS 1.2 or later, the CAs of ca_file, or the system's where RootCAs is nil, and the
+	// client certificate of cert_file, if any.
+	TLS *tls.Config
+	// Credentials are the content of a credentials file of NATS; nil: none.
+	Credentials secret.Secret
+	// Prefix begins the names of streams and subjects.
+	Prefix string
+	// Partitions is how many the stream has.
+	Partitions int
+	// Replicas is how many servers store each message.
+	Replicas int
+	// Dedup is how long the stream recognises a message that is sent again.
+	Dedup time.Duration
+	// MaxBytes is the size of the stream when it is made.
+	MaxBytes int64
+	// Deliver is false.
+	Deliver bool
+}
+
 // Response is [response]: the backend's answers.
 type Response struct {
 	// Topic is where a device gets the body of a 2xx answer: a topic in which one level is {device_id}, and which is not

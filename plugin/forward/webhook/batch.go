@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"mosquitto-bouncer/plugin/cloudevent"
 	"mosquitto-bouncer/plugin/forward"
 
 	"github.com/go-json-experiment/json/jsontext"
@@ -45,18 +46,18 @@ func (b *batchCourier) pack(m *forward.Message) {
 	} else {
 		b.body = append(b.body, ',')
 	}
-	b.body = append(b.body, `{"specversion":"`+eventSpec+`","type":"`+eventType+`","id":`...)
+	b.body = append(b.body, `{"specversion":"`+cloudevent.Spec+`","type":"`+cloudevent.Type+`","id":`...)
 	b.body = quote(b.body, strings.ToLower(m.MessageID))
 	b.body = append(b.body, `,"source":`...)
-	b.buf = append(append(b.buf[:0], "/devices/"...), m.DeviceID...)
+	b.buf = append(append(b.buf[:0], cloudevent.SourcePrefix...), m.DeviceID...)
 	b.body = quote(b.body, b.buf)
-	if m.Topic != "" && len(m.Topic) <= maxSubject {
+	if m.Topic != "" && len(m.Topic) <= cloudevent.MaxSubject {
 		b.body = append(b.body, `,"subject":`...)
 		b.body = quote(b.body, m.Topic)
 	}
 	b.body = append(b.body, `,"time":"`...)
 	b.body = time.Unix(m.Timestamp, 0).UTC().AppendFormat(b.body, time.RFC3339)
-	if validTraceparent(m.Traceparent) {
+	if cloudevent.ValidTraceparent(m.Traceparent) {
 		b.body = append(b.body, `","traceparent":`...)
 		b.body = quote(b.body, m.Traceparent)
 		b.body = append(b.body, `,"datacontenttype":"application/json","data":`...)
@@ -64,7 +65,7 @@ func (b *batchCourier) pack(m *forward.Message) {
 		b.body = append(b.body, `","datacontenttype":"application/json","data":`...)
 	}
 	b.body = append(append(b.body, m.Payload...), '}')
-	b.buf = append(appendKey(b.buf[:0], m), '\n')
+	b.buf = append(cloudevent.AppendKey(b.buf[:0], m.DeviceID, m.MessageID), '\n')
 	b.keys.Write(b.buf)
 }
 

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"mosquitto-bouncer/plugin/backendurl"
+	"mosquitto-bouncer/plugin/cloudevent"
 	"mosquitto-bouncer/plugin/forward"
 )
 
@@ -53,7 +54,7 @@ func TestBatchRequest(t *testing.T) {
 			m.Traceparent = "not one"
 			m.Topic = "a \"quoted\" topic/\u00e9\\"
 		case 2:
-			m.Topic = strings.Repeat("t", maxSubject+1)
+			m.Topic = strings.Repeat("t", cloudevent.MaxSubject+1)
 		}
 		x.enqueue(m)
 	}

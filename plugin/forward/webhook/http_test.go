@@ -18,6 +18,7 @@ import (
 
 	"mosquitto-bouncer/plugin/ascii"
 	"mosquitto-bouncer/plugin/backendurl"
+	"mosquitto-bouncer/plugin/cloudevent"
 	"mosquitto-bouncer/plugin/forward"
 	"mosquitto-bouncer/plugin/forward/forwardtest"
 	"mosquitto-bouncer/plugin/testkit"
@@ -150,7 +151,7 @@ func TestHeadersAreSafe(t *testing.T) {
 	m.MessageID, m.Topic, m.Timestamp = evil, evil, -1<<40
 	x.enqueue(m)
 	long := message("b", 2)
-	long.Topic = strings.Repeat("t", maxSubject+1)
+	long.Topic = strings.Repeat("t", cloudevent.MaxSubject+1)
 	x.enqueue(long)
 	x.drain()
 

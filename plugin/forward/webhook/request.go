@@ -14,19 +14,10 @@ import (
 
 	"mosquitto-bouncer/plugin/ascii"
 	"mosquitto-bouncer/plugin/backendurl"
+	"mosquitto-bouncer/plugin/cloudevent"
 	"mosquitto-bouncer/plugin/forward"
 
 	"github.com/valyala/fasthttp"
-)
-
-// The CloudEvents attributes that are the same for every message. The specification advises a reverse DNS name as the
-// prefix of a type; this project has no domain to reverse, so its own name stands in.
-const (
-	eventSpec = "1.0"
-	eventType = "mosquitto-bouncer.message.v1"
-	// maxSubject bounds ce-subject, in bytes as sent; beyond it the optional attribute is left out rather than risk
-	// the server's limit on headers.
-	maxSubject = 1024
 )
 
 const (
@@ -248,8 +239,8 @@ type httpCourier struct {
 func (c *client) courier() *httpCourier {
 	h := &httpCourier{}
 	h.init(c, "application/json")
-	h.req.Header.Set("Ce-Specversion", eventSpec)
-	h.req.Header.Set("Ce-Type", eventType)
+	h.req.Header.Set("Ce-Specversion", cloudevent.Spec)
+	h.req.Header.Set("Ce-Type", cloudevent.Type)
 	return h
 }
 
@@ -271,13 +262,13 @@ func (h *httpCourier) pack(m *forward.Message) {
 	h.buf = h.target.Append(h.buf[:0], m.DeviceID)
 	h.req.SetRequestURIBytes(h.buf)
 
-	h.buf = appendEscaped(h.buf[:0], strings.ToLower(m.MessageID))
+	h.buf = cloudevent.AppendEscaped(h.buf[:0], strings.ToLower(m.MessageID))
 	h.req.Header.SetBytesV("Ce-Id", h.buf)
 
-	h.buf = appendEscaped(append(h.buf[:0], "/devices/"...), m.DeviceID)
+	h.buf = cloudevent.AppendEscaped(append(h.buf[:0], cloudevent.SourcePrefix...), m.DeviceID)
 	h.req.Header.SetBytesV("Ce-Source", h.buf)
 
-	if h.buf = appendEscaped(h.buf[:0], m.Topic); len(h.buf) > 0 && len(h.buf) <= maxSubject {
+	if h.buf = cloudevent.AppendEscaped(h.buf[:0], m.Topic); len(h.buf) > 0 && len(h.buf) <= cloudevent.MaxSubject {
 		h.req.Header.SetBytesV("Ce-Subject", h.buf)
 	} else {
 		h.req.Header.Del("Ce-Subject")
@@ -286,13 +277,13 @@ func (h *httpCourier) pack(m *forward.Message) {
 	h.buf = time.Unix(m.Timestamp, 0).UTC().AppendFormat(h.buf[:0], time.RFC3339)
 	h.req.Header.SetBytesV("Ce-Time", h.buf)
 
-	if validTraceparent(m.Traceparent) {
+	if cloudevent.ValidTraceparent(m.Traceparent) {
 		h.req.Header.Set("Traceparent", m.Traceparent)
 	} else {
 		h.req.Header.Del("Traceparent")
 	}
 
-	h.buf = append(appendKey(append(h.buf[:0], '"'), m), '"')
+	h.buf = append(cloudevent.AppendKey(append(h.buf[:0], '"'), m.DeviceID, m.MessageID), '"')
 	h.req.Header.SetBytesV("Idempotency-Key", h.buf)
 
 	h.payload = m.Payload
@@ -321,26 +312,4 @@ func (h *httpCourier) answer(r *reply) {
 	h.resp.Header.SetNoDefaultContentType(true)
 	r.body = append([]byte(nil), body...)
 	r.contentType = string(h.resp.Header.ContentType())
-}
-
-// appendKey appends what names a message among those of all devices: a device's id, escaped, and the message's. An id
-// being a UUID, no two devices can share a key.
-func appendKey(dst []byte, m *forward.Message) []byte {
-	dst = append(appendEscaped(dst, m.DeviceID), ':')
-	return appendEscaped(dst, strings.ToLower(m.MessageID))
-}
-
-// appendEscaped appends the value of a header field. What could end it, or the quotes around it, is percent-encoded as
-// the HTTP binding of CloudEvents says (section 3.1.3.2): space, quote, percent and everything not printable ASCII;
-// the backslash too, for the sake of quoted strings.
-func appendEscaped(dst []byte, s string) []byte {
-	const hex = "0123456789ABCDEF"
-	for i := range len(s) {
-		if b := s[i]; b <= ' ' || b >= 0x7f || b == '"' || b == '%' || b == '\\' {
-			dst = append(dst, '%', hex[b>>4], hex[b&15])
-		} else {
-			dst = append(dst, b)
-		}
-	}
-	return dst
 }

@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"mosquitto-bouncer/plugin/cloudevent"
+
 	standardwebhooks "github.com/standard-webhooks/standard-webhooks/libraries/go"
 )
 
@@ -125,7 +127,7 @@ func TestTraceparent(t *testing.T) {
 		good[:36] + strings.Repeat("0", 16) + "-01": false,
 		good[:53] + "0\n":                           false,
 	} {
-		if got := validTraceparent(s); got != want {
+		if got := cloudevent.ValidTraceparent(s); got != want {
 			t.Errorf("%q: %v, want %v", s, got, want)
 		}
 	}
