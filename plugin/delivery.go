@@ -2,6 +2,7 @@ package plugin
 
 import (
 	"errors"
+	"fmt"
 	"log/slog"
 	"time"
 
@@ -20,6 +21,7 @@ func openSink(s *starter) (forward.Sink, error) {
 	c := s.config
 	if len(c.Fleet.Servers) > 0 {
 		s.fleet = newFleet(c, s.log)
+		s.closers.do("the connection to NATS", s.fleet.Close) // after the outbox
 		return jetstream.New(s.fleet), nil
 	}
 	var err error
@@ -120,4 +122,16 @@ func openOutbox(s *starter, sink forward.Sink) (*outbox.Outbox, error) {
 		err = stateError(c, err)
 	}
 	return box, err
+}
+
+// startFleet begins to connect to NATS. It is after the outbox, whose lock on the state directory it needs.
+func (s *starter) startFleet() error {
+	if s.fleet == nil {
+		return nil
+	}
+	s.checks = append(s.checks, s.fleet.Health)
+	if err := s.fleet.Start(); err != nil {
+		return fmt.Errorf("%s: %w", s.config.Where("fleet.servers"), err)
+	}
+	return nil
 }

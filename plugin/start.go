@@ -178,9 +178,6 @@ func (s *starter) openOutbox() (err error) {
 			s.orders.stop()
 		}
 	})
-	if s.fleet != nil {
-		s.closers.do("the connection to NATS", s.fleet.Close)
-	}
 	if s.outbox, err = openOutbox(s, sink); err != nil {
 		return err
 	}
@@ -190,18 +187,6 @@ func (s *starter) openOutbox() (err error) {
 	})
 	s.checks = append(s.checks, s.outbox.Checks()...)
 	return s.startFleet()
-}
-
-// startFleet begins to connect to NATS. It is after the outbox, whose lock on the state directory it needs.
-func (s *starter) startFleet() error {
-	if s.fleet == nil {
-		return nil
-	}
-	s.checks = append(s.checks, s.fleet.Health)
-	if err := s.fleet.Start(); err != nil {
-		return fmt.Errorf("%s: %w", s.config.Where("fleet.servers"), err)
-	}
-	return nil
 }
 
 // openCommands starts to send commands to devices, if there is a listener to post them to, and moves devices' answers from

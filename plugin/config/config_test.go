@@ -41,6 +41,7 @@ func TestDefaults(t *testing.T) {
 				MaxAge:      72 * time.Hour,
 				Order:       OrderDevice,
 			},
+			Fleet:    Fleet{Prefix: "bouncer", Partitions: 16, Replicas: 3, Dedup: 20 * time.Minute, MaxBytes: 20 << 30},
 			Response: Response{Topic: "device/{device_id}/response", MaxAge: time.Hour},
 			Command:  Command{Topic: "device/{device_id}/command"},
 			ACL:      ACL{Others: OthersAuto, UnknownCertificates: UnknownOthers},
@@ -49,7 +50,6 @@ func TestDefaults(t *testing.T) {
 
 			DeadLetters: DeadLetters{MaxBytes: 1 << 30, DeviceShare: 0.1, AtLimit: AtLimitStop},
 		}
-		got.file, got.lines = "", nil // TestWhere's business
 		got.file, got.lines = "", nil // TestWhere's business
 		if !reflect.DeepEqual(got, want) {
 			t.Errorf("%q:\n got %+v\nwant %+v", source, got, want)
@@ -171,6 +171,7 @@ keep      = 3
 			FatalStatuses: []int{404, 501},
 			TLS:           got.Backend.TLS,
 		},
+		Fleet:    Fleet{Prefix: "bouncer", Partitions: 16, Replicas: 3, Dedup: 20 * time.Minute, MaxBytes: 20 << 30},
 		Response: Response{MaxAge: 10 * time.Minute, Wrap: true},
 		Command:  Command{Topic: "to/{device_id}", Keys: got.Command.Keys},
 		Rejected: Rejected{Topic: "device/{device_id}/rejected"},

@@ -216,7 +216,11 @@ func (f *Fleet) round(stopping bool) (next time.Duration) {
 		}
 		f.known()
 	}
-	f.report()
+	select {
+	case <-f.first:
+		f.report()
+	default: // Start still waits
+	}
 	return next
 }
 
