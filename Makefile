@@ -70,6 +70,14 @@ test-deb: ## the package in fresh containers of each release: gate, upgrade, pur
 test-outage: build ## broker and backend in containers: the network cut, the broker stopped, restarted with its volume (RELEASE=bookworm)
 	DOCKER=required $(GO) test -timeout 10m -count=1 -v ./test/outage
 
+.PHONY: test-fleet
+test-fleet: deps-test build build/test/mosquitto_bouncer.so ## a gateway with three NATS servers: killed, hung, full, mismatched (a module of its own)
+	cd test/fleet && GOTOOLCHAIN=local $(GO) vet ./... && GOTOOLCHAIN=local $(GO) test -timeout 10m -count=1 ./...
+
+.PHONY: bench-fleet
+bench-fleet: deps-test build ## PUBACK with NATS up, hung and down, and the rate of one gateway into a stream of three replicas
+	cd test/fleet && GOTOOLCHAIN=local BOUNCER_SO=$(CURDIR)/build/mosquitto_bouncer.so $(GO) test -run '^$$' -bench . -benchtime 3x -timeout 20m
+
 .PHONY: base-images
 base-images: ## the Docker images debian:*-slim: pulled, or built where no registry answers
 	@scripts/base-image

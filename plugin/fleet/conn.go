@@ -58,6 +58,7 @@ func (f *Fleet) connect() error {
 		nats.FlusherTimeout(writeTimeout),
 		nats.IgnoreDiscoveredServers(), // only those of the settings
 		nats.NoEcho(),
+		nats.CustomInboxPrefix("_INBOX." + f.o.Name), // so that permissions can keep answers apart
 		nats.ConnectHandler(f.connected),
 		nats.ReconnectHandler(func(nc *nats.Conn) {
 			f.reconnects.Add(1)
