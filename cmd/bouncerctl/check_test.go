@@ -1,7 +1,9 @@
 package main
 
 import (
+	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 )
@@ -20,4 +22,28 @@ func TestCheckNamesBundles(t *testing.T) {
 	if got := bouncerctl(t, "", "check", filepath.Join(dir, "mosquitto.conf")); !strings.Contains(got.stdout, line) {
 		t.Errorf("does not warn: %s%s", got.stdout, got.stderr)
 	}
+}
+
+// TestCheckFleet: what is wrong in [fleet] is found without a connection.
+func TestCheckFleet(t *testing.T) {
+	dir := newDir(t)
+	path := filepath.Join(dir, "bouncer.toml")
+	text := readFile(t, path)
+	fleet := func(settings string) {
+		t.Helper()
+		changed := strings.Replace(text, "\nservers = []", "\nservers = [\"tls://n1.invalid:4222\"]\n"+settings, 1)
+		if changed == text {
+			t.Fatal("no servers in bouncer.toml")
+		}
+		changed = regexp.MustCompile(`(?m)^url = .*`).ReplaceAllString(changed, "")
+		if err := os.WriteFile(path, []byte(changed), 0o640); err != nil {
+			t.Fatal(err)
+		}
+	}
+	fleet("name = \"a\"\ndeliver = false\nreplicas = 1\n")
+	if got := succeed(t, "check", path); !strings.Contains(got, "warning: fleet.replicas: with 1, messages are lost or held up with one NATS server; use 3\n") {
+		t.Errorf("got\n%s", got)
+	}
+	fleet("name = \"a\"\n")
+	fail(t, 1, "correct what is listed above", "check", path)
 }

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"mosquitto-bouncer/plugin/fleetstate"
 	"mosquitto-bouncer/plugin/journal"
 	"mosquitto-bouncer/plugin/suspension"
 )
@@ -78,6 +79,21 @@ In all: 4 messages of 3 devices, 28 bytes of payload. JOURNAL.
 `
 	if got := queue("--json"); got != want {
 		t.Errorf("got\n%swant\n%s", got, want)
+	}
+
+	// Why nothing goes to NATS.
+	away := fleetstate.State{Since: time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC), Why: "NATS is not connected: \x1bfoo"}
+	if err := fleetstate.Save(state, &away); err != nil {
+		t.Fatal(err)
+	}
+	if got := queue(); !strings.Contains(got, "\nNothing goes to NATS since 2026-11-22T12:00:00Z: \"NATS is not connected: \\x1bfoo\".\n") {
+		t.Errorf("got\n%s", got)
+	}
+	if got := queue("--json"); !strings.Contains(got, `"fleet":{"since":"2026-11-22T12:00:00Z","why":"NATS is not connected: \u001bfoo"}}}`) {
+		t.Errorf("got\n%s", got)
+	}
+	if err := fleetstate.Save(state, nil); err != nil {
+		t.Fatal(err)
 	}
 
 	// A damaged message costs itself.

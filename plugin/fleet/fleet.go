@@ -146,13 +146,10 @@ func (f *Fleet) Start() error {
 	case <-f.first:
 	case <-time.After(startWithin):
 		f.known()
+		f.loop.Wake() // to tell
 	}
-	t := f.trouble.Load()
-	switch {
-	case t.wrong():
+	if t := f.trouble.Load(); t.wrong() {
 		return t.err
-	case t != nil:
-		f.log.Warn("NATS is away; messages wait in the journal until it is there", "why", t.err)
 	}
 	return nil
 }

@@ -120,7 +120,7 @@ func TestErrors(t *testing.T) {
 		{api(10074), 10074, true, "NATS refuses (error 10074)"},
 		{api(10065), 10065, true, "NATS refuses (error 10065)"},
 		{api(10039), 10039, true, "NATS refuses"},
-		{jetstream.ErrJetStreamNotEnabled, 10076, true, "NATS refuses"},
+		{jetstream.ErrJetStreamNotEnabled, 10076, false, "NATS refuses"},
 		{api(10008), 10008, false, "NATS refuses (error 10008)"},
 		{api(10005), 10005, false, "NATS refuses (error 10005)"},
 		{nats.ErrNoResponders, 0, false, "NATS has no leader for the stream"},

@@ -150,7 +150,8 @@ func (f *Fleet) explain(err error) error {
 	}
 	switch api.ErrorCode {
 	case codeNoJetStream:
-		return mismatch("JetStream is off in the NATS server; add a jetstream block to nats-server.conf")
+		// nats.go says so also where nothing answers, so it may end by itself.
+		return errors.New("JetStream is off in the NATS server, or not ready yet; it needs a jetstream block in nats-server.conf")
 	case codeNoAccount:
 		return mismatch("the NATS account of these credentials has no JetStream; enable it for the account")
 	case codeReplicas:

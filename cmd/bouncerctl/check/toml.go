@@ -38,11 +38,19 @@ func (k *checker) checkTOML(path string) {
 	}
 	k.checkRegistry()
 	k.checkHTTP()
+	k.checkFleet()
 	k.checkLetters()
 }
 
 // set returns where a setting of bouncer.toml stands.
 func (k *checker) set(key string) string { return strings.TrimSuffix(k.toml.Where(key), ": "+key) }
+
+// checkFleet finds what a fleet is not safe with.
+func (k *checker) checkFleet() {
+	if f := k.toml.Fleet; len(f.Servers) > 0 && f.Replicas < 3 {
+		k.warn(k.set("fleet.replicas"), "fleet.replicas: with %d, messages are lost or held up with one NATS server; use 3", f.Replicas)
+	}
+}
 
 // checkHTTP finds what a later version will refuse of the HTTP listener's settings.
 func (k *checker) checkHTTP() {
