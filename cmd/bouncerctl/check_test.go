@@ -1,7 +1,6 @@
 package main
 
 import (
-	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -36,14 +35,15 @@ func TestCheckFleet(t *testing.T) {
 			t.Fatal("no servers in bouncer.toml")
 		}
 		changed = regexp.MustCompile(`(?m)^url = .*`).ReplaceAllString(changed, "")
-		if err := os.WriteFile(path, []byte(changed), 0o640); err != nil {
-			t.Fatal(err)
+		writeFile(t, path, changed)
+	}
+	for settings, want := range map[string]string{
+		"name = \"a\"\ndeliver = false\nreplicas = 1\n": ": warning: fleet.replicas: with 1, messages are lost or held up with one NATS server; use 3\n",
+		"name = \"a\"\ndeliver = true\n":                ": error: fleet.deliver: this version does not deliver from the stream; write false, and have consumers read it\n",
+	} {
+		fleet(settings)
+		if got := bouncerctl(t, "", "check", path); !strings.Contains(got.stdout, want) || strings.Count(got.stdout, "fleet.") != 1 {
+			t.Errorf("%s\nfinds\n%swant %s", settings, got.stdout, want)
 		}
 	}
-	fleet("name = \"a\"\ndeliver = false\nreplicas = 1\n")
-	if got := succeed(t, "check", path); !strings.Contains(got, "warning: fleet.replicas: with 1, messages are lost or held up with one NATS server; use 3\n") {
-		t.Errorf("got\n%s", got)
-	}
-	fleet("name = \"a\"\n")
-	fail(t, 1, "correct what is listed above", "check", path)
 }
