@@ -15,6 +15,8 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	bouncer "mosquitto-bouncer/plugin/fleet"
+	"mosquitto-bouncer/plugin/fleetstate"
+	"mosquitto-bouncer/plugin/pki"
 	"mosquitto-bouncer/test/harness"
 	"mosquitto-bouncer/test/harness/broker"
 	"mosquitto-bouncer/test/harness/device"
@@ -169,6 +171,60 @@ func TestFailures(t *testing.T) {
 	}
 	must(t, g.Broker.Stop())
 	g.ExpectAllDelivered(total)
+}
+
+// TestNotTrusted: a server of another CA gets nothing, and one that wants a certificate is not connected without; the gateway says so.
+func TestNotTrusted(t *testing.T) {
+	c := startCluster(t, clusterOptions{nodes: 1, tls: true}).up()
+	other, err := pki.NewCA("another CA", time.Now(), time.Hour)
+	must(t, err)
+	cert, key, err := c.ca.IssueDevice("gw-a", time.Now(), time.Hour)
+	must(t, err)
+	for name, test := range map[string]struct {
+		settings map[string]any
+		want     string
+	}{
+		"another CA":     {map[string]any{"fleet.ca_file": "other.crt", "fleet.cert_file": "nats.crt", "fleet.key_file": "nats.key"}, "certificate signed by unknown authority"},
+		"no certificate": {map[string]any{"fleet.ca_file": "nats-ca.crt"}, "certificate required"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			o := c.options("gw-a", 1, test.settings)
+			o.Files = map[string]string{"nats-ca.crt": string(c.ca.CertPEM()), "other.crt": string(other.CertPEM()), "nats.crt": string(cert), "nats.key": string(key)}
+			g := harness.New(t, o)
+			d := g.Connect(g.Device("gw-a.1"), harness.MQTT5)
+			if ack := g.Publish(d, d.DataTopic(), 1, d.Sign(harness.Payload).Bytes); !ack.Accepted() {
+				t.Fatal(ack)
+			}
+			eventually(t, "the reason", func() bool {
+				s, err := fleetstate.Load(g.Broker.Path("state"))
+				must(t, err)
+				return s != nil && strings.Contains(s.Why, test.want)
+			})
+			if n := g.Metric("bouncer_fleet_connected") + g.Metric("bouncer_fleet_acknowledged_total"); n != 0 || pending(t, g) != 1 {
+				t.Errorf("%v, %d pending", n, pending(t, g))
+			}
+		})
+	}
+}
+
+// TestStopWhileHung: servers that hang do not hold up the broker's stop, and nothing is lost.
+func TestStopWhileHung(t *testing.T) {
+	c := startCluster(t, clusterOptions{nodes: 1}).up()
+	g := c.gateway(t, "gw-a", 5, nil)
+	_, js := c.client()
+	c.nodes[0].signal(syscall.SIGSTOP)
+	report := during(t, load(g, 5, "gw-a", 300), func() { time.Sleep(time.Second) })
+	begin := time.Now()
+	must(t, g.Broker.Stop())
+	if d := time.Since(begin); d > 5*time.Second {
+		t.Errorf("the stop took %v", d)
+	}
+	c.nodes[0].signal(syscall.SIGCONT)
+	must(t, g.Broker.Start())
+	drained(t, g)
+	if n := exact(t, js, report.Accepted); n != report.Accepted {
+		t.Errorf("%d messages are in the stream, %d were accepted", n, report.Accepted)
+	}
 }
 
 // TestFull: a full stream takes nothing, and loses nothing; messages wait in the journal until it has room.
