@@ -109,9 +109,9 @@ func (f *Fleet) connect() error {
 		defer crash.Log(f.log, "connecting to NATS")
 		nc, err := o.Connect()
 		if err != nil { // only of the settings, since it is tried for ever
-			f.set(fmt.Errorf("NATS cannot be connected: %s", printable(err.Error())))
-			f.refused.Store(&complaint{time.Now(), printable(err.Error())})
-			f.known()
+			err = mismatch("NATS cannot be connected with these settings: %s; correct [fleet]", printable(err.Error()))
+			f.fatal.Store(&trouble{time.Now(), err})
+			f.loop.Wake()
 			return
 		}
 		f.nc = nc
@@ -134,7 +134,9 @@ func (f *Fleet) connected(nc *nats.Conn) {
 	f.refused.Store(nil)
 	f.complaint.Store(nil)
 	f.session.Store(s)
-	f.log.Info("connected to NATS", "server", printable(nc.ConnectedServerName()), "version", printable(nc.ConnectedServerVersion()))
+	f.lines.Do(func() {
+		f.log.Info("connected to NATS", "server", printable(nc.ConnectedServerName()), "version", printable(nc.ConnectedServerVersion()))
+	})
 	f.loop.Wake()
 }
 

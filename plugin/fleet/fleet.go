@@ -42,6 +42,9 @@ const (
 	leastPause = 250 * time.Millisecond
 	// complaintInterval is the least time between two log lines about the same failure of the disk.
 	complaintInterval = 10 * time.Minute
+	// After maxLines lines about connections, one in linesInterval is logged.
+	maxLines      = 50
+	linesInterval = 5 * time.Second
 )
 
 // Options say to which NATS, and how the stream is to be.
@@ -79,6 +82,7 @@ type Fleet struct {
 	session atomic.Pointer[session] // nil: not connected
 	right   atomic.Bool             // the stream was right when it was last checked
 	trouble atomic.Pointer[trouble] // why nothing is sent; nil: messages go out
+	fatal   atomic.Pointer[trouble] // nil: the settings are good
 	// refused is why the last attempt to connect failed.
 	refused   atomic.Pointer[complaint]
 	complaint atomic.Pointer[complaint] // of NATS about the connection's rights
@@ -94,6 +98,8 @@ type Fleet struct {
 	written   bool      // the file is what saved says
 	lastState *trouble
 	disk      rate.Sometimes
+
+	lines rate.Sometimes // of the log: a connection may come and go
 
 	acks, duplicates, failed, lookups, found, reconnects atomic.Uint64
 
@@ -126,6 +132,7 @@ type complaint struct {
 func New(o Options) *Fleet {
 	f := &Fleet{
 		o: o, log: o.Log, first: make(chan struct{}), dialled: make(chan struct{}), disk: rate.Sometimes{Interval: complaintInterval},
+		lines: rate.Sometimes{First: maxLines, Interval: linesInterval},
 	}
 	f.set(errors.New("NATS was not connected yet"))
 	f.loop = loop.New(o.Log, "fleet", f.round)
@@ -197,6 +204,9 @@ func (f *Fleet) round(stopping bool) (next time.Duration) {
 	s := f.session.Load()
 	next = retryEvery
 	switch {
+	case f.fatal.Load() != nil:
+		f.set(f.fatal.Load().err)
+		f.known()
 	case s == nil:
 		why := errors.New("NATS is not connected")
 		if c := f.refused.Load(); c != nil {
@@ -250,17 +260,21 @@ func (f *Fleet) known() { f.firstOnce.Do(func() { close(f.first) }) }
 func (f *Fleet) report() {
 	now := f.trouble.Load()
 	if now != f.lastState {
-		switch {
-		case now == nil && f.lastState != nil:
-			f.log.Info("messages go to NATS", "stream", StreamName(f.o.Prefix), "after", time.Since(f.lastState.since).Round(time.Millisecond))
-		case now.wrong():
-			f.log.Error("nothing is sent to NATS until this is corrected; messages wait in the journal", "why", now.err)
-		case now != nil && f.lastState == nil:
-			f.log.Warn("nothing can be sent to NATS; messages wait in the journal", "why", now.err)
-		}
-		f.lastState = now
+		f.lines.Do(func() { f.logChange(now) }) // if not now, in a later round
 	}
 	f.save(now)
+}
+
+func (f *Fleet) logChange(now *trouble) {
+	switch {
+	case now == nil:
+		f.log.Info("messages go to NATS", "stream", StreamName(f.o.Prefix), "after", time.Since(f.lastState.since).Round(time.Millisecond))
+	case now.wrong():
+		f.log.Error("nothing is sent to NATS until this is corrected; messages wait in the journal", "why", now.err)
+	case f.lastState == nil:
+		f.log.Warn("nothing can be sent to NATS; messages wait in the journal", "why", now.err)
+	}
+	f.lastState = now
 }
 
 func (f *Fleet) save(t *trouble) {

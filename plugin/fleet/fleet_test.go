@@ -197,6 +197,18 @@ func TestAway(t *testing.T) {
 	}
 }
 
+// TestBadSettings: what nats.go does not take refuses the start.
+func TestBadSettings(t *testing.T) {
+	f := New(options(t, "nats://[::1"))
+	defer f.Close()
+	if err := f.Start(); err == nil || !strings.Contains(err.Error(), "correct [fleet]") {
+		t.Errorf("%v", err)
+	}
+	if err := f.Health(); err == nil {
+		t.Error("healthy")
+	}
+}
+
 // TestNotStarted: Close does no harm without Start, and ends the wait of a message.
 func TestNotStarted(t *testing.T) {
 	f := New(options(t, "nats://127.0.0.1:1"))

@@ -261,6 +261,38 @@ func TestFull(t *testing.T) {
 	g.ExpectAllDelivered(report.Accepted)
 }
 
+// TestTooLarge: what no server takes is a dead letter with the reason, and does not hold up the device. It takes a max_bytes that is
+// raised while the gateway runs.
+func TestTooLarge(t *testing.T) {
+	c := startCluster(t, clusterOptions{nodes: 1}).up()
+	g := c.gateway(t, "gw-a", 1, nil)
+	_, js := c.client()
+	text := readable(t, g.Broker.Path("bouncer.toml"))
+	raised := strings.Replace(text, "[publish]\n", "[publish]\nmax_bytes = 2097152\n", 1)
+	if raised == text {
+		t.Fatalf("no [publish] in\n%s", text)
+	}
+	must(t, g.Broker.WriteFile("bouncer.toml", []byte(raised)))
+	must(t, g.Broker.Signal(syscall.SIGHUP))
+	if _, err := g.Broker.WaitLog(g.Limit(), 0, broker.Contains("bouncer.toml was reloaded")); err != nil {
+		t.Fatal(err)
+	}
+	d := g.Connect(g.Device("gw-a.1"), harness.MQTT5)
+	for _, payload := range []string{`"` + strings.Repeat("x", 1<<20+1<<19) + `"`, harness.Payload} {
+		if ack := g.Publish(d, d.DataTopic(), 1, d.Sign(payload).Bytes); !ack.Accepted() {
+			t.Fatal(ack)
+		}
+	}
+	drained(t, g)
+	if messages := all(t, js); len(messages) != 1 || string(messages[0].Data()) != harness.Payload {
+		t.Errorf("%d messages", len(messages))
+	}
+	out, err := exec.Command("../../build/bouncerctl", "dead", "list", "--json", "--config", g.Broker.Path("bouncer.toml")).CombinedOutput()
+	if err != nil || strings.Count(string(out), `"refused"`) != 1 || !strings.Contains(string(out), "is larger than NATS takes (max_payload 1048576, headers included)") {
+		t.Errorf("bouncerctl dead list: %v\n%s", err, out)
+	}
+}
+
 // TestBrokerKilled: a gateway that is killed under load loses nothing that a device was told is accepted, and has nothing
 // stored twice.
 func TestBrokerKilled(t *testing.T) {
@@ -290,17 +322,32 @@ func TestBrokerKilled(t *testing.T) {
 // TestTwoGateways: the messages of two gateways are in one stream, and a message that reached both is there once.
 func TestTwoGateways(t *testing.T) {
 	c := startCluster(t, clusterOptions{nodes: 1}).up()
-	a, b := c.gateway(t, "gw-a", 5, nil), c.gateway(t, "gw-b", 5, nil)
+	both := func(name string) *harness.Gateway {
+		o := c.options(name, 5, nil)
+		o.Devices, o.Secrets = append(o.Devices, "roaming"), map[string]string{"roaming": strings.Repeat("ab", 32)}
+		return harness.New(t, o)
+	}
+	a, b := both("gw-a"), both("gw-b")
 	_, js := c.client()
 	var reports [2]*device.Report
-	var both sync.WaitGroup
+	var loads sync.WaitGroup
 	for i, l := range []device.Load{load(a, 5, "gw-a", 250), load(b, 5, "gw-b", 250)} {
-		both.Go(func() { reports[i] = during(t, l, func() { time.Sleep(2 * time.Second) }) })
+		loads.Go(func() { reports[i] = during(t, l, func() { time.Sleep(2 * time.Second) }) })
 	}
-	both.Wait()
+	loads.Wait()
+	m := a.Device("roaming").Sign(harness.Payload)
+	for _, g := range []*harness.Gateway{a, b} {
+		d := g.Connect(g.Device("roaming"), harness.MQTT5)
+		if ack := g.Publish(d, d.DataTopic(), 1, m.Bytes); !ack.Accepted() {
+			t.Fatal(ack)
+		}
+	}
 	drained(t, a)
 	drained(t, b)
-	total := reports[0].Accepted + reports[1].Accepted
+	if n := a.Metric("bouncer_fleet_duplicates_total") + b.Metric("bouncer_fleet_duplicates_total"); n != 1 {
+		t.Errorf("%v duplicates", n)
+	}
+	total := reports[0].Accepted + reports[1].Accepted + 1
 	if n := exact(t, js, total); n != total {
 		t.Errorf("%d messages are in the stream, %d were accepted", n, total)
 	}
