@@ -6,7 +6,7 @@
 //	publish   one attempt to have a message stored
 //	subject   the subjects of devices
 //
-// nats.go has goroutines of its own, which cannot be recovered; every callback of it that is ours recovers.
+// nats.go has goroutines of its own, which cannot be recovered; every callback that it is given recovers.
 package fleet
 
 import (
@@ -113,7 +113,7 @@ type trouble struct {
 	err   error
 }
 
-// wrong reports whether somebody has to change something in NATS or in the settings.
+// wrong reports whether an operator has to change something in NATS or in the settings.
 func (t *trouble) wrong() bool {
 	if t == nil {
 		return false
@@ -292,7 +292,7 @@ func (f *Fleet) save(t *trouble) {
 	f.saved, f.written = t, true
 }
 
-// Health returns what somebody has to change, in NATS or in the settings; nil if nothing. That NATS is away is no fault of
+// Health returns what an operator has to change, in NATS or in the settings; nil if nothing. That NATS is away is no fault of
 // the gateway.
 func (f *Fleet) Health() error {
 	if t := f.trouble.Load(); t.wrong() {

@@ -104,7 +104,7 @@ func TestFits(t *testing.T) {
 	}
 }
 
-// TestErrors: every error of NATS is a sentence, and only those that somebody must mend are mismatches.
+// TestErrors: every error of NATS is a sentence, and only those that an operator must correct are mismatches.
 func TestErrors(t *testing.T) {
 	f := New(options(t))
 	api := func(code int) error {

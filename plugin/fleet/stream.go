@@ -32,7 +32,7 @@ const (
 	codeNoAccount   = 10039
 )
 
-// A Mismatch is something in NATS that is not as it must be, and that somebody is to change. It says what to do.
+// A Mismatch is something in NATS that is not as it must be, and that an operator is to change. It says what to do.
 type Mismatch struct{ text string }
 
 func (m *Mismatch) Error() string { return m.text }
@@ -58,15 +58,15 @@ func (o *Options) wanted() jetstream.StreamConfig {
 // fits says what is wrong with the stream that is there. Every finding has its cure.
 func (o *Options) fits(c *jetstream.StreamConfig) error {
 	name, edit := c.Name, "nats stream edit "+c.Name
-	anew := fmt.Sprintf("that cannot be changed: let its consumers read what is left and remove it with nats stream rm %s, or choose another fleet.prefix", name)
+	replace := fmt.Sprintf("that cannot be changed: let its consumers read what is left and remove it with nats stream rm %s, or choose another fleet.prefix", name)
 	switch {
 	case c.Retention != jetstream.LimitsPolicy:
 		return mismatch("the stream %s has the retention %s, which forgets message ids when NATS restarts; it must be limits, and %s",
-			name, strings.ToLower(c.Retention.String()), anew)
+			name, strings.ToLower(c.Retention.String()), replace)
 	case c.Storage != jetstream.FileStorage:
-		return mismatch("the stream %s keeps messages in memory; it must keep them in files, and %s", name, anew)
+		return mismatch("the stream %s keeps messages in memory; it must keep them in files, and %s", name, replace)
 	case c.Mirror != nil || len(c.Sources) > 0 || c.Sealed || c.NoAck || c.SubjectTransform != nil:
-		return mismatch("the stream %s is a mirror, has sources or a subject transform, is sealed, or does not acknowledge; %s", name, anew)
+		return mismatch("the stream %s is a mirror, has sources or a subject transform, is sealed, or does not acknowledge; %s", name, replace)
 	case len(c.Subjects) != 1 || c.Subjects[0] != Subjects(o.Prefix):
 		return mismatch("the stream %s has the subjects %q; run: %s --subjects='%s'", name, c.Subjects, edit, Subjects(o.Prefix))
 	case c.Replicas < o.Replicas:
@@ -138,7 +138,7 @@ func (f *Fleet) checkStream(ctx context.Context, js jetstream.JetStream) error {
 	return f.o.fits(&info.Config)
 }
 
-// explain turns those errors of JetStream into a Mismatch that somebody has to mend.
+// explain turns those errors of JetStream into a Mismatch that an operator has to correct.
 func (f *Fleet) explain(err error) error {
 	api, is := errors.AsType[*jetstream.APIError](err)
 	if !is {
