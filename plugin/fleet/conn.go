@@ -150,7 +150,12 @@ func (f *Fleet) loseSession() {
 // said keeps why the connection is not there.
 func (f *Fleet) said(err error) {
 	if err != nil {
-		f.refused.Store(&complaint{time.Now(), printable(err.Error())})
+		text := printable(err.Error())
+		// With TLS 1.3 a client learns of its certificate after the handshake: by an alert, or only by the end of the connection.
+		if f.o.TLS != nil && (strings.Contains(text, "certificate required") || strings.Contains(text, "bad certificate") || strings.Contains(text, "after TLS handshake")) {
+			text += "; check fleet.cert_file: NATS may want another client certificate"
+		}
+		f.refused.Store(&complaint{time.Now(), text})
 	}
 }
 

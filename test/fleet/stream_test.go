@@ -185,7 +185,7 @@ func TestNotTrusted(t *testing.T) {
 		want     string
 	}{
 		"another CA":     {map[string]any{"fleet.ca_file": "other.crt", "fleet.cert_file": "nats.crt", "fleet.key_file": "nats.key"}, "certificate signed by unknown authority"},
-		"no certificate": {map[string]any{"fleet.ca_file": "nats-ca.crt"}, "certificate required"},
+		"no certificate": {map[string]any{"fleet.ca_file": "nats-ca.crt"}, "check fleet.cert_file"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			o := c.options("gw-a", 1, test.settings)
