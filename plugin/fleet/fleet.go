@@ -98,6 +98,9 @@ type Fleet struct {
 	written   bool      // the file is what saved says
 	lastState *trouble
 	disk      rate.Sometimes
+	made      time.Time // the stream was
+
+	searched searched
 
 	lines rate.Sometimes // of the log: a connection may come and go
 
@@ -235,7 +238,10 @@ func (f *Fleet) round(stopping bool) (next time.Duration) {
 func (f *Fleet) check(s *session) bool {
 	ctx, done := s.during(context.Background(), checkTimeout)
 	defer done()
-	err := f.checkStream(ctx, s.js)
+	err := f.o.serverFits(s.nc.ConnectedServerVersion(), s.nc.MaxPayload()) // it may be lowered while connected
+	if err == nil {
+		err = f.checkStream(ctx, s.js)
+	}
 	_, wrong := errors.AsType[*Mismatch](err)
 	switch {
 	case err == nil:

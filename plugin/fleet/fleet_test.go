@@ -1,6 +1,7 @@
 package fleet
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -86,6 +87,7 @@ func TestFits(t *testing.T) {
 		func(c *jetstream.StreamConfig) { c.Sources = []*jetstream.StreamSource{{Name: "x"}} },
 		func(c *jetstream.StreamConfig) { c.NoAck = true },
 		func(c *jetstream.StreamConfig) { c.Sealed = true },
+		func(c *jetstream.StreamConfig) { c.PersistMode = jetstream.AsyncPersistMode },
 		func(c *jetstream.StreamConfig) { c.Replicas = 2 },
 	} {
 		c := made
@@ -226,4 +228,80 @@ func TestNotStarted(t *testing.T) {
 	case <-time.After(5 * time.Second):
 		t.Error("the message still waits")
 	}
+}
+
+// TestPayloadLowered: max_payload that is lowered on a connection gives up no message, and is found.
+func TestPayloadLowered(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	lower := make(chan struct{})
+	go func() { // a NATS server that answers nothing but pings
+		conn, err := l.Accept()
+		if err != nil {
+			return
+		}
+		defer conn.Close()
+		info := func(maxPayload int) {
+			fmt.Fprintf(conn, "INFO {\"server_id\":\"n1\",\"version\":\"2.15.2\",\"headers\":true,\"max_payload\":%d,\"proto\":1}\r\n", maxPayload)
+		}
+		info(1 << 20)
+		go func() { <-lower; info(1 << 10) }()
+		for lines := bufio.NewScanner(conn); lines.Scan(); {
+			if lines.Text() == "PING" {
+				fmt.Fprint(conn, "PONG\r\n")
+			}
+		}
+	}()
+	f := New(options(t, "nats://"+l.Addr().String()))
+	defer f.Close()
+	if err := f.Start(); err != nil {
+		t.Fatal(err)
+	}
+	f.right.Store(true)
+	close(lower)
+	r := &Record{Device: "a", ID: "a:1", AcceptedAt: time.Now(), Header: map[string][]string{}, Payload: make([]byte, 1<<11)}
+	testkit.Eventually(t, "max_payload is found", func() bool {
+		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+		defer cancel()
+		if o, _, err := f.Publish(ctx, r); o != Unknown {
+			t.Fatalf("%v %v", o, err)
+		}
+		err := f.Health()
+		return err != nil && strings.Contains(err.Error(), "max_payload")
+	})
+}
+
+// TestSearched: a search goes on where it was, what follows a message that was stored is behind it, and nothing is kept of
+// devices without a backlog.
+func TestSearched(t *testing.T) {
+	var s searched
+	expect := func(device, id string, seq uint64, read int) {
+		t.Helper()
+		if a, b := s.from(device, id); a != seq || b != read {
+			t.Errorf("%s: %d %d, want %d %d", id, a, b, seq, read)
+		}
+	}
+	expect("a", "1", 0, 0)
+	s.read("a", "1", 7, 3)
+	expect("a", "1", 7, 3)
+	expect("a", "2", 0, 0)
+	expect("b", "1", 0, 0)
+	s.stored("a", 9, true)
+	expect("a", "2", 9, 0)
+	s.stored("a", 10, false)
+	expect("a", "2", 0, 0)
+	if len(s.devices) != 0 {
+		t.Errorf("%d devices", len(s.devices))
+	}
+	for i := range maxSearched + 1 {
+		s.stored(fmt.Sprint(i), 1, true)
+	}
+	if len(s.devices) > maxSearched {
+		t.Errorf("%d devices", len(s.devices))
+	}
+	s.forget()
+	expect(fmt.Sprint(maxSearched), "1", 0, 0)
 }

@@ -1,10 +1,12 @@
 package fleet
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -19,7 +21,7 @@ const (
 	Unknown Outcome = iota
 	// Stored: a majority of the replicas have it on disk, from this attempt or an earlier one.
 	Stored
-	// Impossible: no stream of this NATS can take it.
+	// Impossible: the stream cannot take it: it is too large, or the stream has another message under its id.
 	Impossible
 )
 
@@ -50,17 +52,17 @@ func (f *Fleet) Publish(ctx context.Context, r *Record) (o Outcome, status int, 
 	defer done()
 	subject := Subject(f.o.Prefix, f.o.Partitions, r.Device)
 	// What was accepted so long ago may have been sent by an attempt whose id NATS is about to forget.
-	if time.Since(r.AcceptedAt) > f.o.Dedup/2 {
+	old := time.Since(r.AcceptedAt) > f.o.Dedup/2
+	if old {
 		f.lookups.Add(1)
 		has, err := f.has(ctx, s.nc, subject, r)
 		if err != nil {
 			f.failed.Add(1)
 			return Unknown, code(err), fmt.Errorf("looking an old message up: %w", f.tell(err))
 		}
-		if has {
+		if has != nil {
 			f.found.Add(1)
-			f.acknowledged(r)
-			return Stored, 0, nil
+			return f.there(has, r)
 		}
 	}
 	m := &nats.Msg{Subject: subject, Header: nats.Header(r.Header), Data: r.Payload}
@@ -71,15 +73,23 @@ func (f *Fleet) Publish(ctx context.Context, r *Record) (o Outcome, status int, 
 		f.failed.Add(1)
 		return Unknown, 0, fmt.Errorf("the stream %.64q has acknowledged in place of %s", ack.Stream, StreamName(f.o.Prefix))
 	case err == nil:
-		if ack.Duplicate {
-			f.duplicates.Add(1)
+		if !ack.Duplicate {
+			f.searched.stored(r.Device, ack.Sequence, old)
+			f.acknowledged(r)
+			return Stored, 0, nil
 		}
-		f.acknowledged(r)
-		return Stored, 0, nil
+		f.duplicates.Add(1)
+		has, err := f.message(ctx, s.nc, map[string]any{"seq": ack.Sequence})
+		if err != nil {
+			f.failed.Add(1)
+			return Unknown, code(err), fmt.Errorf("looking up what has the same id: %w", f.tell(err))
+		}
+		return f.there(has, r)
 	}
 	f.failed.Add(1)
 	status = code(err)
-	if errors.Is(err, nats.ErrMaxPayload) || status == codeTooLarge {
+	// What is not larger than NATS must take is no fault of the message: the limit was lowered after it was checked.
+	if (errors.Is(err, nats.ErrMaxPayload) || status == codeTooLarge) && len(r.Payload) > f.o.MaxMessage {
 		return Impossible, status, fmt.Errorf("the message of %d bytes is larger than NATS takes (max_payload %d, headers included)", len(r.Payload), s.maxPayload)
 	}
 	if status != codeFull {
@@ -103,34 +113,75 @@ func (f *Fleet) acknowledged(r *Record) {
 	f.lag.Store(int64(time.Since(r.AcceptedAt)))
 }
 
-// has reports whether the stream has a message, as its leader knows it: a follower that is cut off answers old data without
-// an error. The last message of the device is the one, unless another gateway has stored later ones.
-func (f *Fleet) has(ctx context.Context, nc *nats.Conn, subject string, r *Record) (bool, error) {
+// there is the outcome for a message under whose id the stream has one; nil: it had one, which was purged.
+func (f *Fleet) there(has *stored, r *Record) (Outcome, int, error) {
+	if has != nil && !has.same(r) {
+		f.failed.Add(1)
+		return Impossible, 0, errors.New("the stream has another message under the same message_id; the device must make a new one for every message")
+	}
+	f.acknowledged(r)
+	return Stored, 0, nil
+}
+
+// has returns the message of the stream with the id of r, as the stream's leader knows it: a follower that is cut off answers
+// old data without an error. nil: there is none. The last message of the device is the one, unless another gateway has stored
+// later ones.
+func (f *Fleet) has(ctx context.Context, nc *nats.Conn, subject string, r *Record) (*stored, error) {
 	last, err := f.message(ctx, nc, map[string]any{"last_by_subj": subject})
 	since := r.AcceptedAt.Add(-skew)
-	if err != nil || last == nil || last.id == r.ID || last.Time.Before(since) {
-		return last != nil && last.id == r.ID, err
+	switch {
+	case err != nil || last == nil:
+		return nil, err
+	case last.id == r.ID:
+		return last, nil
+	case last.Time.Before(since):
+		return nil, nil
 	}
 	next := map[string]any{"next_by_subj": subject, "start_time": since.UTC()}
-	for range scanned {
+	begin, read := f.searched.from(r.Device, r.ID)
+	switch {
+	case begin == last.Seq:
+		return nil, nil
+	case begin != 0 && begin < last.Seq: // else the stream was made again
+		next = map[string]any{"next_by_subj": subject, "seq": begin + 1}
+	default:
+		read = 0
+	}
+	for ; read < scanned; read++ {
 		m, err := f.message(ctx, nc, next)
 		if err != nil || m == nil {
-			return false, err
+			return nil, err
 		}
-		if m.id == r.ID || m.Seq >= last.Seq {
-			return m.id == r.ID, nil
+		if m.id == r.ID {
+			return m, nil
+		}
+		f.searched.read(r.Device, r.ID, m.Seq, read+1) // a long search goes on at the next attempt
+		if m.Seq >= last.Seq {
+			return nil, nil
 		}
 		next = map[string]any{"next_by_subj": subject, "seq": m.Seq + 1}
 	}
-	return false, nil // at least once, then
+	return nil, nil // at least once, then
 }
 
 // stored is a message of the stream.
 type stored struct {
 	Seq    uint64    `json:"seq"`
 	Header []byte    `json:"hdrs"`
+	Data   []byte    `json:"data"`
 	Time   time.Time `json:"time"`
 	id     string
+	fields nats.Header
+}
+
+// same reports whether the message is r, of which the traceparent may differ.
+func (m *stored) same(r *Record) bool {
+	for _, name := range []string{"ce-time", "ce-subject"} {
+		if !slices.Equal(m.fields[name], r.Header[name]) {
+			return false
+		}
+	}
+	return bytes.Equal(m.Data, r.Payload)
 }
 
 // message asks the stream's leader for one message; nil: there is none.
@@ -163,7 +214,7 @@ func (f *Fleet) message(ctx context.Context, nc *nats.Conn, which map[string]any
 			if err != nil {
 				return nil, errors.New("NATS answered a look-up with headers that cannot be read")
 			}
-			m.id = header.Get(jetstream.MsgIDHeader)
+			m.id, m.fields = header.Get(jetstream.MsgIDHeader), header
 		}
 		return m, nil
 	}

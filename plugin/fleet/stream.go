@@ -67,6 +67,8 @@ func (o *Options) fits(c *jetstream.StreamConfig) error {
 		return mismatch("the stream %s keeps messages in memory; it must keep them in files, and %s", name, replace)
 	case c.Mirror != nil || len(c.Sources) > 0 || c.Sealed || c.NoAck || c.SubjectTransform != nil:
 		return mismatch("the stream %s is a mirror, has sources or a subject transform, is sealed, or does not acknowledge; %s", name, replace)
+	case c.PersistMode != jetstream.DefaultPersistMode:
+		return mismatch("the stream %s acknowledges messages before they are on disk (persist_mode); %s", name, replace)
 	case len(c.Subjects) != 1 || c.Subjects[0] != Subjects(o.Prefix):
 		return mismatch("the stream %s has the subjects %q; run: %s --subjects='%s'", name, c.Subjects, edit, Subjects(o.Prefix))
 	case c.Replicas < o.Replicas:
@@ -133,6 +135,10 @@ func (f *Fleet) checkStream(ctx context.Context, js jetstream.JetStream) error {
 		return f.explain(err)
 	}
 	info := stream.CachedInfo()
+	if !info.Created.Equal(f.made) {
+		f.made = info.Created
+		f.searched.forget()
+	}
 	f.stored.Store(info.State.Bytes)
 	f.room.Store(uint64(max(info.Config.MaxBytes, 0)))
 	return f.o.fits(&info.Config)
