@@ -52,8 +52,10 @@ it also shows why nothing goes to NATS, if that is so.`,
 			if q.suspended, err = suspension.List(filepath.Join(cfg.StateDir, suspension.DirName)); err != nil {
 				return err
 			}
-			if q.fleet, err = fleetstate.Load(cfg.StateDir); err != nil {
-				return err
+			if len(cfg.Fleet.Servers) > 0 { // else a gateway that was killed may have left the file
+				if q.fleet, err = fleetstate.Load(cfg.StateDir); err != nil {
+					return err
+				}
 			}
 			if asJSON {
 				return q.printJSON(c.OutOrStdout())

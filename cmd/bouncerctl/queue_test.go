@@ -86,6 +86,15 @@ In all: 4 messages of 3 devices, 28 bytes of payload. JOURNAL.
 	if err := fleetstate.Save(state, &away); err != nil {
 		t.Fatal(err)
 	}
+	if got := queue() + queue("--json"); strings.Contains(got, "NATS") {
+		t.Errorf("without [fleet] got\n%s", got)
+	}
+	configFile := filepath.Join(dir, "bouncer.toml")
+	nats := regexp.MustCompile(`(?m)^url *=.*\n`).ReplaceAllString(readFile(t, configFile), "")
+	nats = strings.Replace(nats, "\nservers = []", "\nservers = [\"nats://127.0.0.1:4222\"]\nname = \"gw-a\"\ndeliver = false", 1)
+	if err := os.WriteFile(configFile, []byte(nats), 0o640); err != nil {
+		t.Fatal(err)
+	}
 	if got := queue(); !strings.Contains(got, "\nNothing goes to NATS since 2026-11-22T12:00:00Z: \"NATS is not connected: \\x1bfoo\".\n") {
 		t.Errorf("got\n%s", got)
 	}
