@@ -3,6 +3,8 @@ package fleet
 import (
 	"fmt"
 	"log/slog"
+	"net"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -10,13 +12,18 @@ import (
 	bouncer "mosquitto-bouncer/plugin/fleet"
 )
 
-// uplink is the connection of a gateway to a cluster of one server, without a broker.
-func (c *cluster) uplink(change func(*bouncer.Options)) *bouncer.Fleet {
-	c.t.Helper()
-	o := bouncer.Options{
+// uplinkOptions are those of a gateway of a cluster of one server.
+func (c *cluster) uplinkOptions() bouncer.Options {
+	return bouncer.Options{
 		Name: "gw-a", Servers: c.urls(), Prefix: "bouncer", Partitions: 16, Replicas: 1, Dedup: time.Second, MaxBytes: 1 << 30, MaxMessage: 1 << 16,
 		Timeout: 5 * time.Second, StateDir: c.t.TempDir(), Log: slog.New(slog.NewTextHandler(c.t.Output(), nil)),
 	}
+}
+
+// uplink is the connection of such a gateway, without a broker.
+func (c *cluster) uplink(change func(*bouncer.Options)) *bouncer.Fleet {
+	c.t.Helper()
+	o := c.uplinkOptions()
 	change(&o)
 	f := bouncer.New(o)
 	c.t.Cleanup(f.Close)
@@ -122,4 +129,71 @@ func TestLimitLowered(t *testing.T) {
 	_, err = js.UpdateStream(t.Context(), s)
 	must(t, err)
 	eventually(t, "the message is stored", func() bool { o, _, _ := f.Publish(t.Context(), r); return o == bouncer.Stored })
+}
+
+// TestReconnects: connections that are lost leave nothing behind: no goroutine, no subscription.
+func TestReconnects(t *testing.T) {
+	c := startCluster(t, clusterOptions{nodes: 1}).up()
+	f := c.uplink(func(o *bouncer.Options) { o.Dedup = 20 * time.Minute })
+	n := 0
+	stored := func() bool {
+		o, _, _ := f.Publish(t.Context(), record(n, 0, "1"))
+		return o == bouncer.Stored
+	}
+	var before int
+	for n = range 8 {
+		eventually(t, "a message is stored", stored)
+		if n == 1 {
+			before = runtime.NumGoroutine()
+		}
+		c.nodes[0].kill()
+		if stored() {
+			t.Error("stored by a server that is gone")
+		}
+		c.start(c.nodes[0])
+	}
+	n++
+	eventually(t, "a message is stored", stored)
+	eventually(t, "the goroutines end", func() bool { return runtime.NumGoroutine() <= before+2 })
+	_, js := c.client()
+	if got := len(all(t, js)); got != 9 {
+		t.Errorf("%d messages", got)
+	}
+}
+
+// TestRightsWithdrawn: a user who may not publish, and an account without JetStream, are told as such; no message is given up.
+func TestRightsWithdrawn(t *testing.T) {
+	for name, test := range map[string]struct{ extra, want string }{
+		"no JetStream": {`accounts {
+  A { users: [{ user: a, password: b }] }
+  B { jetstream: enabled, users: [{ user: c, password: d }] }
+}
+no_auth_user: a
+`, "JetStream"},
+		"no right to publish": {`accounts {
+  A { jetstream: enabled, users: [{ user: a, password: b, permissions: { publish: ["$JS.API.>"], subscribe: ["_INBOX.>"] } }] }
+}
+no_auth_user: a
+`, "Permissions Violation"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := startCluster(t, clusterOptions{nodes: 1, extra: test.extra})
+			c.start(c.nodes[0])
+			eventually(t, "the server listens", func() bool {
+				conn, err := net.Dial("tcp", strings.TrimPrefix(c.nodes[0].url, "nats://"))
+				if err == nil {
+					_ = conn.Close()
+				}
+				return err == nil
+			})
+			f := bouncer.New(c.uplinkOptions())
+			defer f.Close()
+			if err := f.Start(); err != nil && !strings.Contains(err.Error(), test.want) {
+				t.Error(err)
+			}
+			if o, status, err := f.Publish(t.Context(), record(1, 0, "1")); o != bouncer.Unknown || err == nil || !strings.Contains(err.Error(), test.want) {
+				t.Errorf("%v %d %v", o, status, err)
+			}
+		})
+	}
 }
