@@ -98,6 +98,7 @@ type exchange struct {
 	again  []*message          // sent over an earlier connection, without an acknowledgement
 	sent   map[uint16]*message // in flight, by packet id
 	active []*message          // every message that is not idle
+	paused time.Time           // when the gateway last asked for a pause
 	stuck  time.Time           // nothing can be signed or written until then
 	done   []finished
 	good   bool
@@ -345,13 +346,16 @@ func (s *exchange) refusal(m *message, reason string) {
 			s.finish(m, Refused, reason)
 		}
 	case "rate_limited", "overloaded", "internal":
+		s.paused = time.Now()
 		if m.delay == 0 {
 			m.delay = firstDelay
 		}
 		retry(m.delay, false, true)
 		m.delay = min(2*m.delay, maxDelay)
 	case "":
-		m.unnoticed++
+		if s.paused.Before(m.began) { // otherwise it was refused for the same reason, whose notice was the one of that second
+			m.unnoticed++
+		}
 		if m.unnoticed >= maxRefused {
 			s.finish(m, Refused, "unspecified")
 		} else {

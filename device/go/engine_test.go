@@ -255,3 +255,40 @@ func TestTooLargeForTheBroker(t *testing.T) {
 		must(t, d.Close())
 	})
 }
+
+// TestBurst: a gateway that takes one message a second and tells of one refusal a second refuses none for good: a refusal of which
+// nothing is told, while it asks for pauses, is for the same reason.
+func TestBurst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var taken, told time.Time
+		b := &fakeBroker{reply: func(_ int, p published) reply {
+			now := time.Now()
+			if now.Sub(taken) >= time.Second {
+				taken = now
+				return reply{}
+			}
+			r := reply{code: na}
+			if now.Sub(told) >= time.Second {
+				told, r.notice = now, "rate_limited"
+			}
+			return r
+		}}
+		d := open(t, b, Options{})
+		var deliveries []*Delivery
+		for i := range 16 {
+			deliveries = append(deliveries, publish(t, d, fmt.Sprint(i)))
+		}
+		must(t, d.Start())
+		for i, delivery := range deliveries {
+			select {
+			case <-delivery.Done():
+			case <-time.After(10 * time.Minute):
+				t.Fatalf("message %d has no outcome", i)
+			}
+			if delivery.outcome.Kind != Accepted {
+				t.Errorf("message %d: %+v", i, delivery.outcome)
+			}
+		}
+		must(t, d.Close())
+	})
+}

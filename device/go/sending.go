@@ -35,7 +35,7 @@ func (s *exchange) fill(ctx context.Context) error {
 				return err
 			}
 			s.setPhase(m, inFlight)
-			m.packet = packet
+			m.packet, m.began = packet, time.Now()
 			s.sent[packet] = m
 			if err != nil {
 				return err

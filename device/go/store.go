@@ -36,6 +36,7 @@ type message struct {
 	resign    bool
 	held      bool          // nothing else is sent before it
 	delay     time.Duration // before the next try of one that is held
+	began     time.Time     // when it was sent last
 	due       time.Time     // when it is tried again, or is no longer waited for
 	notice    *Notice
 	stale     int // refusals as stale or future

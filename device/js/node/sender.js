@@ -23,6 +23,7 @@ export class Sender {
   #byMessageId = new Map(); // lower case -> Entry
   #hold = null; // {delay, until, probe, timer} while the gateway asks for less
   #pauseTimer = null;
+  #heldAt = -Infinity; // when the gateway last asked for a pause
   #pumping = false;
   #again = false;
   #stopped = false;
@@ -204,6 +205,7 @@ export class Sender {
     e.state = 'inflight';
     e.sent++;
     e.copies++;
+    e.sentAt = performance.now();
     this.#resend.delete(e);
     this.#inflight.add(e);
     if (this.#hold) this.#hold.probe = e;
@@ -257,11 +259,13 @@ export class Sender {
       case 'rate_limited':
       case 'overloaded':
       case 'internal':
+        this.#heldAt = performance.now();
         this.#holdFor(e);
         this.#sendAgain(e, false);
         return;
       case null:
-        if (++e.silentRefusals >= MAX_REFUSALS) {
+        // After a pause was asked for, it was refused for the same reason, whose notice was the one of that second.
+        if (this.#heldAt < e.sentAt && ++e.silentRefusals >= MAX_REFUSALS) {
           this.#finish(e, 'refused', 'unspecified');
           return;
         }

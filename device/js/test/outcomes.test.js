@@ -212,6 +212,26 @@ describe('outcomes', { concurrency: true }, () => {
     assert.ok(fake.sent[9].at - fake.sent[0].at < 10_000); // doubled five times it would be 31 s
   });
 
+  test('a burst at a gateway that takes one message every 3 s, and tells of one refusal in that time: none is refused for good', async (t) => {
+    const { device, fake } = await started(t);
+    let taken = -Infinity;
+    let told = -Infinity;
+    fake.answer = (m, acknowledge) => {
+      const now = performance.now();
+      if (now - taken >= 3000) {
+        taken = now;
+        return acknowledge(0);
+      }
+      if (now - told < 3000) return acknowledge(0x87);
+      told = now;
+      return fake.refuse(m, acknowledge, 'rate_limited');
+    };
+    const all = await Promise.all([1, 2, 3, 4, 5, 6].map((x) => device.publish(x)));
+    const outcomes = await Promise.all(all.map((d) => d.outcome));
+    assert.deepEqual(outcomes.map((o) => o.outcome), Array(6).fill('accepted'));
+    assert.ok(Math.max(...outcomes.map((o) => o.sent)) > 3, 'no message was refused three times');
+  });
+
   test('no notice: signed again after 2 s, and refused after the third time', async (t) => {
     const { outcome, ids, fake } = await outcomeOf(t, [0x87]);
     assert.deepEqual(pick(outcome), ['refused', 'unspecified', 3, false]);
