@@ -83,6 +83,13 @@ func (b *fakeBroker) serve(conn net.Conn, number int) {
 		packet := packets.ControlPacket{Content: p, FixedHeader: packets.FixedHeader{Type: kind}}
 		_, _ = packet.WriteTo(conn) // the device may be gone
 	}
+	answers := make(chan func(), 1000) // so that reading goes on while the device does not read
+	defer close(answers)
+	go func() {
+		for answer := range answers {
+			answer()
+		}
+	}()
 	for {
 		packet, err := packets.ReadPacket(conn)
 		if err != nil {
@@ -143,14 +150,17 @@ func (b *fakeBroker) serve(conn net.Conn, number int) {
 					b.publish(conn, "rejected", fmt.Sprintf(`{"message_id":%q,"reason":%q,"server_time":%d}`, m.id, r.notice, time.Now().Unix()))
 				}
 			}
-			if r.before {
-				notice()
-			}
-			if !r.silent {
-				send(&packets.Puback{Properties: &packets.Properties{}, PacketID: p.PacketID, ReasonCode: r.code}, packets.PUBACK)
-			}
-			if !r.before {
-				notice()
+			id := p.PacketID
+			answers <- func() {
+				if r.before {
+					notice()
+				}
+				if !r.silent {
+					send(&packets.Puback{Properties: &packets.Properties{}, PacketID: id, ReasonCode: r.code}, packets.PUBACK)
+				}
+				if !r.before {
+					notice()
+				}
 			}
 		}
 	}
