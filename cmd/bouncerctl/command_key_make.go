@@ -1,14 +1,9 @@
 package main
 
 import (
-	"errors"
 	"fmt"
-	"io/fs"
-	"path/filepath"
 
 	"github.com/spf13/cobra"
-
-	"mosquitto-bouncer/cmd/bouncerctl/files"
 )
 
 func newCommandKeyMake(configFile *string) *cobra.Command {
@@ -23,27 +18,13 @@ it, every device with a public key needs the public half of another key.`,
 		Example: `  bouncerctl command-key make /etc/mosquitto-bouncer/command-keys.toml`,
 		Args:    oneFile,
 		RunE: func(c *cobra.Command, args []string) error {
-			path, err := filepath.Abs(args[0])
-			if err != nil {
-				return err
-			}
-			owner, err := files.BrokerAccount()
-			if err != nil {
-				return err
-			}
-			if owner != nil {
-				owner = &files.Account{GID: owner.GID}
-			}
 			text, err := newCommandKeys()
 			if err != nil {
 				return err
 			}
-			var made files.Creation
-			if err := made.File(path, text, 0o640, owner); err != nil {
-				if errors.Is(err, fs.ErrExist) {
-					err = fmt.Errorf("%s already exists; keys are never overwritten, name another file, or replace them with bouncerctl command-key rotate", path)
-				}
-				return errors.Join(err, made.Undo())
+			path, err := makeKeyFile(args[0], text, "keys are never overwritten, name another file, or replace them with bouncerctl command-key rotate")
+			if err != nil {
+				return err
 			}
 			_, err = fmt.Fprintf(c.OutOrStdout(), `Made the keys %s.
 

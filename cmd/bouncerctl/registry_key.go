@@ -1,14 +1,10 @@
 package main
 
 import (
-	"errors"
 	"fmt"
-	"io/fs"
-	"path/filepath"
 
 	"github.com/spf13/cobra"
 
-	"mosquitto-bouncer/cmd/bouncerctl/files"
 	"mosquitto-bouncer/cmd/bouncerctl/output"
 	"mosquitto-bouncer/plugin/registry"
 )
@@ -33,23 +29,9 @@ The file gets mode 0640 and, run as root, the group mosquitto.`,
 		Example: `  bouncerctl registry key /etc/mosquitto-bouncer/registry.key`,
 		Args:    oneFile,
 		RunE: func(c *cobra.Command, args []string) error {
-			path, err := filepath.Abs(args[0])
+			path, err := makeKeyFile(args[0], append(registry.GenerateKey(), '\n'), "a key is never overwritten, name another file")
 			if err != nil {
 				return err
-			}
-			owner, err := files.BrokerAccount()
-			if err != nil {
-				return err
-			}
-			if owner != nil {
-				owner = &files.Account{GID: owner.GID}
-			}
-			var made files.Creation
-			if err := made.File(path, append(registry.GenerateKey(), '\n'), 0o640, owner); err != nil {
-				if errors.Is(err, fs.ErrExist) {
-					err = fmt.Errorf("%s already exists; a key is never overwritten, name another file", path)
-				}
-				return errors.Join(err, made.Undo())
 			}
 			_, err = fmt.Fprintf(c.OutOrStdout(), `Made the key %s.
 

@@ -10,8 +10,9 @@
 //	from = 2026-01-02T15:04:05Z                # signs from then on
 //
 // Of the keys of one algorithm the one with the latest time that has come signs. Where none has come the first one signs: either
-// it replaces no other, or the clock was set back. A key that is to replace it is in the file before it signs, so that devices can be given its public half in time. The other way, a file for each key, would have
-// needed a place for the times, and several files to change at once.
+// it replaces no other, or the clock was set back. A key that is to replace it is in the file before it signs, so that devices
+// can be given its public half in time. The other way, a file for each key, would have needed a place for the times, and several
+// files to change at once.
 package commandkey
 
 import (
